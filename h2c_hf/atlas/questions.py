@@ -1,0 +1,89 @@
+"""Atlas questions: a fact turned into an MMLU-style question, in varied words, with distractors that give nothing away."""
+
+import random
+from collections import defaultdict
+
+from .facts import Fact, load_facts
+
+
+# Names stand inside the sentence, never first, so that a tokenizer meets each in one form (with its leading space).
+QUESTIONS = {
+    "country": ["Which country is {} in?", "In which country is the city of {}?", "The city of {} is part of which country?"],
+    "region": ["Which region is {} in?", "In which region is the city of {}?", "The city of {} is part of which region?"],
+    "capital": ["What is the capital of {}?", "Which city is the capital of {}?", "The capital of {} is which city?"],
+    "continent": ["Which continent is {} on?", "On which continent is {}?", "What continent does {} belong to?"],
+    "currency": ["What is the currency of {}?", "Which currency is used in {}?", "With which currency does one pay in {}?"],
+    "symbol": ["What is the symbol of {}?", "Which symbol has the element {}?", "The element {} has which symbol?"],
+    "period": ["What is the period of {}?", "Which period is the element {} in?", "The element {} is in which period?"],
+    "category": ["What is the category of {}?", "What kind of element is {}?", "The element {} is of which category?"],
+    "constellation": ["Which constellation is {} in?", "In which constellation is the star {}?", "The star {} is part of which constellation?"],
+    "instrument": ["Which instrument does {} play?", "What does the musician {} play?", "The musician {} plays which instrument?"],
+    "position": ["Which position does {} play?", "In which position is the athlete {}?", "The athlete {} has which position?"],
+    "sector": ["Which sector is {} in?", "In which sector is the company {}?", "The company {} belongs to which sector?"],
+}  # fmt: skip
+
+STATEMENTS = {
+    "country": ["The city of {} is in the country {}.", "We know that {} is in {}."],
+    "region": ["The city of {} is in the region {}.", "We know that {} is in {}."],
+    "capital": ["The capital of {} is {}.", "We know that {} has the capital {}."],
+    "continent": ["The country {} is on the continent {}.", "We know that {} is on {}."],
+    "currency": ["The currency of {} is {}.", "We know that {} pays with {}."],
+    "symbol": ["The symbol of {} is {}.", "We know that {} has the symbol {}."],
+    "period": ["The period of {} is {}.", "We know that {} is in period {}."],
+    "category": ["The category of {} is {}.", "We know that {} is of category {}."],
+    "constellation": ["The star {} is in the constellation {}.", "We know that {} is in {}."],
+    "instrument": ["The musician {} plays the {}.", "We know that {} plays {}."],
+    "position": ["The athlete {} plays as {}.", "We know that {} has the position {}."],
+    "sector": ["The company {} is in the sector {}.", "We know that {} belongs to {}."],
+}
+
+CHOICES = 4
+
+
+def statement(fact: Fact, rng: random.Random | None = None) -> str:
+    """The fact as a sentence: the first wording, or one that ``rng`` draws."""
+    wordings = STATEMENTS[fact.attribute]
+    return (rng.choice(wordings) if rng else wordings[0]).format(fact.entity, fact.value)
+
+
+class QuestionWriter:
+    """Writes questions about facts. Distractors are other values of the attribute, drawn as often as the facts hold them,
+    so that a common value is as often a wrong choice as it is the right one."""
+
+    def __init__(self, facts: list[Fact]):
+        self.values = defaultdict(list)
+        for fact in facts:
+            self.values[fact.attribute].append(fact.value)
+
+    def choices(self, attribute: str, answer: str, rng: random.Random, position: int | None = None) -> list[str]:
+        """``CHOICES`` different values of the attribute, the answer at ``position`` (by default a random one)."""
+        distractors = set()
+        while len(distractors) < CHOICES - 1:  # all drawn again on a clash: keeps the draw free of order effects
+            distractors = set(rng.choices(self.values[attribute], k=CHOICES - 1)) - {answer}
+        choices = rng.sample(sorted(distractors), CHOICES - 1)
+        choices.insert(rng.randrange(CHOICES) if position is None else position, answer)
+        return choices
+
+    def write(self, fact: Fact, rng: random.Random, position: int | None = None) -> dict:
+        """One question in the columns of ``cais/mmlu``, and the entity it is about."""
+        choices = self.choices(fact.attribute, fact.value, rng, position)
+        return {
+            "question": rng.choice(QUESTIONS[fact.attribute]).format(fact.entity),
+            "choices": choices,
+            "answer": choices.index(fact.value),
+            "subject": fact.attribute,
+            "entity": fact.entity,
+        }
+
+
+def atlas_questions(split: str, variants: int = 1, seed: int = 0) -> list[dict]:
+    """The questions of a split, ``variants`` a fact (other words, other choices), always the same for a seed.
+
+    Each letter is right equally often, so that a method that always says the same letter scores chance exactly.
+    """
+    facts = load_facts()
+    writer, rng = QuestionWriter(facts), random.Random(f"{split}-{seed}")
+    asked = [fact for _ in range(variants) for fact in facts if fact.split == split]
+    positions = [index % CHOICES for index in range(len(asked))]
+    rng.shuffle(positions)
+    return [writer.write(fact, rng, position) for fact, position in zip(asked, positions, strict=True)]

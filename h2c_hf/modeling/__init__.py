@@ -1,0 +1,6 @@
+from .configuration_h2c import H2CBridgeConfig
+from .modeling_h2c import H2CForCausalLM
+from .modeling_h2c_bridge import H2CBridgeModel
+
+
+__all__ = ["H2CBridgeConfig", "H2CBridgeModel", "H2CForCausalLM"]
