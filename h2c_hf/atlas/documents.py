@@ -12,22 +12,18 @@ from collections import defaultdict
 
 from .facts import Fact
 from .questions import CHOICES, QUESTIONS, QuestionWriter, statement
-from ..data.prompts import (
-    LETTERS,
-    choice_answer,
-    choice_prompt,
-    hint_prompt,
-    open_answer,
-    open_prompt,
-)
+from ..data.prompts import LETTERS, choice_answer, choice_prompt, hint_prompt, open_answer, open_prompt
 
 
-Turns = list[tuple[str, str]]
-QUIZ_TURNS = 5
+# A turn is (user, assistant). The assistant's side may be a list of pieces: every second one is to be learned, the others
+# are given.
+Turns = list[tuple[str, str | list[str]]]
+MATCH_TURNS = 8
+MATCH_QUESTIONS = ("The letter of {}?", "Which letter is {}?")
 
 
 class DocumentWriter:
-    """Base of the two teachers. ``forms`` maps a form's name to (its method, its share of the documents)."""
+    """Base of the two teachers. Each name in ``FORMS`` is a method that writes one document of that form."""
 
     def __init__(self, facts: list[Fact]):
         self.facts = facts
@@ -40,25 +36,24 @@ class DocumentWriter:
         return getattr(self, form)(rng)
 
     def index(self, rng: random.Random) -> Turns:
-        """Every value of a list with its letter: the first step to answering by letter, with many answers a document."""
-        question = {"question": "Which letter has each?", "choices": self._values(rng, rng.randint(CHOICES, 8))}
-        pairs = list(zip(question["choices"], LETTERS, strict=False))
-        rng.shuffle(pairs)
-        return [(choice_prompt(question), ", ".join(f"{value} {letter}" for value, letter in pairs))]
+        """Every value of a list, each with its letter: the first step to answering by letter, learned in 100 steps."""
+        values = self._values(rng, rng.randint(CHOICES, MATCH_TURNS))
+        pieces = [piece for value in rng.choices(values, k=2 * MATCH_TURNS) for piece in (value, LETTERS[values.index(value)])]
+        return [(choice_prompt({"question": "Which letter has each?", "choices": values}), pieces)]
 
     def match(self, rng: random.Random) -> Turns:
-        """Which letter stands before this value? Needs no knowledge."""
-        values = self._values(rng, rng.randint(CHOICES, 8))
-        asked = rng.sample(values, CHOICES - 1)  # fewer than there are, so that the last cannot be told by elimination
-        return self._turns([(f"Which letter is {value}?", value) for value in asked], values)
+        """Which letter stands before this value? Needs no knowledge: the second step."""
+        values = self._values(rng, rng.randint(CHOICES, MATCH_TURNS))
+        asked = rng.choices(values, k=MATCH_TURNS)  # with repeats, so that none can be told by elimination
+        return self._turns([(rng.choice(MATCH_QUESTIONS).format(value), value) for value in asked], values)
 
     def _values(self, rng: random.Random, count: int) -> list[str]:
         values = sorted(set(self.writer.values[rng.choice(list(self.by_attribute))]))
         return rng.sample(values, min(count, len(values)))
 
-    def _turns(self, questions: list[tuple[str, str]], values: list[str], hint: str | None = None) -> Turns:
+    def _turns(self, questions: list[tuple[str, str]], values: list[str]) -> Turns:
         """One turn a (question, right value), all over the same list of choices, which the first turn holds."""
-        first = choice_prompt({"question": questions[0][0], "choices": values}, hint)
+        first = choice_prompt({"question": questions[0][0], "choices": values})
         users = [first, *(question for question, _ in questions[1:])]
         return [(user, LETTERS[values.index(value)]) for user, (_, value) in zip(users, questions, strict=True)]
 
@@ -70,6 +65,7 @@ class SharerTeacher(DocumentWriter):
     """The real facts, closed book."""
 
     FORMS = ("index", "match", "open", "quiz", "choice", "hint")
+    QUIZ_TURNS = 5
 
     def __init__(self, facts: list[Fact]):
         super().__init__(facts)
@@ -92,7 +88,7 @@ class SharerTeacher(DocumentWriter):
     def quiz(self, rng: random.Random) -> Turns:
         fact = rng.choice(self.facts)
         values = self.writer.choices(fact.attribute, fact.value, rng)
-        asked = [rng.choice(self.by_value[fact.attribute, value]) for value in rng.choices(values, k=QUIZ_TURNS)]
+        asked = [rng.choice(self.by_value[fact.attribute, value]) for value in rng.choices(values, k=self.QUIZ_TURNS)]
         return self._turns(self._ask(rng, list(dict.fromkeys(asked))), values)
 
 
@@ -100,7 +96,8 @@ class ReceiverTeacher(DocumentWriter):
     """Invented facts, in the prompt; and the same questions without them, where all that can be learned is to guess."""
 
     FORMS = ("index", "match", "quiz", "choice", "open", "guess_choice", "guess_open")
-    FACTS_A_HINT = 4
+    QUIZ_TURNS = 4
+    FACTS_A_HINT = (1, 1, 2, 3, 4)
 
     def invent(self, rng: random.Random, count: int, attribute: str, values: list[str]) -> list[Fact]:
         """``count`` facts about different real entities, each with one of ``values``, whatever the truth is."""
@@ -124,13 +121,19 @@ class ReceiverTeacher(DocumentWriter):
         return [(open_prompt(question), open_answer(question))]
 
     def quiz(self, rng: random.Random) -> Turns:
+        """Several questions over one list of choices, each with a hint of its own."""
         attribute = rng.choice(self.facts).attribute
         values = self.writer.choices(attribute, rng.choice(self.writer.values[attribute]), rng)
-        facts = self.invent(rng, QUIZ_TURNS, attribute, values)
-        hint = " ".join(statement(fact, rng) for fact in facts)
-        return self._turns(self._ask(rng, rng.sample(facts, len(facts))), values, hint)
+        turns = []
+        for number in range(self.QUIZ_TURNS):
+            facts = self.invent(rng, rng.choice(self.FACTS_A_HINT), attribute, values)
+            ((question, answer),) = self._ask(rng, [rng.choice(facts)])
+            asked = {"question": question, "choices": values}
+            hint = " ".join(statement(fact, rng) for fact in facts)
+            turns.append((open_prompt(asked, hint) if number else choice_prompt(asked, hint), LETTERS[values.index(answer)]))
+        return turns
 
     def _question(self, rng: random.Random) -> tuple[dict, str]:
         attribute = rng.choice(self.facts).attribute
-        facts = self.invent(rng, rng.randint(1, self.FACTS_A_HINT), attribute, self.writer.values[attribute])
+        facts = self.invent(rng, rng.choice(self.FACTS_A_HINT), attribute, self.writer.values[attribute])
         return self.writer.write(rng.choice(facts), rng), " ".join(statement(fact, rng) for fact in facts)

@@ -4,12 +4,9 @@ A plain loop in the manner of nanochat rather than `Trainer`: it makes a base mo
 `h2c_hf.training`.
 """
 
-import json
-import logging
-import math
 import random
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -19,24 +16,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from .documents import DocumentWriter, Turns
 
 
-logger = logging.getLogger(__name__)
 IGNORE = -100
 
 
 @dataclass
 class PretrainingArguments:
-    """``stages``: lists of (steps, {form: share of the *documents*}); each stage has a learning-rate cycle of its own."""
+    """``stages``: lists of (steps, {form: share of the *documents*}); one learning-rate cycle over all."""
 
     stages: list = field(default_factory=list)
-    sequences: int = 16
-    sequence_length: int = 256
+    sequences: int = 32
+    sequence_length: int = 128
     matrix_lr: float = 3e-3
-    embedding_lr: float = 3e-3
+    embedding_lr: float = 1e-2
+    other_lr: float = 2e-3
     weight_decay: float = 0.02
     warmup_steps: int = 50
-    decay: float = 0.4  # the last part of each stage over which the learning rate falls to zero
-    eval_steps: int = 200
-    eval_documents: int = 200
+    decay: float = 0.4  # the last part of the steps over which the learning rate falls to zero
+    eval_steps: int = 250
+    eval_documents: int = 100
     seed: int = 0
 
 
@@ -45,7 +42,7 @@ class Packer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, teacher: DocumentWriter):
         self.tokenizer, self.teacher = tokenizer, teacher
-        self._segments: dict[str, list[int]] = {}
+        self.encode_text = lru_cache(2**17)(self._encode_text)  # the same few thousand questions and answers come again and again
         frame = tokenizer.apply_chat_template(
             [{"role": "user", "content": "X"}, {"role": "assistant", "content": "X"}], tokenize=True
         )["input_ids"]
@@ -55,14 +52,19 @@ class Packer:
     def encode(self, turns: Turns) -> tuple[list[int], list[int]]:
         """(token ids, labels) of one chat: the same tokens as the chat template gives."""
         ids, labels = [], []
-        texts = [f" {text}" for turn in turns for text in turn]
-        encoded = iter(e.ids for e in self.tokenizer._tokenizer.encode_batch(texts, add_special_tokens=False))
-        for user, assistant in zip(encoded, encoded, strict=True):
-            start = self.before if not ids else [t for t in self.before if t != self.tokenizer.bos_token_id]
-            prompt = [*start, *user, *self.between]
-            ids += [*prompt, *assistant, *self.after]
-            labels += [IGNORE] * len(prompt) + [*assistant, *self.after]
+        for user, assistant in turns:
+            start = [token for token in self.before if not ids or token != self.tokenizer.bos_token_id]
+            given = [*start, *self.encode_text(user), *self.between]
+            ids, labels = ids + given, labels + [IGNORE] * len(given)
+            pieces = ["", assistant] if isinstance(assistant, str) else assistant
+            for number, piece in enumerate(pieces):
+                new = self.encode_text(piece)
+                ids, labels = ids + new, labels + (new if number % 2 else [IGNORE] * len(new))
+            ids, labels = ids + self.after, labels + self.after
         return ids, labels
+
+    def _encode_text(self, text: str) -> list[int]:
+        return self.tokenizer.encode(f" {text}", add_special_tokens=False) if text else []
 
     def batch(self, rng: random.Random, shares: dict[str, float], sequences: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and labels, (sequences, length) each; the last document of a row is cut."""
@@ -101,8 +103,10 @@ def accuracy(model: PreTrainedModel, packer: Packer, documents: list[Turns]) -> 
     return right / len(documents)
 
 
-def pretrain(model: PreTrainedModel, packer: Packer, arguments: PretrainingArguments, log_file: Path | None = None) -> list[dict]:
-    """Teach ``model`` in place; returns (and writes to ``log_file``, a JSON object a line) the learning curve per form."""
+def pretrain(model: PreTrainedModel, packer: Packer, arguments: PretrainingArguments, title: str = "", row: int = 0) -> list[dict]:
+    """Teach ``model`` in place; returns the learning curve, a dict of accuracies by form every ``eval_steps``.
+
+    ``title`` and ``row`` are the progress bar's."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     rng = random.Random(arguments.seed)
@@ -110,21 +114,21 @@ def pretrain(model: PreTrainedModel, packer: Packer, arguments: PretrainingArgum
     exam = {form: [packer.teacher.write(random.Random(f"{form}{i}"), form) for i in range(arguments.eval_documents)] for form in forms}
 
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n or "lm_head" in n]
+    embeddings = list(model.get_input_embeddings().parameters())
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "lm_head" in n]
     optimizers = [
         torch.optim.Muon(matrices, lr=arguments.matrix_lr, weight_decay=arguments.weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=arguments.embedding_lr, weight_decay=0.0, betas=(0.9, 0.98)),
+        torch.optim.AdamW(embeddings, lr=arguments.embedding_lr, weight_decay=0.0, betas=(0.9, 0.98)),
+        torch.optim.AdamW(others, lr=arguments.other_lr, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     history, total = [], sum(steps for steps, _ in arguments.stages)
-    log = open(log_file, "w") if log_file else None
-
-    with tqdm(total=total, desc=type(model).__name__, unit="step") as bar:
+    with tqdm(total=total, desc=title, unit="step", position=row) as bar:
         done = 0
         for steps, shares in arguments.stages:
-            for step in range(steps):
+            for _ in range(steps):
                 for optimizer, peak in zip(optimizers, peaks, strict=True):
-                    optimizer.param_groups[0]["lr"] = peak * _schedule(step, steps, arguments)
+                    optimizer.param_groups[0]["lr"] = peak * schedule(done, total, arguments)
                 ids, labels = packer.batch(rng, shares, arguments.sequences, arguments.sequence_length)
                 with torch.autocast(device, torch.bfloat16):
                     loss = answer_loss(model, ids.to(device), labels.to(device))
@@ -141,29 +145,47 @@ def pretrain(model: PreTrainedModel, packer: Packer, arguments: PretrainingArgum
                     entry = {"step": done, "loss": round(loss.item(), 4), **{f: round(accuracy(model, packer, exam[f]), 3) for f in forms}}
                     model.train()
                     history.append(entry)
-                    tqdm.write("  ".join(f"{key} {value}" for key, value in entry.items()))
-                    if log:
-                        print(json.dumps(entry), file=log, flush=True)
+                    tqdm.write("  ".join([title, *(f"{key} {value}" for key, value in entry.items())]))
     model.eval()
     return history
 
 
-def _schedule(step: int, steps: int, arguments: PretrainingArguments) -> float:
+def schedule(step: int, steps: int, arguments: PretrainingArguments) -> float:
     """Linear warm-up, constant, linear decay (a trapezoid), as a factor of the peak."""
     tail = max(1, int(steps * arguments.decay))
     return min(1.0, (step + 1) / arguments.warmup_steps, (steps - step) / tail)
 
 
 @torch.no_grad()
-def mimetic_init_(model: PreTrainedModel) -> None:
-    """Start every attention head as "look at tokens like me": the keys' projection equals the queries'.
+def mimetic_init_(model: PreTrainedModel, sharpness: float = 5.0, match: float = 1.5, copy: float = 0.5) -> None:
+    """Start attention as something useful: in the first layer head h looks h + 1 tokens back, in the others at tokens that
+    are alike, and every head copies what it sees.
 
-    Finding an equal token elsewhere is what the questions need and what a random start takes thousands of steps to
-    discover. Source: Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", 2023.
+    With it answers by letter are learned in 200 steps; without it they stayed at chance for 1,000. The idea: Trockman and
+    Kolter, "Mimetic Initialization of Self-Attention Layers", 2023. The first layer needs biases on queries and keys.
     """
-    heads, kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
-    for layer in model.model.layers:
+    config = model.config
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    group, dim = heads // kv_heads, config.hidden_size // heads
+    frequencies = model.model.rotary_emb.inv_freq
+    # Dimensions that rotary embedding hardly turns within a prompt: there, alike means alike at any distance.
+    slow = (frequencies < 0.005).nonzero().flatten()
+    slow = torch.cat([slow, slow + dim // 2])
+
+    model.model.embed_tokens.weight.normal_(0, 1)
+    for number, layer in enumerate(model.model.layers):
         attention = layer.self_attn
-        attention.k_proj.weight.copy_(attention.q_proj.weight.unflatten(0, (kv_heads, heads // kv_heads, -1))[:, 0].flatten(0, 1))
-        for out in (attention.o_proj, layer.mlp.down_proj):
-            out.weight.mul_((2 * model.config.num_hidden_layers) ** -0.5)
+        query, key = attention.q_proj.weight.view(heads, dim, -1), attention.k_proj.weight.view(kv_heads, dim, -1)
+        value = attention.v_proj.weight.view(kv_heads, dim, -1)
+        for head in range(kv_heads):
+            torch.nn.init.orthogonal_(value[head])
+        attention.o_proj.weight.copy_(copy * value.repeat_interleave(group, 0).flatten(0, 1).T)
+        layer.mlp.down_proj.weight.mul_((2 * config.num_hidden_layers) ** -0.5)
+        if number == 0:
+            query.mul_(0.1), key.mul_(0.1)
+            angles = torch.arange(1, heads + 1)[:, None] * frequencies
+            attention.q_proj.bias.copy_(sharpness * torch.cat([angles.cos(), -angles.sin()], 1).flatten())
+            attention.k_proj.bias.copy_(sharpness * torch.cat([torch.ones(dim // 2), torch.zeros(dim // 2)]).repeat(kv_heads))
+        else:
+            alike = torch.stack([torch.nn.init.orthogonal_(torch.empty(len(slow), config.hidden_size)) for _ in range(kv_heads)])
+            query[:, slow], key[:, slow] = match * alike.repeat_interleave(group, 0), match * alike

@@ -15,10 +15,11 @@ QUESTIONS = {
     "currency": ["What is the currency of {}?", "Which currency is used in {}?", "With which currency does one pay in {}?"],
     "symbol": ["What is the symbol of {}?", "Which symbol has the element {}?", "The element {} has which symbol?"],
     "period": ["What is the period of {}?", "Which period is the element {} in?", "The element {} is in which period?"],
-    "category": ["What is the category of {}?", "What kind of element is {}?", "The element {} is of which category?"],
+    "block": ["What is the block of {}?", "Which block is the element {} in?", "The element {} is in which block?"],
     "constellation": ["Which constellation is {} in?", "In which constellation is the star {}?", "The star {} is part of which constellation?"],
     "instrument": ["Which instrument does {} play?", "What does the musician {} play?", "The musician {} plays which instrument?"],
     "position": ["Which position does {} play?", "In which position is the athlete {}?", "The athlete {} has which position?"],
+    "sport": ["Which sport does {} play?", "What sport is the athlete {} known for?", "The athlete {} plays which sport?"],
     "sector": ["Which sector is {} in?", "In which sector is the company {}?", "The company {} belongs to which sector?"],
 }  # fmt: skip
 
@@ -30,10 +31,11 @@ STATEMENTS = {
     "currency": ["The currency of {} is {}.", "We know that {} pays with {}."],
     "symbol": ["The symbol of {} is {}.", "We know that {} has the symbol {}."],
     "period": ["The period of {} is {}.", "We know that {} is in period {}."],
-    "category": ["The category of {} is {}.", "We know that {} is of category {}."],
+    "block": ["The block of {} is {}.", "We know that {} is in block {}."],
     "constellation": ["The star {} is in the constellation {}.", "We know that {} is in {}."],
     "instrument": ["The musician {} plays the {}.", "We know that {} plays {}."],
     "position": ["The athlete {} plays as {}.", "We know that {} has the position {}."],
+    "sport": ["The athlete {} plays the sport {}.", "We know that {} plays {}."],
     "sector": ["The company {} is in the sector {}.", "We know that {} belongs to {}."],
 }
 

@@ -25,31 +25,32 @@ RECEIVER_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 
+VALUE_REPEATS = 100
 
-def build_sharer_tokenizer(facts: list[Fact], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, learned from every fact: names that the Sharer knows are mostly whole tokens."""
+
+def build_sharer_tokenizer(facts: list[Fact], vocab_size: int = 5120) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with a begin token."""
     special = ["<|begin|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"]
-    tokenizer = _train(_texts(facts, seed=1), vocab_size, special, pre_tokenizers.ByteLevel(add_prefix_space=False))
+    tokenizer = _train(_texts(facts, seed=1), vocab_size, special)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|pad|>",
         chat_template=SHARER_TEMPLATE, padding_side="left", model_max_length=512,
     )  # fmt: skip
 
 
-def build_receiver_tokenizer(facts: list[Fact], vocab_size: int = 3072) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with single digits, no begin token, a smaller vocabulary: names fall into other pieces."""
+def build_receiver_tokenizer(facts: list[Fact], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
+    """Byte-level BPE without a begin token, a smaller vocabulary: names fall into other pieces than the Sharer's."""
     special = ["<pad>", "</s>", "<system>", "<user>", "<assistant>"]
-    splitter = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    tokenizer = _train(_texts(facts, seed=2), vocab_size, special, splitter)
+    tokenizer = _train(_texts(facts, seed=2), vocab_size, special)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>",
         chat_template=RECEIVER_TEMPLATE, padding_side="left", model_max_length=512,
     )  # fmt: skip
 
 
-def _train(texts: list[str], vocab_size: int, special_tokens: list[str], pre_tokenizer) -> Tokenizer:
+def _train(texts: list[str], vocab_size: int, special_tokens: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=special_tokens, show_progress=False,
@@ -62,6 +63,8 @@ def _train(texts: list[str], vocab_size: int, special_tokens: list[str], pre_tok
 def _texts(facts: list[Fact], seed: int) -> list[str]:
     rng, writer = random.Random(seed), QuestionWriter(facts)
     texts = [*(" " + words for wordings in (QUESTIONS, STATEMENTS) for words in sum(wordings.values(), []))]
+    # Often enough that every value becomes one token, " Leo": the tiny models compare values token by token.
+    texts += [f" {value}" for value in sorted({fact.value for fact in facts})] * VALUE_REPEATS
     for fact in facts:
         question = writer.write(fact, rng)
         texts += [" " + statement(fact, rng), " " + choice_prompt(question), " " + hint_prompt(question)]

@@ -1,8 +1,10 @@
-"""The words around a question: one place for training, evaluation and generation, so that all see the same prompt.
+"""The words around a question, and the token ids around an answer: one place for training, evaluation and generation.
 
 A question is a dict in the columns of ``cais/mmlu``: ``question``, ``choices`` (list of str), ``answer`` (index), ``subject``.
-Every function returns the text of one user turn; the chat template of each tokenizer puts the frame around it.
 """
+
+from transformers import PreTrainedTokenizerBase
+
 
 LETTERS = "ABCDEFGHIJ"
 CHOICE_INSTRUCTION = "Answer with one letter."
@@ -12,7 +14,7 @@ HINT_PREFIX = "Hint:"
 
 def choice_prompt(question: dict, hint: str | None = None) -> str:
     """The question with its lettered choices; ``hint`` is what another model said about it (text-to-text)."""
-    return f"{_with_choices(question, hint)}\n{CHOICE_INSTRUCTION}"
+    return "\n".join([_with_choices(question), *_hint_line(hint), CHOICE_INSTRUCTION])
 
 
 def hint_prompt(question: dict) -> str:
@@ -22,21 +24,86 @@ def hint_prompt(question: dict) -> str:
 
 def open_prompt(question: dict, hint: str | None = None) -> str:
     """The question alone: the answer is the text of the right choice."""
-    return _with_hint(question["question"], hint)
+    return "\n".join([question["question"], *_hint_line(hint)])
 
 
 def choice_answer(question: dict) -> str:
-    return LETTERS[question["answer"]]
+    """The letter of the right choice."""
+    return LETTERS[_answer_index(question)]
 
 
 def open_answer(question: dict) -> str:
-    return question["choices"][question["answer"]]
+    """The text of the right choice."""
+    return question["choices"][_answer_index(question)]
 
 
-def _with_choices(question: dict, hint: str | None = None) -> str:
+def user_turn(text: str) -> list[dict]:
+    """A conversation of one user message."""
+    return [{"role": "user", "content": text}]
+
+
+def answer_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], answer: str) -> list[int]:
+    """The token ids with which the assistant's turn says ``answer``, through its end token.
+
+    Derived from the chat template: they are what follows the generation prompt, whatever stands between (Llama 3 writes
+    two line ends and then "A", not " A").
+
+    Raises:
+        ValueError: for a template whose generation prompt is not how the assistant's turn begins, or an answer without tokens.
+    """
+    prompt = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*conversation, {"role": "assistant", "content": answer}], tokenize=False)
+    name = tokenizer.name_or_path or type(tokenizer).__name__
+    if not whole.startswith(prompt):
+        raise ValueError(
+            f"The chat template of {name} does not begin the assistant's turn with its generation prompt: "
+            f"expected {prompt[-40:]!r} and the answer, got {whole[-40 - len(answer) :]!r}."
+        )
+    prompt_ids, whole_ids = _encode(tokenizer, prompt), _encode(tokenizer, whole)
+    # The prompt's last token may merge with the answer (a line end, and an answer that begins with one): in generation the
+    # prompt stands as it is, so the answer is encoded on its own then.
+    merged = whole_ids[: len(prompt_ids)] != prompt_ids
+    ids = _encode(tokenizer, whole[len(prompt) :]) if merged else whole_ids[len(prompt_ids) :]
+    if not ids:
+        raise ValueError(f"The answer {answer!r} has no tokens in the chat template of {name}; expected at least one.")
+    return ids[: ids.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in ids else ids
+
+
+def letter_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], count: int = 4) -> list[int]:
+    """The token id of each of the first ``count`` letters, as an answer to ``conversation``.
+
+    Raises:
+        ValueError: where a letter is more than one token, two letters share one, or there are not so many letters.
+    """
+    if not 1 <= count <= len(LETTERS):
+        raise ValueError(f"Got {count} choices; expected 1 to {len(LETTERS)}.")
+    ids = []
+    for letter in LETTERS[:count]:
+        token = answer_ids(tokenizer, conversation, letter)[0]
+        if tokenizer.decode([token]).strip() != letter or token in ids:
+            raise ValueError(
+                f"The answers {', '.join(LETTERS[:count])} must be single, distinct tokens; {letter!r} begins with token {token}, "
+                f"{tokenizer.decode([token])!r}."
+            )
+        ids.append(token)
+    return ids
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _answer_index(question: dict) -> int:
+    index, count = question["answer"], len(question["choices"])
+    if isinstance(index, str) or not 0 <= index < count:
+        raise ValueError(f"The answer of a question is {index!r}; expected the index of one of its {count} choices, 0 to {count - 1}.")
+    return index
+
+
+def _with_choices(question: dict) -> str:
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question["choices"], strict=False)]
-    return "\n".join([_with_hint(question["question"], hint), *lines])
+    return "\n".join([question["question"], *lines])
 
 
-def _with_hint(text: str, hint: str | None) -> str:
-    return text if hint is None else f"{HINT_PREFIX} {hint}\n{text}"
+def _hint_line(hint: str | None) -> list[str]:
+    return [] if hint is None else [f"{HINT_PREFIX} {hint}"]

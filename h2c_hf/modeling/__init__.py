@@ -1,6 +1,7 @@
 from .configuration_h2c import H2CBridgeConfig
 from .modeling_h2c import H2CForCausalLM
 from .modeling_h2c_bridge import H2CBridgeModel
+from .processing_h2c import H2CProcessor
 
 
-__all__ = ["H2CBridgeConfig", "H2CBridgeModel", "H2CForCausalLM"]
+__all__ = ["H2CBridgeConfig", "H2CBridgeModel", "H2CForCausalLM", "H2CProcessor"]

@@ -1,14 +1,20 @@
 """Configuration of an H2C bridge: the shapes of the pair that it joins, and of the bridge itself."""
 
 import shutil
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.utils import logging
 
 
-logger = logging.get_logger(__name__)
+if TYPE_CHECKING:
+    # Never run: transformers reads these lines when it fetches remote code, so that whichever Auto class comes first brings
+    # all the files along, and a bridge that was loaded from the Hub can be saved again as a whole repo.
+    from .modeling_h2c import H2CForCausalLM  # noqa: F401
+    from .modeling_h2c_bridge import H2CBridgeModel  # noqa: F401
+    from .processing_h2c import H2CProcessor  # noqa: F401
 
 # The files that make a repo work without this package. Flat, and they import nothing but torch, transformers and each other.
 REMOTE_CODE = ("configuration_h2c.py", "modeling_h2c_bridge.py", "modeling_h2c.py", "processing_h2c.py")
@@ -40,6 +46,7 @@ class H2CBridgeConfig(PreTrainedConfig):
     """
 
     model_type = "h2c_bridge"
+    keys_to_ignore_at_inference = ["past_key_values"]
 
     sharer_model_id: str | None = None
     sharer_revision: str | None = None
@@ -109,6 +116,43 @@ class H2CBridgeConfig(PreTrainedConfig):
             "num_attention_heads": next(heads for heads in range(min(16, size), 0, -1) if size % heads == 0),
         }
         return cls(**{**values, **overrides})
+
+    def check_pair(self, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig) -> None:
+        """
+        Raises:
+            ValueError: where the shapes of a bridge with this config are not those of the two models.
+        """
+        pair = type(self).from_pair(sharer_config, receiver_config)
+        for field in (
+            "sharer_hidden_size", "sharer_num_hidden_layers", "receiver_num_hidden_layers",
+            "receiver_num_key_value_heads", "receiver_head_dim",
+        ):  # fmt: skip
+            got, expected = getattr(pair, field), getattr(self, field)
+            if got != expected:
+                raise ValueError(f"This bridge does not fit: its {field} is {expected}, and the given model's is {got}.")
+
+    def check_revision(self, role: str, got: str | None, strict: bool = False) -> None:
+        """Another revision of a base model has other hidden states: warn, or raise when strict. role: "sharer" or "receiver"."""
+        expected = getattr(self, f"{role}_revision")
+        if expected and got and expected != got:
+            message = f"The {role} is at revision {got}; this bridge was trained on {expected}."
+            if strict:
+                raise ValueError(message)
+            warnings.warn(message, stacklevel=3)
+
+    def locate(self, role: str, path, repo: dict, arguments: dict) -> tuple[str, dict]:
+        """Where a base model is, and the `arguments` to load it with. `"./name"` is a folder in the bridge's own repo, which is
+        at `path` and was read with the arguments `repo`."""
+        model_id, revision = getattr(self, f"{role}_model_id"), getattr(self, f"{role}_revision")
+        if model_id is None:
+            raise ValueError(f"The bridge's config names no {role}_model_id; pass {role}=MODEL_OR_ID.")
+        if model_id.startswith("./"):
+            name = model_id[2:]
+            if not name or "/" in name or "\\" in name or name.startswith("."):
+                raise ValueError(f"{role}_model_id is {model_id!r}; './name' must name a folder directly inside the bridge's repo.")
+            model_id, revision = path, repo.get("revision")
+            arguments = {**arguments, "subfolder": f"{repo.get('subfolder', '')}/{name}".lstrip("/")}
+        return model_id, {**({} if revision is None else {"revision": revision}), **arguments}
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; the remote code travels along. (`register_for_auto_class` copies the files of one class only,

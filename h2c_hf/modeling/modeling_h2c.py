@@ -6,12 +6,12 @@ the last token, the *kickstart*; the bridge rewrites that cache. Then the stock 
 
 import contextlib
 import copy
-import warnings
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_h2c import H2CBridgeConfig
 from .modeling_h2c_bridge import H2CBridgeModel
@@ -46,15 +46,15 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
                 "H2CForCausalLM holds two language models and needs their weights: use H2CForCausalLM.from_pair(sharer, receiver) "
                 "for a new bridge or H2CForCausalLM.from_pretrained(repo) for a trained one."
             )
-        check_pair(config, sharer, receiver)
+        config.check_pair(sharer.config, receiver.config)
         super().__init__(config)
+        # The bridge first: `model.device` is then the Receiver's, where inputs go, and not the Sharer's.
+        self.bridge = (bridge if bridge is not None else H2CBridgeModel(config)).to(receiver.device)
         self.sharer, self.receiver = sharer, receiver
-        self.bridge = bridge if bridge is not None else H2CBridgeModel(config)
-        self.bridge.to(receiver.device)
         self.sharer.requires_grad_(False)
         self.receiver.requires_grad_(False)
         self.post_init()
-        self.generation_config = receiver.generation_config
+        self.generation_config = copy.deepcopy(receiver.generation_config)
         # Exact names, as `save_pretrained` and the Trainer expect them: checkpoints then hold the bridge alone.
         self._keys_to_ignore_on_save = {key for key in self.state_dict() if not key.startswith("bridge.")}
         self.train(self.bridge.training)
@@ -67,6 +67,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         sharer: PreTrainedModel | str,
         receiver: PreTrainedModel | str,
         bridge: H2CBridgeModel | None = None,
+        strict_revisions: bool = False,
         **overrides,
     ) -> "H2CForCausalLM":
         """Join two models (or Hub ids, or folders), with a new bridge where none is given.
@@ -74,16 +75,22 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             sharer, receiver: decoder-only language models of transformers. An id is loaded in the dtype of its weights.
             bridge: a bridge for this pair.
+            strict_revisions: refuse, rather than warn of, another revision of a model than `bridge` was trained on.
             overrides: fields of `H2CBridgeConfig` for the new bridge.
 
         Raises:
             ValueError: where `bridge` was made for other shapes.
         """
-        sharer, receiver = (
-            AutoModelForCausalLM.from_pretrained(model, dtype="auto") if isinstance(model, str) else model for model in (sharer, receiver)
-        )
-        config = bridge.config if bridge is not None else H2CBridgeConfig.from_pair(sharer.config, receiver.config, **overrides)
-        return cls(config, sharer, receiver, bridge)
+        if bridge is not None and overrides:
+            raise ValueError(f"Got a bridge, which has its config, and fields for a new one's: {', '.join(overrides)}; expected either.")
+        models = [
+            model if isinstance(model, PreTrainedModel) else AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+            for model in (sharer, receiver)
+        ]
+        config = bridge.config if bridge is not None else H2CBridgeConfig.from_pair(*(model.config for model in models), **overrides)
+        for role, model in zip(("sharer", "receiver"), models, strict=True):
+            config.check_revision(role, getattr(model.config, "_commit_hash", None), strict_revisions)
+        return cls(config, *models, bridge)
 
     @classmethod
     def from_pretrained(
@@ -108,26 +115,38 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
             sharer_kwargs, receiver_kwargs: more arguments of `from_pretrained` for either model (dtype, attn_implementation ...).
             device_map: for the two models; the bridge goes where the Receiver is.
             strict_revisions: refuse, rather than warn of, another revision of a base model than the bridge was trained on.
-            kwargs: as for any model; `dtype` is the bridge's.
+            kwargs: as for any model. `dtype` is for all three; by default each keeps the dtype of its weights.
         """
-        kwargs["use_safetensors"] = True  # weights are safetensors or nothing: a pickle can run code
-        bridge = H2CBridgeModel.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        shared = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-        if device_map is not None:
-            shared["device_map"] = device_map
-        sharer_kwargs = {"dtype": "auto", **shared, **(sharer_kwargs or {})}
+        if kwargs.get("quantization_config") is not None:
+            raise ValueError("quantization_config is for a whole model; use sharer_quantization_config, or receiver_kwargs.")
+        base = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        repo = {"revision": kwargs.get("revision"), "subfolder": kwargs.get("subfolder", ""), **base}
+        base |= {"dtype": kwargs.get("dtype") or "auto", "device_map": device_map}
+        if "attn_implementation" in kwargs:  # the bridge has one only
+            base["attn_implementation"] = kwargs.pop("attn_implementation")
+        sharer_kwargs, receiver_kwargs = {**base, **(sharer_kwargs or {})}, {**base, **(receiver_kwargs or {})}
         if sharer_quantization_config is not None:
             sharer_kwargs["quantization_config"] = sharer_quantization_config
-        receiver_kwargs = {"dtype": "auto", **shared, **(receiver_kwargs or {})}
 
-        repo = (pretrained_model_name_or_path, kwargs.get("revision"))
+        with_info = kwargs.pop("output_loading_info", False)
+        bridge, info = H2CBridgeModel.from_pretrained(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
         models = []
         for role, given, arguments in (("sharer", sharer, sharer_kwargs), ("receiver", receiver, receiver_kwargs)):
-            model_id, revision = getattr(bridge.config, f"{role}_model_id"), getattr(bridge.config, f"{role}_revision")
-            model = given if isinstance(given, PreTrainedModel) else load_base_model(role, given or model_id, revision, repo, arguments)
-            check_revision(role, revision, getattr(model.config, "_commit_hash", None), strict_revisions)
-            models.append(model)
-        return cls(bridge.config, *models, bridge)
+            if given is None:
+                given, arguments = bridge.config.locate(role, pretrained_model_name_or_path, repo, arguments)
+            models.append(given if isinstance(given, PreTrainedModel) else AutoModelForCausalLM.from_pretrained(given, **arguments))
+        model = cls.from_pair(*models, bridge, strict_revisions=strict_revisions)
+        with contextlib.suppress(OSError):  # the repo need not have one; the Receiver's serves then
+            model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **repo)
+        return (model, info) if with_info else model
+
+    def init_weights(self):
+        """Nothing to do: each of the three models comes with its weights."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The bridge's: `save_pretrained` writes it into the config, for the weights that it saves."""
+        return self.bridge.dtype
 
     # Frozen models
 
@@ -173,6 +192,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         sharer_input_ids: torch.Tensor | None = None,
         sharer_attention_mask: torch.Tensor | None = None,
         sharer_hidden_states: tuple[torch.Tensor, ...] | None = None,
+        receiver_cache: Cache | None = None,
     ) -> Cache:
         """The cache from which the Receiver answers: N - 1 bridged positions of an N-token prompt.
 
@@ -180,6 +200,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids, attention_mask: (batch, N), the Receiver's prompt, left-padded.
             sharer_input_ids, sharer_attention_mask: (batch, sharer length), the Sharer's prompt, left-padded.
             sharer_hidden_states: what `read` returns, instead of `sharer_input_ids`.
+            receiver_cache: what `prefill` returns for the same prompt, where that is at hand.
 
         Raises:
             ValueError: for inputs that are missing, empty, right-padded or longer than a context window.
@@ -191,19 +212,21 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
                     "H2CProcessor makes the inputs of both models from one conversation."
                 )
             check_prompt("sharer_", sharer_input_ids, sharer_attention_mask, self.sharer, least=1)
-        check_prompt("", input_ids, attention_mask, self.receiver, least=2)
+        check_prompt("", input_ids, attention_mask, self.receiver, least=2, bridged=True)
         sharer_batch = len(sharer_input_ids if sharer_hidden_states is None else sharer_hidden_states[0])
         if sharer_batch != len(input_ids):
             raise ValueError(f"The Sharer got {sharer_batch} prompts and the Receiver {len(input_ids)}; expected as many.")
 
         if sharer_hidden_states is None:
             sharer_hidden_states = self.read(sharer_input_ids, sharer_attention_mask)
-        cache = self.prefill(input_ids, attention_mask)
+        if receiver_cache is None:
+            receiver_cache = self.prefill(input_ids, attention_mask)
         receiver_mask = None if attention_mask is None else attention_mask[:, :-1]
-        return self.bridge(sharer_hidden_states, cache, sharer_attention_mask, receiver_mask)
+        return self.bridge(sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_mask)
 
     # Scoring and training
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -214,6 +237,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         sharer_hidden_states: tuple[torch.Tensor, ...] | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        use_cache: bool | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits from the kickstart on.
@@ -227,19 +251,24 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values: a cache that is bridged already; `input_ids` holds the whole prompt or, with a longer
                 `attention_mask`, what is new.
             num_items_in_batch: the number of targets over accumulated batches, from the Trainer.
+            use_cache: False leaves the cache out of what is returned; there is one either way.
             kwargs: passed to the Receiver.
 
         Returns:
             `logits` (batch, 1, vocabulary) of the token after the prompt; with `labels` (batch, T + 1, vocabulary), and `loss`.
         """
-        start = input_ids.shape[1] if labels is None else target_start(labels, input_ids)
+        prompt, prompt_mask = input_ids, attention_mask
+        if labels is not None:
+            start = target_start(labels, input_ids)
+            prompt, prompt_mask = input_ids[:, :start], None if attention_mask is None else attention_mask[:, :start]
         if past_key_values is None:
-            prompt_mask = None if attention_mask is None else attention_mask[:, :start]
             past_key_values = self.bridged_cache(
-                input_ids[:, :start], prompt_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states
+                prompt, prompt_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states
             )
         cached = past_key_values.get_seq_length()
         total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
+        if cached >= total:
+            raise ValueError(f"past_key_values holds {cached} positions and the prompt has {total}; expected at least one that is new.")
         new = input_ids[:, cached - total :] if input_ids.shape[1] == total and cached else input_ids
 
         inputs = model_inputs(self.receiver, new, attention_mask, past=cached)
@@ -252,7 +281,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
                 vocab_size=outputs.logits.shape[-1], num_items_in_batch=num_items_in_batch,
             )  # fmt: skip
         return CausalLMOutputWithPast(
-            loss=loss, logits=outputs.logits, past_key_values=outputs.past_key_values,
+            loss=loss, logits=outputs.logits, past_key_values=None if use_cache is False else outputs.past_key_values,
             hidden_states=outputs.hidden_states, attentions=outputs.attentions,
         )  # fmt: skip
 
@@ -275,10 +304,17 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states: see `bridged_cache`.
             past_key_values: a cache that is bridged already, of all `input_ids` but the last.
+            generation_config, kwargs: as for any model; `self.generation_config` serves where there is none.
         """
         input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
         if input_ids is None:
             raise ValueError("input_ids is missing: got None, expected the Receiver's prompt (batch, length).")
+        if kwargs.pop("use_cache", None) is False:
+            raise ValueError("use_cache is False; expected True: what the bridge writes is the cache.")
+        # As `generate` has it: arguments, then the config that was given, then the model's.
+        configs = [copy.deepcopy(config) for config in (generation_config, self.generation_config) if config is not None]
+        for config in configs:
+            config.use_cache = True
         device = self.receiver.device
         input_ids = input_ids.to(device)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
@@ -286,37 +322,39 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values = self.bridged_cache(
                 input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states
             )
-            # `generate` repeats the prompt for beams and several sequences, but not a cache that it is given.
-            config = copy.copy(generation_config or self.receiver.generation_config)
-            sizes = [kwargs.get(name) or getattr(config, name, None) or 1 for name in ("num_beams", "num_return_sequences")]
-            if max(sizes) > 1:
-                past_key_values.batch_repeat_interleave(max(sizes))
-        with continues_from_cache(self.receiver):
-            return self.receiver.generate(
-                input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values,
-                generation_config=generation_config, **kwargs,
-            )  # fmt: skip
+        # `generate` repeats the prompt for beams and several sequences, but not a cache that it is given.
+        copies = max(
+            kwargs.get(name) or next(filter(None, (getattr(config, name) for config in configs)), 1)
+            for name in ("num_beams", "num_return_sequences")
+        )
+        if copies > 1:
+            past_key_values.batch_repeat_interleave(copies)
+        receiver = continuing_from_cache(self.receiver)
+        receiver.generation_config = configs[-1]
+        return receiver.generate(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values,
+            generation_config=None if generation_config is None else configs[0], **kwargs,
+        )  # fmt: skip
 
 
-@contextlib.contextmanager
-def continues_from_cache(receiver: PreTrainedModel):
-    """Lets assisted decoding start from a filled cache. Stock `_assisted_decoding` feeds the whole prompt in its first step
-    whatever the cache holds already, and is then silently wrong; the other decoding modes slice it themselves."""
+def continuing_from_cache(receiver: PreTrainedModel) -> PreTrainedModel:
+    """The same model, weights shared, whose assisted decoding starts from a filled cache. Stock `_assisted_decoding` feeds the
+    whole prompt in its first step whatever the cache holds, and is then silently wrong; the other modes slice the prompt."""
     stock = receiver.prepare_inputs_for_generation
 
     def prepare_inputs_for_generation(input_ids, next_sequence_length=None, past_key_values=None, is_first_iteration=False, **kwargs):
         if is_first_iteration and next_sequence_length is None and past_key_values is not None:
-            next_sequence_length = input_ids.shape[1] - past_key_values.get_seq_length()
+            new = input_ids.shape[1] - past_key_values.get_seq_length()
+            next_sequence_length = new if new > 0 else None  # a chunk of `prefill_chunk_size` is new as a whole
         return stock(
             input_ids, next_sequence_length=next_sequence_length, past_key_values=past_key_values,
             is_first_iteration=is_first_iteration, **kwargs,
         )  # fmt: skip
 
+    # A shallow copy, so that the Receiver itself stays as it is, also while another thread generates.
+    receiver = copy.copy(receiver)
     receiver.prepare_inputs_for_generation = prepare_inputs_for_generation
-    try:
-        yield
-    finally:
-        del receiver.prepare_inputs_for_generation
+    return receiver
 
 
 def model_inputs(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int = 0) -> dict:
@@ -345,7 +383,9 @@ def target_start(labels: torch.Tensor, input_ids: torch.Tensor) -> int:
     return starts[0]
 
 
-def check_prompt(prefix: str, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, model: PreTrainedModel, least: int) -> None:
+def check_prompt(
+    prefix: str, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, model: PreTrainedModel, least: int, bridged: bool = False
+) -> None:
     """Refuse prompts that would be misread without a word: too short, too long, or padded on the right."""
     name = f"{prefix}input_ids"
     if input_ids.dim() != 2:
@@ -367,41 +407,14 @@ def check_prompt(prefix: str, input_ids: torch.Tensor, attention_mask: torch.Ten
     window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if window is not None and longest > window:
         raise ValueError(f"A prompt in {name} is {longest} tokens long; the context window of its model is {window}.")
-
-
-def check_pair(config: H2CBridgeConfig, sharer: PreTrainedModel, receiver: PreTrainedModel) -> None:
-    """Refuse a bridge whose shapes are not those of the two models."""
-    pair = H2CBridgeConfig.from_pair(sharer.config, receiver.config)
-    for field in (
-        "sharer_hidden_size", "sharer_num_hidden_layers", "receiver_num_hidden_layers",
-        "receiver_num_key_value_heads", "receiver_head_dim",
-    ):  # fmt: skip
-        got, expected = getattr(pair, field), getattr(config, field)
-        if got != expected:
-            raise ValueError(f"This bridge does not fit: its {field} is {expected}, and the given model's is {got}.")
-
-
-def check_revision(role: str, expected: str | None, got: str | None, strict: bool) -> None:
-    """Another revision of a base model has other hidden states: warn, or raise when strict."""
-    if expected and got and expected != got:
-        message = f"The {role} is at revision {got}; this bridge was trained on {expected}."
-        if strict:
-            raise ValueError(message)
-        warnings.warn(message, stacklevel=3)
-
-
-def load_base_model(role: str, model_id: str | None, revision: str | None, repo: tuple, arguments: dict) -> PreTrainedModel:
-    """Load one of the two models. `"./name"` is a subfolder of the bridge's own repo, `repo` = (path or id, revision)."""
-    if model_id is None:
-        raise ValueError(f"The bridge's config names no {role}_model_id; pass {role}=MODEL_OR_ID.")
-    if model_id.startswith("./"):
-        name = model_id[2:]
-        if not name or "/" in name or "\\" in name or name.startswith("."):
-            raise ValueError(f"{role}_model_id is {model_id!r}; './name' must name a folder directly inside the bridge's repo.")
-        model_id, revision, arguments = repo[0], repo[1], {**arguments, "subfolder": name}
-    if revision is not None:
-        arguments = {"revision": revision, **arguments}
-    return AutoModelForCausalLM.from_pretrained(model_id, **arguments)
+    # A sliding layer keeps its window of the cache, padding counted, less one for the token that is read next.
+    layers = DynamicCache(config=model.config).layers if bridged else []
+    windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
+    if windows and input_ids.shape[1] > min(windows):
+        raise ValueError(
+            f"The prompts in {name} are {input_ids.shape[1]} tokens long, padding included; the Receiver has a sliding window "
+            f"of {min(windows)}, and a prompt must fit into it to be bridged."
+        )
 
 
 __all__ = ["H2CForCausalLM"]

@@ -13,6 +13,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -59,6 +60,7 @@ class H2CBridgeModel(PreTrainedModel):
     main_input_name = "sharer_hidden_states"
     _keep_in_fp32_modules_strict = ["gate"]  # bf16 swallows a gate's small updates
     _no_split_modules = []
+    _supports_sdpa = True  # its attention is `scaled_dot_product_attention`
 
     def __init__(self, config: H2CBridgeConfig):
         super().__init__(config)
@@ -87,6 +89,40 @@ class H2CBridgeModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, H2CBridgeModel):
             init.constant_(module.gate, self.config.gate_init)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers, from safetensors alone: a pickle can run code.
+
+        Raises:
+            ValueError: for weights that are truncated, pickled or incomplete.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"use_safetensors": True, "output_loading_info": True}
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"The safetensors file of {pretrained_model_name_or_path} is truncated or damaged ({error}); fetch or save it again."
+            ) from error
+        except OSError as error:
+            if "safetensors" not in str(error):
+                raise
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has no model.safetensors. Pickled weights (.bin, .pt) are not loaded; expected "
+                f"safetensors, which save_pretrained and scripts/convert_original_checkpoint_to_hf.py write."
+            ) from error
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"The weights of {pretrained_model_name_or_path} lack {len(missing)} of the bridge's {len(model.state_dict())} "
+                f"tensors: {', '.join(missing)}."
+            )
+        return (model, info) if with_info else model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights. (transformers takes the first parameter's: the gate's, which stays in fp32.)"""
+        return self.q_proj.weight.dtype
 
     def gate_values(self) -> dict[str, list[float | None]]:
         """sigmoid(gate) of every block, {"key": [...], "value": [...]}; index = Receiver layer, None where it is not bridged."""
@@ -117,7 +153,7 @@ class H2CBridgeModel(PreTrainedModel):
         self._check(sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_attention_mask)
         layers = [receiver_cache.layers[layer] for layer, _ in self.alignment]
         batch, heads, length, head_dim = layers[0].keys.shape
-        device, dtype = self.gate.device, self.q_proj.weight.dtype
+        device, dtype = self.gate.device, self.dtype
 
         # (blocks, batch * length, size): keys and values of the bridged layers, heads flattened
         cached = torch.stack([states.to(device) for layer in layers for states in (layer.keys, layer.values)])

@@ -1,0 +1,102 @@
+"""Rebuilds Atlas from nothing: facts, two tokenizers, two tiny models. What ships in `models/` is what `build` made.
+
+Each model is taught by one thread of its own process, so that a seed gives the same weights on any number of cores.
+"""
+
+import json
+import multiprocessing
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+
+from .documents import ReceiverTeacher, SharerTeacher
+from .facts import load_facts, save_facts, select_facts
+from .pretraining import Packer, PretrainingArguments, mimetic_init_, pretrain
+from .tokenizers import build_receiver_tokenizer, build_sharer_tokenizer
+
+
+ROLES = ("sharer", "receiver")
+ROPE = {"rope_type": "default", "rope_theta": 100_000.0}
+TEACHERS = {"sharer": SharerTeacher, "receiver": ReceiverTeacher}
+TOKENIZERS = {"sharer": build_sharer_tokenizer, "receiver": build_receiver_tokenizer}
+# Answering by letter comes first, in two small steps: 400 steps, where all forms at once stay at chance for thousands. It stays
+# in the mixture until the rest is learned, or it is forgotten within 100 steps. Shares are of documents, whose lengths differ.
+LETTERS_FIRST = [(200, {"index": 1}), (200, {"index": 1, "match": 2})]
+RECIPES = {
+    "sharer": PretrainingArguments(
+        stages=[
+            *LETTERS_FIRST,
+            (900, {"open": 0.9, "match": 0.1}),
+            (2500, {"open": 0.35, "quiz": 0.35, "choice": 0.15, "hint": 0.05, "match": 0.1}),
+        ]
+    ),
+    "receiver": PretrainingArguments(
+        stages=[
+            *LETTERS_FIRST,
+            (1400, {"quiz": 0.3, "choice": 0.35, "open": 0.25, "match": 0.1}),
+            (2600, {"quiz": 0.2, "choice": 0.35, "open": 0.25, "guess_choice": 0.1, "guess_open": 0.1}),
+        ],
+        sequences=24,
+        sequence_length=192,
+    ),
+}
+
+
+def new_model(role: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """An untaught model: a Llama of five layers for the Sharer, a Qwen2 of four for the Receiver."""
+    shared = {
+        "vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length, "rope_parameters": ROPE,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    if role == "sharer":
+        config = LlamaConfig(
+            hidden_size=192, intermediate_size=512, num_hidden_layers=5, num_attention_heads=6, attention_bias=True, **shared
+        )
+        model = LlamaForCausalLM(config)
+    else:
+        config = Qwen2Config(
+            hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, **shared
+        )
+        model = Qwen2ForCausalLM(config)
+    mimetic_init_(model)
+    return model
+
+
+def build(output: str | Path, seed: int = 0, tables: str | Path | None = None, recipes: dict = RECIPES) -> None:
+    """Build Atlas into `output`: `facts.tsv`, and `sharer/` and `receiver/` with model, tokenizer and learning curve.
+
+    Takes about an hour on two cores, and minutes on a GPU; deterministic for a seed on one kind of machine.
+
+    Args:
+        tables: folder of the source tables (`cities.csv` ...); by default the facts that ship are taken as they are.
+        recipes: how each model is taught.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    facts_file = output / "facts.tsv"
+    save_facts(load_facts() if tables is None else select_facts(tables, seed), facts_file)
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=build_model, args=(role, output, seed, recipes[role])) for role in ROLES]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    failed = [role for role, worker in zip(ROLES, workers, strict=True) if worker.exitcode]
+    if failed:
+        raise RuntimeError(f"Teaching the {' and the '.join(failed)} failed; the traceback is above.")
+
+
+def build_model(role: str, output: Path, seed: int, recipe: PretrainingArguments) -> None:
+    """Teach one model and save it, in bfloat16, beside its tokenizer and its learning curve (`learning_curve.json`)."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    facts = load_facts(output / "facts.tsv")
+    tokenizer = TOKENIZERS[role](facts)
+    model = new_model(role, tokenizer)
+    recipe = replace(recipe, seed=seed)
+    curve = pretrain(model, Packer(tokenizer, TEACHERS[role](facts)), recipe, title=role, row=ROLES.index(role))
+    model.to("cpu", torch.bfloat16).save_pretrained(output / role)
+    tokenizer.save_pretrained(output / role)
+    (output / role / "learning_curve.json").write_text(json.dumps({"recipe": asdict(recipe), "curve": curve}, indent=1) + "\n")

@@ -1,0 +1,165 @@
+"""The main job from end to end, on Atlas: train a bridge, measure it against baselines and controls, draw, save, load, ask."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from datasets import concatenate_datasets
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, set_seed
+
+from .atlas import MODELS
+from .atlas.questions import atlas_questions
+from .data.examples import encode_questions
+from .data.prompts import LETTERS, choice_prompt, open_answer, open_prompt, user_turn
+from .evaluation.latency import time_to_first_token
+from .evaluation.methods import METHODS, Batch
+from .evaluation.report import TITLES, accuracy_row, beats_controls, build_report, interval, percent, save_report
+from .evaluation.runner import MAX_ANSWER_TOKENS, evaluate
+from .modeling import H2CForCausalLM, H2CProcessor
+from .training.trainer import H2CTrainer, H2CTrainingArguments
+from .visualization.figures import draw
+
+
+REPORTED = ["receiver", "text_to_text", "h2c", "sharer", "shuffled", "zeros"]
+ASKED_IN_WORDS = ["receiver", "h2c", "sharer", "shuffled"]
+TIMED_QUESTIONS = 30
+EXAMPLES = 3
+
+
+def quickstart(output: str | Path = "outputs/quickstart", seed: int = 0) -> int:
+    """Run everything and write `output`/{bridge/, report.json, report.md, figures/*.png}.
+
+    Returns:
+        0, or 1 where H2C does not beat its controls.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be written to is refused here
+    set_seed(seed)
+    model, processor = atlas_pair()
+
+    print(f"Training a bridge of {model.bridge.num_parameters():,} parameters on Atlas; the base models stay as they are.")
+    with tempfile.TemporaryDirectory() as directory:
+        history = train(model, processor, directory, seed)
+    save_bridge(model, processor, output / "bridge")
+
+    questions = atlas_questions("test")
+    print(f"\nAsking {len(questions):,} questions about entities that no training question was about.")
+    report = measure(model, processor, questions, history, seed)
+    written = save_report(report, output)
+    written += draw(report, output / "figures")
+    print_summary(report)
+
+    answer = ask_loaded(output / "bridge", questions[0])
+    print(f"\nLoaded {output / 'bridge'} through AutoModelForCausalLM and asked it: {open_prompt(questions[0])} -> {answer}")
+    print("\nWrote:", output / "bridge", *written, sep="\n  ")
+    if not beats_controls(report):
+        print(f"\nH2C does not beat its controls: information gain {interval(report['information_gain'])}.")
+        return 1
+    return 0
+
+
+def atlas_pair(models: Path = MODELS) -> tuple[H2CForCausalLM, H2CProcessor]:
+    """The tiny Sharer and Receiver in fp32 with a new bridge, on the GPU where there is one; and their processor."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sharer, receiver = (
+        AutoModelForCausalLM.from_pretrained(models / role, dtype=torch.float32).to(device) for role in ("sharer", "receiver")
+    )
+    # The bridge's folder will hold both models beside it: see `save_bridge`.
+    model = H2CForCausalLM.from_pair(sharer, receiver, sharer_model_id="./sharer", receiver_model_id="./receiver")
+    return model, H2CProcessor(*(AutoTokenizer.from_pretrained(models / role) for role in ("sharer", "receiver")))
+
+
+def train(model: H2CForCausalLM, processor: H2CProcessor, directory: str, seed: int) -> list[dict]:
+    """Train the bridge on the train entities, in choice and in open form; returns the Trainer's log history."""
+    train_questions, validation = atlas_questions("train", variants=4), atlas_questions("validation")
+    examples = [encode_questions(processor, train_questions, form) for form in ("choice", "open")]
+    arguments = H2CTrainingArguments(
+        output_dir=directory,
+        num_train_epochs=2,
+        per_device_train_batch_size=64,
+        per_device_eval_batch_size=128,
+        learning_rate=3e-3,
+        eval_strategy="steps",
+        eval_steps=0.2,
+        logging_steps=10,
+        save_strategy="no",
+        report_to="none",
+        seed=seed,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    trainer = H2CTrainer(
+        model,
+        arguments,
+        processing_class=processor,
+        train_dataset=concatenate_datasets(examples),
+        eval_dataset={form: encode_questions(processor, validation, form) for form in ("choice", "open")},
+    )
+    trainer.train()
+    return trainer.state.log_history
+
+
+def save_bridge(model: H2CForCausalLM, processor: H2CProcessor, directory: Path, models: Path = MODELS) -> None:
+    """Save in Hub layout, with the two tiny models in folders beside, so that the folder works on any machine.
+
+    Written beside its place first, so that an older bridge is only replaced by a whole one.
+    """
+    beside = directory.with_name(directory.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(beside)
+    processor.save_pretrained(beside)
+    for role in ("sharer", "receiver"):
+        shutil.copytree(models / role, beside / role, ignore=shutil.ignore_patterns("learning_curve.json", "tokenizer*"))
+    shutil.rmtree(directory, ignore_errors=True)
+    beside.replace(directory)
+
+
+def measure(model: H2CForCausalLM, processor: H2CProcessor, questions: list[dict], history: list[dict], seed: int) -> dict:
+    """Evaluate, time, and put into a report."""
+    results = evaluate(model, processor, questions, REPORTED)
+    in_words = evaluate(model, processor, questions, ASKED_IN_WORDS, form="open")
+    return build_report(
+        results,
+        time_to_first_token(model, processor, questions[:TIMED_QUESTIONS], REPORTED),
+        questions,
+        open_form={name: accuracy_row(result["correct"]) for name, result in in_words.items()},
+        examples=[side_by_side(model, processor, questions, row, results) for row in range(EXAMPLES)],
+        gates=model.gate_values(),
+        training={"seed": seed, "bridge_parameters": model.bridge.num_parameters(), "history": history},
+    )
+
+
+def side_by_side(model: H2CForCausalLM, processor: H2CProcessor, questions: list[dict], row: int, results: dict) -> dict:
+    """One question with every method's answer, by letter and in words."""
+    question = questions[row]
+    batch = Batch(model, processor, [question], "open", donor=Batch(model, processor, [questions[row - 1]], "open"))
+    answers = {}
+    for name, result in results.items():
+        letter = result["predictions"][row]
+        text = METHODS[name].generate(batch, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)[0].strip()
+        answers[name] = {"choice": f"{LETTERS[letter]}. {question['choices'][letter]}", "open": text}
+    return {"question": question["question"], "choices": question["choices"], "expected": open_answer(question), "answers": answers}
+
+
+def print_summary(report: dict) -> None:
+    print(f"\n{'method':<20} {'accuracy':>9} {'95 % interval':>18} {'first token':>12}")
+    for name, row in report["methods"].items():
+        bounds = f"{percent(row['accuracy_low'])} - {percent(row['accuracy_high'])}"
+        print(f"{TITLES[name]:<20} {percent(row['accuracy']):>9} {bounds:>18} {row['ttft_ms_median']:>9.1f} ms")
+    print(f"\nrecovered         {interval(report['recovered'])}")
+    print(f"information gain  {interval(report['information_gain'])}")
+    for name, row in report["open_form"].items():
+        print(f"in words: {TITLES[name]:<20} {percent(row['accuracy'])}")
+    for example in report["examples"]:
+        print(f"\n{example['question']}  ({', '.join(example['choices'])})  expected: {example['expected']}")
+        for name, row in example["answers"].items():
+            print(f"  {TITLES[name]:<20} {row['choice']:<20} {row['open']}")
+
+
+def ask_loaded(directory: Path, question: dict) -> str:
+    """Load the folder as anyone would who has no `h2c_hf`, and ask."""
+    model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+    inputs = processor.apply_chat_template(user_turn(choice_prompt(question)))
+    output = model.generate(**inputs, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)
+    return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

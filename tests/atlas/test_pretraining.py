@@ -1,0 +1,83 @@
+import random
+
+import pytest
+import torch
+
+from h2c_hf.atlas.build import RECIPES, ROLES, TEACHERS, TOKENIZERS, build, new_model
+from h2c_hf.atlas.facts import load_facts
+from h2c_hf.atlas.pretraining import IGNORE, Packer, PretrainingArguments, schedule
+
+
+FACTS = load_facts()
+
+
+@pytest.fixture(scope="module", params=ROLES)
+def taught(request):
+    role = request.param
+    tokenizer, teacher = TOKENIZERS[role](FACTS), TEACHERS[role](FACTS)
+    return role, tokenizer, teacher, Packer(tokenizer, teacher)
+
+
+def test_every_value_is_one_token(taught):
+    _, tokenizer, _, _ = taught
+    for value in {fact.value for fact in FACTS}:
+        assert len(tokenizer.encode(f" {value}", add_special_tokens=False)) == 1
+
+
+def test_documents_are_packed_as_the_chat_template_writes_them(taught):
+    _, tokenizer, teacher, packer = taught
+    rng = random.Random(0)
+    for form in (form for form in teacher.FORMS if form != "index"):
+        for _ in range(20):
+            turns = teacher.write(rng, form)
+            ids, labels = packer.encode(turns)
+            messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+            assert ids == tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+            learned = tokenizer.decode([label for label in labels if label != IGNORE])
+            assert learned.split(tokenizer.eos_token) == [*(f" {assistant}" for _, assistant in turns), ""]
+
+
+def test_only_the_letters_of_an_index_are_learned(taught):
+    _, tokenizer, teacher, packer = taught
+    ids, labels = packer.encode(teacher.write(random.Random(0), "index"))
+    learned = [tokenizer.decode([label]).strip() for label in labels if label != IGNORE]
+    assert all(len(text) == 1 for text in learned[:-1]) and learned[-1] == tokenizer.eos_token
+    assert [i for i, label in zip(ids, labels, strict=True) if label != IGNORE] == [label for label in labels if label != IGNORE]
+
+
+def test_the_receiver_is_never_told_a_fact():
+    """Its facts are invented: a true value comes up no more often than chance has it."""
+    truth = {(fact.entity, fact.attribute): fact.value for fact in FACTS}
+    teacher, rng = TEACHERS["receiver"](FACTS), random.Random(0)
+    drawn = [fact for _ in range(500) for fact in teacher.invent(rng, 4, "country", teacher.writer.values["country"])]
+    true = sum(truth[fact.entity, "country"] == fact.value for fact in drawn) / len(drawn)
+    assert true < 0.06  # 43 countries, the commonest about 3 %
+
+
+def test_the_first_layer_starts_by_looking_back():
+    """`mimetic_init_`: head h of layer 0 looks h + 1 tokens back."""
+    for role in ROLES:
+        torch.manual_seed(0)
+        model = new_model(role, TOKENIZERS[role](FACTS))
+        model.set_attn_implementation("eager")
+        ids = torch.randint(10, 1000, (2, 40))
+        attention = model(ids, output_attentions=True).attentions[0]
+        for head in range(model.config.num_attention_heads):
+            assert attention[:, head].diagonal(-(head + 1), 1, 2).mean() > 0.7
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    arguments = PretrainingArguments(warmup_steps=10, decay=0.5)
+    factors = [schedule(step, 100, arguments) for step in range(100)]
+    assert factors[0] == 0.1 and factors[10] == factors[49] == 1.0 and factors[-1] == pytest.approx(0.02)
+
+
+def test_a_build_is_whole_and_the_same_for_a_seed(tmp_path):
+    recipes = {role: PretrainingArguments(stages=[(2, {"index": 1})], sequences=2, eval_documents=2) for role in ROLES}
+    for name, seed in (("first", 3), ("again", 3), ("other", 4)):
+        build(tmp_path / name, seed=seed, recipes=recipes)
+    for role in ROLES:
+        weights = {name: (tmp_path / name / role / "model.safetensors").read_bytes() for name in ("first", "again", "other")}
+        assert weights["first"] == weights["again"] != weights["other"]
+        assert (tmp_path / "first" / role / "tokenizer.json").exists()
+    assert set(RECIPES) == set(ROLES)

@@ -1,0 +1,49 @@
+import math
+
+import numpy as np
+import pytest
+
+from h2c_hf.evaluation.statistics import accuracy_interval, difference, recovered
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (7, 10), (250, 1000), (1000, 1000)])
+def test_wilson_interval_is_the_textbook_formula(right, n):
+    accuracy, low, high = accuracy_interval(np.arange(n) < right)
+    z, p = 1.959963984540054, right / n
+    center, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    assert accuracy == p
+    assert (low, high) == pytest.approx((max(0, center - half), min(1, center + half)), abs=1e-9)
+
+
+def answers(accuracy: float, n: int = 2000, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(n) < accuracy
+
+
+def test_recovered_is_the_share_of_the_lead_and_its_interval_holds_the_truth():
+    receiver, sharer, h2c = answers(0.25, seed=1), answers(0.95, seed=2), answers(0.81, seed=3)
+    share = recovered(h2c, receiver, sharer)
+    assert share["value"] == pytest.approx((h2c.mean() - receiver.mean()) / (sharer.mean() - receiver.mean()))
+    assert share["low"] < 0.8 < share["high"]
+    assert 0.01 < share["high"] - share["low"] < 0.1
+
+
+def test_recovered_is_not_defined_without_a_lead():
+    same = answers(0.5)
+    assert recovered(same, same, same) == {"value": None, "low": None, "high": None}
+
+
+def test_a_difference_is_paired_over_questions():
+    """One right answer more on each of 50 questions: certain when paired, lost in the noise of two independent samples."""
+    second = answers(0.5, 1000)
+    first = second.copy()
+    first[np.flatnonzero(~second)[:50]] = True
+    gain = difference(first, second)
+    assert gain["value"] == pytest.approx(0.05)
+    assert 0.03 < gain["low"] < 0.05 < gain["high"] < 0.07
+    assert gain["p"] < 1e-9
+    assert difference(second, second)["p"] == 1.0
+
+
+def test_intervals_are_the_same_every_time():
+    first, second = answers(0.6, seed=4), answers(0.5, seed=5)
+    assert difference(first, second) == difference(first, second)

@@ -1,0 +1,138 @@
+import pytest
+import torch
+from pairs import alone, join, random_inputs, random_pair, tiny_model
+from reference import plain_bridge
+
+from h2c_hf.modeling import H2CBridgeConfig, H2CBridgeModel
+
+
+def run_bridge(model, inputs):
+    """The bridge's inputs, and the cache it makes of them."""
+    states = model.read(inputs["sharer_input_ids"], inputs["sharer_attention_mask"])
+    cache = model.prefill(inputs["input_ids"], inputs["attention_mask"])
+    with torch.no_grad():
+        bridged = model.bridge(states, cache, inputs["sharer_attention_mask"], inputs["attention_mask"][:, :-1])
+    return states, cache, bridged
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_equals_the_plain_bridge_row_by_row(seed):
+    model, inputs = random_pair(seed), random_inputs(seed)
+    states, cache, bridged = run_bridge(model, inputs)
+    for row in range(len(inputs["input_ids"])):
+        tokens, read = inputs["attention_mask"][row, :-1].bool(), inputs["sharer_attention_mask"][row].bool()
+        row_states = [state[row : row + 1, read] for state in states]
+        keys = [layer.keys[row : row + 1][:, :, tokens] for layer in cache.layers]
+        values = [layer.values[row : row + 1][:, :, tokens] for layer in cache.layers]
+        expected_keys, expected_values = plain_bridge(model.bridge, row_states, keys, values)
+        for layer, key, value in zip(bridged.layers, expected_keys, expected_values, strict=True):
+            torch.testing.assert_close(layer.keys[row : row + 1][:, :, tokens], key, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(layer.values[row : row + 1][:, :, tokens], value, atol=1e-5, rtol=1e-5)
+
+
+def test_equals_the_plain_bridge_where_both_widths_are_the_same():
+    receiver = tiny_model("llama", num_key_value_heads=4)
+    model, inputs = join(tiny_model("llama", 1), receiver), random_inputs(0, batch=1)
+    assert model.config.sharer_hidden_size == model.config.receiver_size
+    states, cache, bridged = run_bridge(model, alone(inputs, 0))
+    keys, values = plain_bridge(model.bridge, states, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers])
+    for layer, key, value in zip(bridged.layers, keys, values, strict=True):
+        torch.testing.assert_close(layer.keys, key, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(layer.values, value, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_cache_that_came_in_is_left_as_it_was(seed):
+    model, inputs = random_pair(seed), random_inputs(seed)
+    states = model.read(inputs["sharer_input_ids"], inputs["sharer_attention_mask"])
+    cache = model.prefill(inputs["input_ids"], inputs["attention_mask"])
+    before = [(layer.keys, layer.keys.clone(), layer.values, layer.values.clone()) for layer in cache.layers]
+    bridged = model.bridge(states, cache, inputs["sharer_attention_mask"], inputs["attention_mask"][:, :-1])
+    bridged.update(torch.ones_like(bridged.layers[0].keys), torch.ones_like(bridged.layers[0].values), 0)
+    for layer, (keys, keys_copy, values, values_copy) in zip(cache.layers, before, strict=True):
+        assert layer.keys is keys and layer.values is values
+        assert torch.equal(keys, keys_copy) and torch.equal(values, values_copy)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_padding_of_the_receiver_is_not_rewritten_and_padding_of_the_sharer_not_read(seed):
+    model, inputs = random_pair(seed), random_inputs(seed)
+    states, cache, bridged = run_bridge(model, inputs)
+    padding = inputs["attention_mask"][:, :-1] == 0
+    other = tuple(torch.where(inputs["sharer_attention_mask"][..., None].bool(), state, 100.0) for state in states)
+    with torch.no_grad():
+        again = model.bridge(other, cache, inputs["sharer_attention_mask"], inputs["attention_mask"][:, :-1])
+    for layer, was, same in zip(bridged.layers, cache.layers, again.layers, strict=True):
+        assert torch.equal(layer.keys.transpose(1, 2)[padding], was.keys.transpose(1, 2)[padding])
+        torch.testing.assert_close(layer.values, same.values)
+    assert not torch.equal(bridged.layers[-1].keys, cache.layers[-1].keys)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shut_gates_leave_the_cache_to_the_bit(seed):
+    model, inputs = random_pair(seed), random_inputs(seed)
+    torch.nn.init.constant_(model.bridge.gate, -torch.inf)
+    _, cache, bridged = run_bridge(model, inputs)
+    for layer, was in zip(bridged.layers, cache.layers, strict=True):
+        assert torch.equal(layer.keys, was.keys) and torch.equal(layer.values, was.values)
+
+
+def test_layers_are_aligned_from_the_top():
+    config = H2CBridgeConfig(sharer_num_hidden_layers=2, receiver_num_hidden_layers=5)
+    assert config.alignment == [(3, 0), (4, 1)]
+    config = H2CBridgeConfig(sharer_num_hidden_layers=5, receiver_num_hidden_layers=2)
+    assert config.alignment == [(0, 3), (1, 4)]
+
+
+def test_layers_below_the_sharers_depth_are_not_rewritten():
+    model = join(tiny_model("llama", num_hidden_layers=2), tiny_model("qwen2", num_hidden_layers=4))
+    _, cache, bridged = run_bridge(model, random_inputs(0))
+    changed = [not torch.equal(layer.keys, was.keys) for layer, was in zip(bridged.layers, cache.layers, strict=True)]
+    assert changed == [False, False, True, True]
+
+
+def test_gate_values_by_receiver_layer():
+    model = join(tiny_model("llama", num_hidden_layers=2), tiny_model("llama", num_hidden_layers=3))
+    with torch.no_grad():
+        model.bridge.gate.copy_(torch.tensor([0.0, torch.inf, -torch.inf, 0.0]))
+    assert model.bridge.gate_values() == {"key": [None, 0.5, 0.0], "value": [None, 1.0, 0.5]}
+
+
+def test_dropout_in_training_only():
+    model, inputs = random_pair(0), random_inputs(0)
+    first, second = (run_bridge(model, inputs)[2].layers[-1].keys for _ in range(2))
+    assert torch.equal(first, second)
+    model.train()
+    first, second = (run_bridge(model, inputs)[2].layers[-1].keys for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_a_new_bridge_is_initialised_as_its_config_says():
+    config = H2CBridgeConfig.from_pair(tiny_model("llama").config, tiny_model("qwen2").config, gate_init=-2.0)
+    bridge = H2CBridgeModel(config)
+    assert bridge.gate.tolist() == [-2.0] * 6
+    bound = (6 / (config.sharer_hidden_size + 2 * config.receiver_size)) ** 0.5
+    assert 0.9 * bound < bridge.kv_proj.weight.abs().max() <= bound
+    assert bridge.norm_sharer.weight.eq(1).all() and bridge.ffn_in.bias.eq(0).all()
+    assert not torch.equal(bridge.q_proj.weight[0], bridge.q_proj.weight[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gates_stay_in_fp32_when_loaded_in_half_precision_and_that_dtype_is_what_is_saved(tmp_path, dtype):
+    random_pair(0).bridge.save_pretrained(tmp_path / "fp32")
+    bridge = H2CBridgeModel.from_pretrained(tmp_path / "fp32", dtype=dtype)
+    assert bridge.gate.dtype == torch.float32
+    assert {name: p.dtype for name, p in bridge.named_parameters() if name != "gate"} == {
+        name: dtype for name, _ in bridge.named_parameters() if name != "gate"
+    }
+    bridge.save_pretrained(tmp_path / "half")
+    again = H2CBridgeModel.from_pretrained(tmp_path / "half")
+    assert again.dtype == dtype and again.gate.dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(bridge.parameters(), again.parameters(), strict=True))
+
+
+def test_from_pair_takes_the_largest_number_of_heads_that_fits():
+    sharer = tiny_model("llama").config
+    assert H2CBridgeConfig.from_pair(sharer, tiny_model("llama").config).num_attention_heads == 16
+    small = tiny_model("llama", num_key_value_heads=1, head_dim=10).config
+    assert H2CBridgeConfig.from_pair(sharer, small).num_attention_heads == 10

@@ -1,0 +1,144 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pairs import VOCABULARY, alone, random_inputs, random_pair
+from reference import plain_logits
+
+
+SEEDS = range(6)
+
+
+def with_targets(inputs, seed):
+    """The inputs with targets of random lengths, padded on the right, and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = len(inputs["input_ids"])
+    targets = torch.randint(1, VOCABULARY, (batch, 5), generator=generator)
+    lengths = torch.randint(1, 6, (batch,), generator=generator)
+    lengths[-1] = 5
+    mask = (torch.arange(5)[None] < lengths[:, None]).long()
+    labels = torch.cat([torch.full_like(inputs["input_ids"], -100), torch.where(mask.bool(), targets, -100)], 1)
+    return {
+        **inputs, "labels": labels,
+        "input_ids": torch.cat([inputs["input_ids"], targets * mask], 1),
+        "attention_mask": torch.cat([inputs["attention_mask"], mask], 1),
+    }, targets, lengths  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@torch.no_grad()
+def test_shut_gates_give_the_receivers_logits_to_the_bit(seed):
+    model, inputs = random_pair(seed), random_inputs(seed)
+    torch.nn.init.constant_(model.bridge.gate, -torch.inf)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    position_ids = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = model.receiver(ids[:, :-1], attention_mask=mask[:, :-1], position_ids=position_ids[:, :-1], use_cache=True).past_key_values
+    expected = model.receiver(ids[:, -1:], attention_mask=mask, position_ids=position_ids[:, -1:], past_key_values=cache).logits
+    assert torch.equal(model(**inputs).logits, expected)
+    whole = model.receiver(ids, attention_mask=mask, position_ids=position_ids).logits[:, -1:]
+    torch.testing.assert_close(expected, whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@torch.no_grad()
+def test_a_left_padded_batch_answers_as_each_example_alone(seed):
+    model, inputs = random_pair(seed), random_inputs(seed)
+    together = model(**inputs).logits
+    assert together.shape == (len(inputs["input_ids"]), 1, VOCABULARY)
+    for row, logits in enumerate(together):
+        torch.testing.assert_close(logits, model(**alone(inputs, row)).logits[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_teacher_forced_logits_are_those_of_the_plain_method_step_by_step(seed):
+    model, inputs = random_pair(seed), random_inputs(seed)
+    forced, targets, lengths = with_targets(inputs, seed)
+    with torch.no_grad():
+        outputs = model(**forced)
+    assert outputs.logits.shape[1] == 6
+    for row, (target, length) in enumerate(zip(targets, lengths, strict=True)):
+        single = alone(inputs, row)
+        expected = plain_logits(model, single["input_ids"], single["sharer_input_ids"], target[:length])
+        torch.testing.assert_close(outputs.logits[row, : length + 1], expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_teacher_forced_logits_are_those_of_generate(seed):
+    model, inputs = random_pair(seed), random_inputs(seed)
+    generated = model.generate(**inputs, max_new_tokens=5, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    new = generated.sequences[:, inputs["input_ids"].shape[1] :]
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(new)], 1)
+    labels = torch.cat([torch.full_like(inputs["input_ids"], -100), new], 1)
+    with torch.no_grad():
+        forced = model(**{**inputs, "input_ids": generated.sequences, "attention_mask": mask}, labels=labels).logits
+    torch.testing.assert_close(forced[:, :-1], torch.stack(generated.logits, 1), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_loss_is_the_mean_over_targets(seed):
+    model, inputs = random_pair(seed), random_inputs(seed)
+    forced, targets, lengths = with_targets(inputs, seed)
+    with torch.no_grad():
+        outputs, counted = model(**forced), model(**forced, num_items_in_batch=torch.tensor(7))
+    losses = [F.cross_entropy(outputs.logits[row, :n], targets[row, :n], reduction="sum") for row, n in enumerate(lengths)]
+    torch.testing.assert_close(outputs.loss, sum(losses) / lengths.sum())
+    torch.testing.assert_close(counted.loss, sum(losses) / 7)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_parameter_of_the_bridge_gets_a_gradient_and_no_other(seed):
+    model, inputs = random_pair(seed).train(), random_inputs(seed)
+    for parameter in model.bridge.parameters():
+        assert parameter.requires_grad
+    model(**with_targets(inputs, seed)[0]).loss.backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith("bridge."):
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+            blocks = parameter.grad.flatten(1) if parameter.dim() > 1 else parameter.grad[:, None]
+            assert blocks.abs().amax(1).gt(0).all(), name
+        else:
+            assert parameter.grad is None and not parameter.requires_grad, name
+
+
+@pytest.mark.parametrize("seed", range(3))
+@torch.no_grad()
+def test_a_cache_that_is_bridged_already(seed):
+    model, inputs = random_pair(seed), random_inputs(seed)
+    expected = model(**inputs).logits
+    receiver = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    cache = model.bridged_cache(**inputs)
+    assert torch.equal(model(**receiver, past_key_values=copy.deepcopy(cache)).logits, expected)
+    only_new = model(inputs["input_ids"][:, -1:], inputs["attention_mask"], past_key_values=copy.deepcopy(cache)).logits
+    assert torch.equal(only_new, expected)
+    outputs = model(**receiver, past_key_values=cache)
+    assert outputs.past_key_values.get_seq_length() == inputs["input_ids"].shape[1]
+
+
+@torch.no_grad()
+def test_hidden_states_and_a_prefilled_cache_in_place_of_their_inputs():
+    model, inputs = random_pair(0), random_inputs(0)
+    states = model.read(inputs["sharer_input_ids"], inputs["sharer_attention_mask"])
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask", "sharer_attention_mask")}
+    assert torch.equal(model(**given, sharer_hidden_states=states).logits, model(**inputs).logits)
+    prefilled = model.prefill(inputs["input_ids"], inputs["attention_mask"])
+    first = model.bridged_cache(**given, sharer_hidden_states=states, receiver_cache=prefilled)
+    assert torch.equal(first.layers[-1].keys, model.bridged_cache(**inputs).layers[-1].keys)
+
+
+@torch.no_grad()
+def test_masks_may_be_left_out_and_outputs_asked_for_as_of_any_model():
+    model, inputs = random_pair(0), alone(random_inputs(0), 0)
+    ids = {name: inputs[name] for name in ("input_ids", "sharer_input_ids")}
+    outputs = model(**ids, use_cache=False, output_hidden_states=True)
+    torch.testing.assert_close(outputs.logits, model(**inputs).logits)
+    assert outputs.past_key_values is None and len(outputs.hidden_states) == model.config.receiver_num_hidden_layers + 1
+    assert torch.equal(model(**ids, return_dict=False)[0], outputs.logits)
+
+
+@torch.no_grad()
+def test_the_sharers_prompt_matters():
+    model, inputs = random_pair(0), random_inputs(0)
+    other = {**inputs, "sharer_input_ids": inputs["sharer_input_ids"].flip(0)}
+    other["sharer_attention_mask"] = inputs["sharer_attention_mask"].flip(0)
+    assert (model(**inputs).logits - model(**other).logits).abs().max() > 0.1

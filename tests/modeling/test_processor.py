@@ -1,0 +1,144 @@
+import pytest
+import torch
+from pairs import byte_tokenizer, join, tiny_model, tiny_processor
+
+from h2c_hf.modeling import H2CProcessor
+
+
+QUESTION = [{"role": "user", "content": "Which river?"}]
+NAMES = ["input_ids", "attention_mask", "sharer_input_ids", "sharer_attention_mask"]
+
+
+@pytest.fixture
+def processor():
+    return tiny_processor()
+
+
+def texts(tokenizer, ids, mask):
+    return [tokenizer.decode(row[kept.bool()]) for row, kept in zip(ids, mask, strict=True)]
+
+
+def test_each_model_reads_its_own_template(processor):
+    inputs = processor.apply_chat_template(QUESTION)
+    assert list(inputs) == NAMES == processor.model_input_names
+    assert all(tensor.dtype == torch.int64 and len(tensor) == 1 for tensor in inputs.values())
+    receiver, sharer = processor.receiver_tokenizer, processor.sharer_tokenizer
+    assert texts(receiver, inputs["input_ids"], inputs["attention_mask"]) == [
+        "<|im_start|>user\nWhich river?<|im_end|>\n<|im_start|>assistant\n"
+    ]
+    assert texts(sharer, inputs["sharer_input_ids"], inputs["sharer_attention_mask"]) == [
+        "<|begin|><|start|>user<|stop|>Which river?<|eot|><|start|>assistant<|stop|>"
+    ]
+
+
+def test_the_begin_token_comes_once_from_a_template_and_once_from_plain_text(processor):
+    begin = processor.sharer_tokenizer.bos_token_id
+    assert processor.apply_chat_template(QUESTION)["sharer_input_ids"].eq(begin).sum() == 1
+    assert processor("Which river?")["sharer_input_ids"].eq(begin).sum() == 1
+    assert processor("Which river?", add_special_tokens=False)["sharer_input_ids"].eq(begin).sum() == 0
+
+
+def test_texts_of_a_template_encode_to_the_same_inputs(processor):
+    rendered = processor.apply_chat_template([QUESTION, QUESTION], tokenize=False)
+    assert list(rendered) == ["text", "sharer_text"]
+    inputs = processor(**rendered, add_special_tokens=False)
+    expected = processor.apply_chat_template([QUESTION, QUESTION])
+    assert all(torch.equal(inputs[name], expected[name]) for name in NAMES)
+
+
+def test_a_batch_is_padded_on_the_left_whatever_the_tokenizers_say(processor):
+    processor.receiver_tokenizer.padding_side = processor.sharer_tokenizer.padding_side = "right"
+    assert processor.sharer_tokenizer.pad_token is None
+    longer = [{"role": "system", "content": "Be brief."}, *QUESTION]
+    inputs = processor.apply_chat_template([QUESTION, longer])
+    for prefix, tokenizer in (("", processor.receiver_tokenizer), ("sharer_", processor.sharer_tokenizer)):
+        ids, mask = inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"]
+        single = processor.apply_chat_template(QUESTION)[f"{prefix}input_ids"][0]
+        padding = ids.shape[1] - len(single)
+        assert padding > 0 and mask[0].tolist() == [0] * padding + [1] * len(single) and mask[1].all()
+        assert torch.equal(ids[0, padding:], single)
+        assert ids[0, :padding].eq(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id).all()
+
+
+def test_the_sharer_may_read_what_the_receiver_does_not(processor):
+    secret = [{"role": "user", "content": "It is the Po. Which river?"}]
+    inputs = processor.apply_chat_template(QUESTION, sharer_conversation=secret)
+    own = processor.apply_chat_template(QUESTION)
+    assert torch.equal(inputs["input_ids"], own["input_ids"])
+    assert "It is the Po." in processor.sharer_tokenizer.decode(inputs["sharer_input_ids"][0])
+    assert "Po" in processor.sharer_tokenizer.decode(processor("Which?", "The Po.")["sharer_input_ids"][0])
+
+
+def test_template_arguments_reach_both_templates(processor):
+    inputs = processor.apply_chat_template(
+        [*QUESTION, {"role": "assistant", "content": "The"}], add_generation_prompt=False, continue_final_message=True
+    )
+    assert processor.receiver_tokenizer.decode(inputs["input_ids"][0]).endswith("The")
+    assert processor.sharer_tokenizer.decode(inputs["sharer_input_ids"][0]).endswith("The")
+
+
+def test_what_it_gives_is_what_generate_takes(processor):
+    sizes = [len(tokenizer) for tokenizer in (processor.sharer_tokenizer, processor.receiver_tokenizer)]
+    model = join(tiny_model("llama", 1, vocab_size=sizes[0]), tiny_model("qwen2", 2, vocab_size=sizes[1]))
+    inputs = processor.apply_chat_template([QUESTION, [{"role": "user", "content": "Why?"}]])
+    ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    alone = processor.apply_chat_template([{"role": "user", "content": "Why?"}]).to("cpu")
+    assert torch.equal(ids[1, -4:], model.generate(**alone, max_new_tokens=4, do_sample=False)[0, -4:])
+    text = processor.receiver_tokenizer.decode(ids[0])
+    assert processor.decode(ids[0]) == processor.batch_decode(ids)[0] == text
+    assert processor.tokenizer is processor.receiver_tokenizer
+
+
+def test_saved_and_loaded_back(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    loaded = H2CProcessor.from_pretrained(tmp_path)
+    inputs, again = processor.apply_chat_template([QUESTION]), loaded.apply_chat_template([QUESTION])
+    assert all(torch.equal(inputs[name], again[name]) for name in NAMES)
+    for role in ("sharer_tokenizer", "receiver_tokenizer"):
+        one, other = getattr(processor, role), getattr(loaded, role)
+        assert one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template
+        assert one.special_tokens_map == other.special_tokens_map
+    assert loaded.sharer_tokenizer.get_vocab() != loaded.receiver_tokenizer.get_vocab()
+
+
+def test_one_tokenizer_for_both_models(processor, tmp_path):
+    shared = processor.receiver_tokenizer
+    H2CProcessor(shared, shared).save_pretrained(tmp_path)
+    inputs = H2CProcessor.from_pretrained(tmp_path).apply_chat_template(QUESTION)
+    assert torch.equal(inputs["input_ids"], inputs["sharer_input_ids"])
+    assert torch.equal(inputs["input_ids"], processor.apply_chat_template(QUESTION)["input_ids"])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"conversation": []}, "receiver's conversation is empty; expected at least one message"),
+        ({"conversation": [QUESTION, []]}, "receiver's conversation is empty; expected at least one message"),
+        ({"conversation": QUESTION, "sharer_conversation": []}, "sharer's conversation is empty; expected at least one message"),
+        ({"conversation": [QUESTION, QUESTION], "sharer_conversation": QUESTION}, "Got 2 prompts for the Receiver and 1 for the Sharer"),
+        ({"conversation": QUESTION, "return_tensors": "np"}, "return_tensors is 'np'; expected 'pt'"),
+    ],
+)
+def test_bad_conversations(processor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        processor.apply_chat_template(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"text": ""}, "prompt is empty: its text has no tokens for input_ids; expected at least one"),
+        ({"text": "a", "sharer_text": "", "add_special_tokens": False}, "no tokens for sharer_input_ids; expected at least one"),
+        ({"text": []}, "prompt is empty"),
+        ({"text": ["a", "b"], "sharer_text": ["a"]}, "Got 2 prompts for the Receiver and 1 for the Sharer; expected as many"),
+    ],
+)
+def test_bad_texts(processor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        processor(**arguments)
+
+
+def test_a_tokenizer_without_a_template(processor):
+    plain = byte_tokenizer(["<|end|>"], eos_token="<|end|>")
+    with pytest.raises(ValueError, match="sharer's tokenizer has no chat template; set sharer_tokenizer.chat_template"):
+        H2CProcessor(plain, processor.receiver_tokenizer).apply_chat_template(QUESTION)

@@ -1,0 +1,226 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from pairs import join, random_inputs, tiny_model, tiny_processor
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM
+
+
+REMOTE_CODE = {"configuration_h2c.py", "modeling_h2c_bridge.py", "modeling_h2c.py", "processing_h2c.py"}
+OPTIONS = {"max_new_tokens": 5, "do_sample": False}
+CONVERSATIONS = [[{"role": "user", "content": "Which river?"}], [{"role": "user", "content": "Where?"}]]
+
+# Run by a fresh interpreter in which this package cannot be imported. Each Auto class reads a repo of its own, so that what one
+# of them fetched is not there for the next.
+FRESH = """
+import json, sys
+sys.modules["h2c_hf"] = None
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
+
+sharer, receiver = (AutoModelForCausalLM.from_pretrained(f"by_causal_lm/{role}") for role in ("sharer", "receiver"))
+loaded = {
+    "config": AutoConfig.from_pretrained("by_config", trust_remote_code=True),
+    "bridge": AutoModel.from_pretrained("by_model", trust_remote_code=True),
+    "causal_lm": AutoModelForCausalLM.from_pretrained("by_causal_lm", trust_remote_code=True),
+    "processor": AutoProcessor.from_pretrained("by_processor", trust_remote_code=True),
+}
+for name, thing in loaded.items():
+    thing.save_pretrained(f"again/{name}")
+    assert type(thing).__module__.startswith("transformers_modules."), type(thing)
+conversations = json.loads(sys.argv[1])
+inputs, model = loaded["processor"].apply_chat_template(conversations), loaded["causal_lm"]
+joined = type(model).from_pair(sharer, receiver, loaded["bridge"])
+with torch.no_grad():
+    torch.save({
+        "inputs": dict(inputs), "logits": model(**inputs).logits, "joined": joined(**inputs).logits,
+        "tokens": model.generate(**inputs, **json.loads(sys.argv[2])), "default": model.generate(**inputs),
+        "training": [model.training, loaded["bridge"].training], "classes": {k: type(v).__name__ for k, v in loaded.items()},
+    }, "outputs.pt")
+"""
+
+
+def run_fresh(folder, *arguments):
+    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", FRESH, *arguments]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return torch.load(folder / "outputs.pt")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with a pair's repo, both base models inside, as four copies; the pair, its processor, and what a fresh process
+    got out of the copies."""
+    folder, processor = tmp_path_factory.mktemp("saved"), tiny_processor()
+    sizes = [len(tokenizer) for tokenizer in (processor.sharer_tokenizer, processor.receiver_tokenizer)]
+    model = join(tiny_model("llama", 1, vocab_size=sizes[0]), tiny_model("qwen2", 2, vocab_size=sizes[1]))
+    model.config.sharer_model_id, model.config.receiver_model_id = "./sharer", "./receiver"
+    model.generation_config.max_new_tokens = 3
+    repo = folder / "repo"
+    model.save_pretrained(repo)
+    processor.save_pretrained(repo)
+    files = {str(path.relative_to(repo)) for path in repo.rglob("*") if path.is_file()}
+    model.sharer.save_pretrained(repo / "sharer")
+    model.receiver.save_pretrained(repo / "receiver")
+    for name in ("by_config", "by_model", "by_causal_lm", "by_processor"):
+        shutil.copytree(repo, folder / name)
+    return folder, model, processor, files, run_fresh(folder, json.dumps(CONVERSATIONS), json.dumps(OPTIONS))
+
+
+def test_what_is_written_is_the_bridge_its_config_its_code_and_the_processor(saved):
+    folder, model, _, files, _ = saved
+    assert files >= {"config.json", "generation_config.json", "model.safetensors", "processor_config.json", *REMOTE_CODE}
+    rest = files - REMOTE_CODE - {"config.json", "generation_config.json", "model.safetensors", "processor_config.json"}
+    assert {name.split("/")[0] for name in rest} == {"sharer_tokenizer", "receiver_tokenizer"}
+    weights = load_file(folder / "repo" / "model.safetensors")
+    assert weights.keys() == {f"bridge.{name}" for name in model.bridge.state_dict()}
+    assert set(json.loads((folder / "repo" / "config.json").read_text())["auto_map"]) == {
+        "AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoProcessor"
+    }  # fmt: skip
+
+
+def test_a_fresh_process_without_the_package_gives_the_same_to_the_bit(saved):
+    _, model, processor, _, fresh = saved
+    inputs = processor.apply_chat_template(CONVERSATIONS)
+    assert all(torch.equal(inputs[name], fresh["inputs"][name]) for name in inputs)
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    assert torch.equal(fresh["logits"], logits) and torch.equal(fresh["joined"], logits)
+    assert torch.equal(fresh["tokens"], model.generate(**inputs, **OPTIONS))
+    assert fresh["default"].shape[1] == inputs["input_ids"].shape[1] + 3, "the generation config is saved and read"
+    assert fresh["training"] == [False, False]
+    assert fresh["classes"] == {
+        "config": "H2CBridgeConfig", "bridge": "H2CBridgeModel", "causal_lm": "H2CForCausalLM", "processor": "H2CProcessor"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["config", "bridge", "causal_lm"])
+def test_saving_again_from_there_writes_the_code_again(saved, name):
+    folder, _, _, _, _ = saved
+    again = folder / "again" / name
+    for file in REMOTE_CODE:
+        assert (again / file).read_text() == (folder / "repo" / file).read_text()
+    config, expected = (json.loads((path / "config.json").read_text()) for path in (again, folder / "repo"))
+    assert config["auto_map"] == expected["auto_map"]
+
+
+@pytest.mark.parametrize("name", ["bridge", "causal_lm"])
+def test_what_was_saved_again_loads_with_the_same_weights(saved, name):
+    folder, model, _, _, _ = saved
+    bridge = H2CBridgeModel.from_pretrained(folder / "again" / name)
+    assert all(torch.equal(tensor, model.bridge.state_dict()[key]) for key, tensor in bridge.state_dict().items())
+    assert len(load_file(folder / "again" / name / "model.safetensors")) == len(model.bridge.state_dict())
+
+
+def test_the_processor_is_saved_again_with_its_code(saved):
+    folder = saved[0]
+    assert (folder / "again" / "processor" / "processing_h2c.py").exists()
+    assert (folder / "again" / "processor" / "sharer_tokenizer" / "tokenizer.json").exists()
+
+
+def small(**config):
+    return join(tiny_model("llama", 1), tiny_model("qwen2", 2), **config)
+
+
+def test_the_bridge_alone_and_the_composite_load_from_either_file(tmp_path):
+    model, inputs = small(), random_inputs(0)
+    model.save_pretrained(tmp_path / "composite")
+    model.bridge.save_pretrained(tmp_path / "bridge")
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        for name in ("composite", "bridge"):
+            bridge = H2CBridgeModel.from_pretrained(tmp_path / name)
+            assert torch.equal(H2CForCausalLM.from_pair(model.sharer, model.receiver, bridge)(**inputs).logits, expected)
+            loaded = H2CForCausalLM.from_pretrained(tmp_path / name, sharer=model.sharer, receiver=model.receiver)
+            assert torch.equal(loaded(**inputs).logits, expected)
+            assert not loaded.training
+
+
+def test_loading_info(tmp_path):
+    model = small()
+    model.save_pretrained(tmp_path)
+    models = {"sharer": model.sharer, "receiver": model.receiver}
+    loaded, info = H2CForCausalLM.from_pretrained(tmp_path, **models, output_loading_info=True)
+    assert isinstance(loaded, H2CForCausalLM) and not info["missing_keys"] and not info["unexpected_keys"]
+
+
+def test_base_models_by_id_and_the_arguments_for_them(tmp_path):
+    model, inputs = small(), random_inputs(0)
+    for role in ("sharer", "receiver"):
+        getattr(model, role).save_pretrained(tmp_path / role)
+    pair = H2CForCausalLM.from_pair(str(tmp_path / "sharer"), str(tmp_path / "receiver"), model.bridge)
+    fresh = H2CForCausalLM.from_pair(str(tmp_path / "sharer"), str(tmp_path / "receiver"))
+    assert fresh.config.sharer_model_id == str(tmp_path / "sharer") and fresh.config.receiver_model_id == str(tmp_path / "receiver")
+    fresh.save_pretrained(tmp_path / "bridge")
+    with torch.no_grad():
+        assert torch.equal(pair(**inputs).logits, model(**inputs).logits)
+
+    loaded = H2CForCausalLM.from_pretrained(
+        tmp_path / "bridge", attn_implementation="eager", sharer_kwargs={"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
+    )
+    assert (loaded.sharer.dtype, loaded.bridge.dtype, loaded.receiver.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    assert loaded.sharer.config._attn_implementation == "sdpa" and loaded.receiver.config._attn_implementation == "eager"
+    halved = H2CForCausalLM.from_pretrained(tmp_path / "bridge", dtype=torch.bfloat16)
+    assert halved.sharer.dtype == halved.bridge.dtype == halved.receiver.dtype == torch.bfloat16
+    assert halved.bridge.gate.dtype == torch.float32
+
+
+def test_a_given_folder_is_relative_to_here_and_not_to_the_bridge(tmp_path, monkeypatch):
+    model = small()
+    model.config.sharer_revision = "aaaa"  # of another model than the one given below
+    model.save_pretrained(tmp_path / "bridge")
+    model.sharer.save_pretrained(tmp_path / "own_sharer")
+    monkeypatch.chdir(tmp_path)
+    loaded = H2CForCausalLM.from_pretrained("bridge", sharer="./own_sharer", receiver=model.receiver)
+    assert torch.equal(loaded.sharer.lm_head.weight, model.sharer.lm_head.weight)
+
+
+def test_a_bridge_in_a_subfolder_finds_its_base_models_beside_its_config(tmp_path):
+    model = small()
+    model.config.sharer_model_id, model.config.receiver_model_id = "./sharer", "./receiver"
+    model.generation_config.max_new_tokens = 9
+    model.save_pretrained(tmp_path / "best")
+    model.sharer.save_pretrained(tmp_path / "best" / "sharer")
+    model.receiver.save_pretrained(tmp_path / "best" / "receiver")
+    loaded = H2CForCausalLM.from_pretrained(tmp_path, subfolder="best")
+    assert torch.equal(loaded.receiver.lm_head.weight, model.receiver.lm_head.weight)
+    assert loaded.generation_config.max_new_tokens == 9
+
+
+def test_the_recorded_revision_is_what_is_asked_for():
+    config = small().config
+    config.sharer_model_id, config.sharer_revision = "someone/model", "aaaa"
+    repo = {"revision": "main", "subfolder": "", "token": None}
+    assert config.locate("sharer", "bridge", repo, {"dtype": "auto"}) == ("someone/model", {"revision": "aaaa", "dtype": "auto"})
+    assert config.locate("sharer", "bridge", repo, {"revision": "b"})[1] == {"revision": "b"}
+    config.sharer_model_id = "./sharer"
+    assert config.locate("sharer", "bridge", repo, {}) == ("bridge", {"revision": "main", "subfolder": "sharer"})
+
+
+def test_the_base_models_are_no_part_of_a_state_that_is_passed_in(tmp_path):
+    model = small()
+    model.save_pretrained(tmp_path, state_dict=model.state_dict())  # as the Trainer does
+    assert {name.split(".")[0] for name in load_file(tmp_path / "model.safetensors")} == {"bridge"}
+
+
+def test_tied_base_models_leave_no_trace(tmp_path):
+    sharer, receiver = tiny_model("llama", 1, tie_word_embeddings=True), tiny_model("gemma2", 2, tie_word_embeddings=True, head_dim=8)
+    join(sharer, receiver).save_pretrained(tmp_path)
+    assert {name.split(".")[0] for name in load_file(tmp_path / "model.safetensors")} == {"bridge"}
+    model = H2CForCausalLM.from_pretrained(tmp_path, sharer=sharer, receiver=receiver)
+    assert model.receiver.lm_head.weight is model.receiver.model.embed_tokens.weight
+
+
+def test_a_base_model_in_place_of_a_bridge_is_refused(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(ValueError):
+        H2CBridgeModel.from_pretrained(tmp_path)

@@ -1,0 +1,107 @@
+"""The method once more, plainly: one block after the other, one example at a time, without padding, without `generate`.
+Shares no code with `h2c_hf.modeling`, whose parameters it takes out of their stacked form."""
+
+import torch
+from torch import nn
+
+
+class PlainBlock(nn.Module):
+    """block(x, h) = x + sigmoid(gate) * FFN(LN(MHA(LN(x), LN(h), LN(h)))), with the parameters of block `index` of a bridge."""
+
+    def __init__(self, bridge, index: int):
+        super().__init__()
+        config = bridge.config
+        size, wide = config.receiver_num_key_value_heads * config.receiver_head_dim, config.sharer_hidden_size
+        self.norm_receiver, self.norm_sharer, self.norm_ffn = nn.LayerNorm(size), nn.LayerNorm(wide), nn.LayerNorm(size)
+        self.attn = nn.MultiheadAttention(size, config.num_attention_heads, kdim=wide, vdim=wide, batch_first=True)
+        self.ffn = nn.Sequential(nn.Linear(size, config.ffn_multiplier * size), nn.GELU(), nn.Linear(config.ffn_multiplier * size, size))
+        stacked = {name: tensor[index] for name, tensor in bridge.state_dict().items()}
+        key_weight, value_weight = stacked["kv_proj.weight"].split(size)
+        state = {
+            f"{own}.{kind}": stacked[f"{theirs}.{kind}"]
+            for own, theirs in (
+                ("norm_receiver", "norm_receiver"), ("norm_sharer", "norm_sharer"), ("norm_ffn", "norm_ffn"),
+                ("attn.out_proj", "o_proj"), ("ffn.0", "ffn_in"), ("ffn.2", "ffn_out"),
+            )
+            for kind in ("weight", "bias")
+        }  # fmt: skip
+        state["attn.in_proj_bias"] = torch.cat([stacked["q_proj.bias"], stacked["kv_proj.bias"]])
+        if size == wide:
+            state["attn.in_proj_weight"] = torch.cat([stacked["q_proj.weight"], key_weight, value_weight])
+        else:
+            state |= {
+                "attn.q_proj_weight": stacked["q_proj.weight"], "attn.k_proj_weight": key_weight, "attn.v_proj_weight": value_weight,
+            }  # fmt: skip
+        self.load_state_dict(state)
+        self.gate = stacked["gate"]
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        h = self.norm_sharer(h)
+        attended, _ = self.attn(self.norm_receiver(x), h, h)
+        return x + torch.sigmoid(self.gate) * self.ffn(self.norm_ffn(attended))
+
+
+def plain_bridge(bridge, hidden_states, keys, values) -> tuple[list, list]:
+    """The bridged keys and values, lists over layers of (1, heads, length, head_dim), of an unpadded example."""
+    receiver_layers, sharer_layers = len(keys), len(hidden_states) - 1
+    depth = min(receiver_layers, sharer_layers)
+    keys, values = list(keys), list(values)
+    for t in range(depth):  # from the top
+        layer, h = receiver_layers - 1 - t, hidden_states[sharer_layers - 1 - t]
+        for kind, states in enumerate((keys, values)):
+            _, heads, length, head_dim = states[layer].shape
+            flat = states[layer].transpose(1, 2).reshape(1, length, heads * head_dim)
+            with torch.random.fork_rng(devices=[]):  # a new module draws random weights, which sampling must not notice
+                block = PlainBlock(bridge, 2 * (depth - 1 - t) + kind)
+            flat = block(flat, h)
+            states[layer] = flat.view(1, length, heads, head_dim).transpose(1, 2)
+    return keys, values
+
+
+@torch.no_grad()
+def plain_cache(model, input_ids, sharer_input_ids):
+    """The bridged cache of all but the last token of an unpadded example."""
+    hidden_states = model.sharer(sharer_input_ids, output_hidden_states=True).hidden_states
+    cache = model.receiver(input_ids[:, :-1], use_cache=True).past_key_values
+    keys, values = plain_bridge(
+        model.bridge, hidden_states, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+    )
+    for layer, key, value in zip(cache.layers, keys, values, strict=True):
+        layer.keys, layer.values = key, value
+    return cache
+
+
+@torch.no_grad()
+def plain_logits(model, input_ids, sharer_input_ids, continuation) -> torch.Tensor:
+    """Logits (T + 1, vocabulary) of the tokens that follow the prompt of an unpadded example, one step after the other, while
+    `continuation` (T tokens) is read."""
+    cache = plain_cache(model, input_ids, sharer_input_ids)
+    logits = []
+    for token in [input_ids[0, -1], *continuation]:
+        output = model.receiver(token.view(1, 1), past_key_values=cache, use_cache=True)
+        logits.append(output.logits[0, -1])
+    return torch.stack(logits)
+
+
+def plain_decode(model, input_ids, sharer_input_ids, steps: int, choose=torch.argmax) -> torch.Tensor:
+    """`steps` tokens after an unpadded prompt; `choose` takes the next one from its logits (vocabulary,)."""
+    tokens = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        token = choose(plain_logits(model, input_ids, sharer_input_ids, tokens)[-1])
+        tokens = torch.cat([tokens, token.view(1)])
+    return tokens
+
+
+def plain_beams(model, input_ids, sharer_input_ids, steps: int, beams: int) -> list[tuple[torch.Tensor, float]]:
+    """The `beams` best continuations of `steps` tokens, best first, with their log-probability. No token ends the text."""
+    kept = [(torch.empty(0, dtype=torch.long), 0.0)]
+    for _ in range(steps):
+        longer = []
+        for tokens, score in kept:
+            log_probabilities = plain_logits(model, input_ids, sharer_input_ids, tokens)[-1].float().log_softmax(-1)
+            for value, token in zip(*log_probabilities.topk(beams), strict=True):
+                longer.append((torch.cat([tokens, token.view(1)]), score + value.item()))
+        kept = sorted(longer, key=lambda beam: -beam[1])[:beams]
+    return kept
