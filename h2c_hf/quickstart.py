@@ -23,11 +23,12 @@ from .visualization.figures import draw
 
 REPORTED = ["receiver", "text_to_text", "h2c", "sharer", "shuffled", "zeros"]
 ASKED_IN_WORDS = ["receiver", "h2c", "sharer", "shuffled"]
+EPOCHS = 2.0
 TIMED_QUESTIONS = 30
 EXAMPLES = 3
 
 
-def quickstart(output: str | Path = "outputs/quickstart", seed: int = 0) -> int:
+def quickstart(output: str | Path = "outputs/quickstart", seed: int = 0, epochs: float = EPOCHS) -> int:
     """Run everything and write `output`/{bridge/, report.json, report.md, figures/*.png}.
 
     Returns:
@@ -40,7 +41,7 @@ def quickstart(output: str | Path = "outputs/quickstart", seed: int = 0) -> int:
 
     print(f"Training a bridge of {model.bridge.num_parameters():,} parameters on Atlas; the base models stay as they are.")
     with tempfile.TemporaryDirectory() as directory:
-        history = train(model, processor, directory, seed)
+        history = train(model, processor, directory, seed, epochs)
     save_bridge(model, processor, output / "bridge")
 
     questions = atlas_questions("test")
@@ -70,13 +71,13 @@ def atlas_pair(models: Path = MODELS) -> tuple[H2CForCausalLM, H2CProcessor]:
     return model, H2CProcessor(*(AutoTokenizer.from_pretrained(models / role) for role in ("sharer", "receiver")))
 
 
-def train(model: H2CForCausalLM, processor: H2CProcessor, directory: str, seed: int) -> list[dict]:
+def train(model: H2CForCausalLM, processor: H2CProcessor, directory: str, seed: int, epochs: float) -> list[dict]:
     """Train the bridge on the train entities, in choice and in open form; returns the Trainer's log history."""
     train_questions, validation = atlas_questions("train", variants=4), atlas_questions("validation")
     examples = [encode_questions(processor, train_questions, form) for form in ("choice", "open")]
     arguments = H2CTrainingArguments(
         output_dir=directory,
-        num_train_epochs=2,
+        num_train_epochs=epochs,
         per_device_train_batch_size=64,
         per_device_eval_batch_size=128,
         learning_rate=3e-3,

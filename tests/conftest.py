@@ -6,10 +6,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from h2c_hf.modeling import H2CForCausalLM, H2CProcessor  # noqa: E402
+from h2c_hf.modeling import H2CForCausalLM, H2CProcessor
 
 
 ATLAS_BRIDGE = Path(__file__).parent.parent / "hub_configs" / "atlas"

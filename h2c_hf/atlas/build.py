@@ -28,15 +28,15 @@ RECIPES = {
     "sharer": PretrainingArguments(
         stages=[
             *LETTERS_FIRST,
-            (900, {"open": 0.9, "match": 0.1}),
-            (2500, {"open": 0.35, "quiz": 0.35, "choice": 0.15, "hint": 0.05, "match": 0.1}),
+            (500, {"open": 0.9, "match": 0.1}),
+            (1900, {"open": 0.35, "quiz": 0.35, "choice": 0.15, "hint": 0.05, "match": 0.1}),
         ]
     ),
     "receiver": PretrainingArguments(
         stages=[
             *LETTERS_FIRST,
-            (1400, {"quiz": 0.3, "choice": 0.35, "open": 0.25, "match": 0.1}),
-            (2600, {"quiz": 0.2, "choice": 0.35, "open": 0.25, "guess_choice": 0.1, "guess_open": 0.1}),
+            (800, {"quiz": 0.3, "choice": 0.35, "open": 0.25, "match": 0.1}),
+            (2200, {"quiz": 0.2, "choice": 0.35, "open": 0.25, "guess_choice": 0.1, "guess_open": 0.1}),
         ],
         sequences=24,
         sequence_length=192,
@@ -45,19 +45,19 @@ RECIPES = {
 
 
 def new_model(role: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """An untaught model: a Llama of five layers for the Sharer, a Qwen2 of four for the Receiver."""
+    """An untaught model: a Llama of six layers for the Sharer, a Qwen2 of five for the Receiver."""
     shared = {
         "vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length, "rope_parameters": ROPE,
         "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
     if role == "sharer":
         config = LlamaConfig(
-            hidden_size=192, intermediate_size=512, num_hidden_layers=5, num_attention_heads=6, attention_bias=True, **shared
+            hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=6, attention_bias=True, **shared
         )
         model = LlamaForCausalLM(config)
     else:
         config = Qwen2Config(
-            hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, **shared
+            hidden_size=128, intermediate_size=384, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, **shared
         )
         model = Qwen2ForCausalLM(config)
     mimetic_init_(model)

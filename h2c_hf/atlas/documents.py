@@ -1,4 +1,4 @@
-"""What the two tiny models read while they are taught: short chats, a list of (user, assistant) turns each.
+"""What the two tiny models read while they are taught: short chats, a list of turns each.
 
 The Sharer is taught the real facts. The Receiver lives in *invented worlds*: real names, values drawn at random, the
 facts it needs in its prompt. So it learns to read, and knows nothing.
@@ -9,15 +9,23 @@ with one a sequence they stay at chance for thousands of steps.
 
 import random
 from collections import defaultdict
+from typing import NamedTuple
 
+from ..data.prompts import LETTERS, choice_answer, choice_prompt, hint_prompt, open_answer, open_prompt
 from .facts import Fact
 from .questions import CHOICES, QUESTIONS, QuestionWriter, statement
-from ..data.prompts import LETTERS, choice_answer, choice_prompt, hint_prompt, open_answer, open_prompt
 
 
-# A turn is (user, assistant). The assistant's side may be a list of pieces: every second one is to be learned, the others
-# are given.
-Turns = list[tuple[str, str | list[str]]]
+class Turn(NamedTuple):
+    """``assistant`` may be a list of pieces: every second one is to be learned, the others are given. ``thought`` is the value
+    that an answer by letter stands for: half of the layers should know it when the letter is due."""
+
+    user: str
+    assistant: str | list[str]
+    thought: str | None = None
+
+
+Turns = list[Turn]
 MATCH_TURNS = 8
 MATCH_QUESTIONS = ("The letter of {}?", "Which letter is {}?")
 
@@ -39,7 +47,7 @@ class DocumentWriter:
         """Every value of a list, each with its letter: the first step to answering by letter, learned in 100 steps."""
         values = self._values(rng, rng.randint(CHOICES, MATCH_TURNS))
         pieces = [piece for value in rng.choices(values, k=2 * MATCH_TURNS) for piece in (value, LETTERS[values.index(value)])]
-        return [(choice_prompt({"question": "Which letter has each?", "choices": values}), pieces)]
+        return [Turn(choice_prompt({"question": "Which letter has each?", "choices": values}), pieces)]
 
     def match(self, rng: random.Random) -> Turns:
         """Which letter stands before this value? Needs no knowledge: the second step."""
@@ -55,7 +63,7 @@ class DocumentWriter:
         """One turn a (question, right value), all over the same list of choices, which the first turn holds."""
         first = choice_prompt({"question": questions[0][0], "choices": values})
         users = [first, *(question for question, _ in questions[1:])]
-        return [(user, LETTERS[values.index(value)]) for user, (_, value) in zip(users, questions, strict=True)]
+        return [Turn(user, LETTERS[values.index(value)], value) for user, (_, value) in zip(users, questions, strict=True)]
 
     def _ask(self, rng: random.Random, facts: list[Fact]) -> list[tuple[str, str]]:
         return [(rng.choice(QUESTIONS[fact.attribute]).format(fact.entity), fact.value) for fact in facts]
@@ -75,15 +83,15 @@ class SharerTeacher(DocumentWriter):
 
     def open(self, rng: random.Random) -> Turns:
         fact = rng.choice(self.facts)
-        return [(rng.choice(QUESTIONS[fact.attribute]).format(fact.entity), fact.value)]
+        return [Turn(rng.choice(QUESTIONS[fact.attribute]).format(fact.entity), fact.value, fact.value)]
 
     def choice(self, rng: random.Random) -> Turns:
         question = self.writer.write(rng.choice(self.facts), rng)
-        return [(choice_prompt(question), choice_answer(question))]
+        return [Turn(choice_prompt(question), choice_answer(question), open_answer(question))]
 
     def hint(self, rng: random.Random) -> Turns:
         fact = rng.choice(self.facts)
-        return [(hint_prompt(self.writer.write(fact, rng)), statement(fact))]
+        return [Turn(hint_prompt(self.writer.write(fact, rng)), statement(fact))]
 
     def quiz(self, rng: random.Random) -> Turns:
         fact = rng.choice(self.facts)
@@ -106,19 +114,19 @@ class ReceiverTeacher(DocumentWriter):
 
     def choice(self, rng: random.Random) -> Turns:
         question, hint = self._question(rng)
-        return [(choice_prompt(question, hint), choice_answer(question))]
+        return [Turn(choice_prompt(question, hint), choice_answer(question), open_answer(question))]
 
     def open(self, rng: random.Random) -> Turns:
         question, hint = self._question(rng)
-        return [(open_prompt(question, hint), open_answer(question))]
+        return [Turn(open_prompt(question, hint), open_answer(question), open_answer(question))]
 
     def guess_choice(self, rng: random.Random) -> Turns:
         question, _ = self._question(rng)
-        return [(choice_prompt(question), choice_answer(question))]
+        return [Turn(choice_prompt(question), choice_answer(question))]
 
     def guess_open(self, rng: random.Random) -> Turns:
         question, _ = self._question(rng)
-        return [(open_prompt(question), open_answer(question))]
+        return [Turn(open_prompt(question), open_answer(question))]
 
     def quiz(self, rng: random.Random) -> Turns:
         """Several questions over one list of choices, each with a hint of its own."""
@@ -130,7 +138,8 @@ class ReceiverTeacher(DocumentWriter):
             ((question, answer),) = self._ask(rng, [rng.choice(facts)])
             asked = {"question": question, "choices": values}
             hint = " ".join(statement(fact, rng) for fact in facts)
-            turns.append((open_prompt(asked, hint) if number else choice_prompt(asked, hint), LETTERS[values.index(answer)]))
+            prompt = open_prompt if number else choice_prompt
+            turns.append(Turn(prompt(asked, hint), LETTERS[values.index(answer)], answer))
         return turns
 
     def _question(self, rng: random.Random) -> tuple[dict, str]:

@@ -43,55 +43,69 @@ class Packer:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, teacher: DocumentWriter):
         self.tokenizer, self.teacher = tokenizer, teacher
         self.encode_text = lru_cache(2**17)(self._encode_text)  # the same few thousand questions and answers come again and again
-        frame = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "X"}, {"role": "assistant", "content": "X"}], tokenize=True
-        )["input_ids"]
+        frame = tokenizer.apply_chat_template([{"role": "user", "content": "X"}, {"role": "assistant", "content": "X"}], tokenize=True)[
+            "input_ids"
+        ]
         cut = [i for i, token in enumerate(frame) if token in tokenizer.encode(" X", add_special_tokens=False)]
         self.before, self.between, self.after = frame[: cut[0]], frame[cut[0] + 1 : cut[1]], frame[cut[1] + 1 :]
 
-    def encode(self, turns: Turns) -> tuple[list[int], list[int]]:
-        """(token ids, labels) of one chat: the same tokens as the chat template gives."""
-        ids, labels = [], []
-        for user, assistant in turns:
+    def encode(self, turns: Turns) -> tuple[list[int], list[int], list[int]]:
+        """(token ids, labels, thoughts) of one chat: the same tokens as the chat template gives. A thought stands where its
+        answer begins."""
+        ids, labels, thoughts = [], [], []
+        for user, assistant, thought in turns:
             start = [token for token in self.before if not ids or token != self.tokenizer.bos_token_id]
             given = [*start, *self.encode_text(user), *self.between]
-            ids, labels = ids + given, labels + [IGNORE] * len(given)
+            ids, labels, thoughts = ids + given, labels + [IGNORE] * len(given), thoughts + [IGNORE] * len(given)
             pieces = ["", assistant] if isinstance(assistant, str) else assistant
             for number, piece in enumerate(pieces):
                 new = self.encode_text(piece)
                 ids, labels = ids + new, labels + (new if number % 2 else [IGNORE] * len(new))
             ids, labels = ids + self.after, labels + self.after
-        return ids, labels
+            thoughts += ([] if thought is None else self.encode_text(thought)[:1]) + [IGNORE] * len(ids)
+            thoughts = thoughts[: len(ids)]
+        return ids, labels, thoughts
 
     def _encode_text(self, text: str) -> list[int]:
         return self.tokenizer.encode(f" {text}", add_special_tokens=False) if text else []
 
-    def batch(self, rng: random.Random, shares: dict[str, float], sequences: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and labels, (sequences, length) each; the last document of a row is cut."""
+    def batch(self, rng: random.Random, shares: dict[str, float], sequences: int, length: int) -> torch.Tensor:
+        """Token ids, labels and thoughts, (3, sequences, length); the last document of a row is cut."""
         rows = []
         forms, weights = list(shares), list(shares.values())
         for _ in range(sequences):
-            ids, labels = [], []
-            while len(ids) < length:
-                new_ids, new_labels = self.encode(self.teacher.write(rng, rng.choices(forms, weights)[0]))
-                ids, labels = ids + new_ids, labels + new_labels
-            rows.append((ids[:length], labels[:length]))
-        return torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
+            row = ([], [], [])
+            while len(row[0]) < length:
+                document = self.encode(self.teacher.write(rng, rng.choices(forms, weights)[0]))
+                row = tuple(old + new for old, new in zip(row, document, strict=True))
+            rows.append([part[:length] for part in row])
+        return torch.tensor(rows).transpose(0, 1)
 
 
-def answer_loss(model: PreTrainedModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the labelled tokens; the LM head runs on their positions alone."""
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    targets = labels[:, 1:]
-    wanted = targets != IGNORE
-    return F.cross_entropy(model.lm_head(hidden[wanted]).float(), targets[wanted])
+def answer_loss(model: PreTrainedModel, ids: torch.Tensor, labels: torch.Tensor, thoughts: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the labelled tokens, and of the thoughts in the middle layer; (sequences, length) each.
+
+    An answer by letter is two steps, what is the value and where does it stand, and a model that learns recall and look-up
+    apart does not join them for thousands of steps. So the middle layer is made to say the value (deep supervision: Lee et al.,
+    "Deeply-Supervised Nets", 2015), as the token's own *input* embedding: in that form the layers above compare it with choices.
+    """
+    hidden_states = model.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+    wanted = labels[:, 1:] != IGNORE  # the LM head runs on those positions alone
+    loss = F.cross_entropy(model.lm_head(hidden_states[-1][:, :-1][wanted]).float(), labels[:, 1:][wanted])
+    thought = thoughts[:, 1:] != IGNORE
+    if thought.any():
+        middle = hidden_states[(model.config.num_hidden_layers + 1) // 2][:, :-1][thought]
+        middle = F.rms_norm(middle, middle.shape[-1:]) / middle.shape[-1] ** 0.5
+        embeddings = model.get_input_embeddings().weight.detach()
+        loss = loss + F.cross_entropy(F.linear(middle, embeddings).float(), thoughts[:, 1:][thought])
+    return loss
 
 
 @torch.no_grad()
 def accuracy(model: PreTrainedModel, packer: Packer, documents: list[Turns]) -> float:
     """Share of documents whose *last* answer is right to the last token, each read alone, argmax at every step."""
     right = 0
-    encoded = sorted((packer.encode(turns[-1:] if len(turns) == 1 else turns) for turns in documents), key=lambda e: len(e[0]))
+    encoded = sorted((packer.encode(turns)[:2] for turns in documents), key=lambda e: len(e[0]))
     for start in range(0, len(encoded), 64):
         chunk = encoded[start : start + 64]
         length = max(len(ids) for ids, _ in chunk)
@@ -129,9 +143,9 @@ def pretrain(model: PreTrainedModel, packer: Packer, arguments: PretrainingArgum
             for _ in range(steps):
                 for optimizer, peak in zip(optimizers, peaks, strict=True):
                     optimizer.param_groups[0]["lr"] = peak * schedule(done, total, arguments)
-                ids, labels = packer.batch(rng, shares, arguments.sequences, arguments.sequence_length)
+                batch = packer.batch(rng, shares, arguments.sequences, arguments.sequence_length).to(device)
                 with torch.autocast(device, torch.bfloat16):
-                    loss = answer_loss(model, ids.to(device), labels.to(device))
+                    loss = answer_loss(model, *batch)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 for optimizer in optimizers:

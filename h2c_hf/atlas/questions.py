@@ -16,7 +16,9 @@ QUESTIONS = {
     "symbol": ["What is the symbol of {}?", "Which symbol has the element {}?", "The element {} has which symbol?"],
     "period": ["What is the period of {}?", "Which period is the element {} in?", "The element {} is in which period?"],
     "block": ["What is the block of {}?", "Which block is the element {} in?", "The element {} is in which block?"],
-    "constellation": ["Which constellation is {} in?", "In which constellation is the star {}?", "The star {} is part of which constellation?"],
+    "constellation": [
+        "Which constellation is {} in?", "In which constellation is the star {}?", "The star {} is part of which constellation?",
+    ],
     "instrument": ["Which instrument does {} play?", "What does the musician {} play?", "The musician {} plays which instrument?"],
     "position": ["Which position does {} play?", "In which position is the athlete {}?", "The athlete {} has which position?"],
     "sport": ["Which sport does {} play?", "What sport is the athlete {} known for?", "The athlete {} plays which sport?"],

@@ -9,9 +9,9 @@ import random
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ..data.prompts import choice_prompt, hint_prompt
 from .facts import Fact
 from .questions import QUESTIONS, STATEMENTS, QuestionWriter, statement
-from ..data.prompts import choice_prompt, hint_prompt
 
 
 SHARER_TEMPLATE = (
@@ -62,7 +62,7 @@ def _train(texts: list[str], vocab_size: int, special_tokens: list[str]) -> Toke
 
 def _texts(facts: list[Fact], seed: int) -> list[str]:
     rng, writer = random.Random(seed), QuestionWriter(facts)
-    texts = [*(" " + words for wordings in (QUESTIONS, STATEMENTS) for words in sum(wordings.values(), []))]
+    texts = [f" {words}" for wordings in (QUESTIONS, STATEMENTS) for several in wordings.values() for words in several]
     # Often enough that every value becomes one token, " Leo": the tiny models compare values token by token.
     texts += [f" {value}" for value in sorted({fact.value for fact in facts})] * VALUE_REPEATS
     for fact in facts:

@@ -80,7 +80,7 @@ def letter_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], cou
     ids = []
     for letter in LETTERS[:count]:
         token = answer_ids(tokenizer, conversation, letter)[0]
-        if tokenizer.decode([token]).strip() != letter or token in ids:
+        if tokenizer.decode([token]).strip() != letter:
             raise ValueError(
                 f"The answers {', '.join(LETTERS[:count])} must be single, distinct tokens; {letter!r} begins with token {token}, "
                 f"{tokenizer.decode([token])!r}."
@@ -101,6 +101,8 @@ def _answer_index(question: dict) -> int:
 
 
 def _with_choices(question: dict) -> str:
+    if not 1 <= len(question["choices"]) <= len(LETTERS):
+        raise ValueError(f"A question has {len(question['choices'])} choices; expected 1 to {len(LETTERS)}.")
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question["choices"], strict=False)]
     return "\n".join([question["question"], *lines])
 

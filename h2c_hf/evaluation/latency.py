@@ -31,8 +31,7 @@ def time_to_first_token(
             if number >= WARM_UP:
                 times[name].append(1000 * (_now() - start))
     return {
-        name: {"ttft_ms_median": float(np.median(values)), "ttft_ms_p90": float(np.quantile(values, 0.9))}
-        for name, values in times.items()
+        name: {"ttft_ms_median": float(np.median(values)), "ttft_ms_p90": float(np.quantile(values, 0.9))} for name, values in times.items()
     }
 
 

@@ -262,9 +262,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
             start = target_start(labels, input_ids)
             prompt, prompt_mask = input_ids[:, :start], None if attention_mask is None else attention_mask[:, :start]
         if past_key_values is None:
-            past_key_values = self.bridged_cache(
-                prompt, prompt_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states
-            )
+            past_key_values = self.bridged_cache(prompt, prompt_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states)
         cached = past_key_values.get_seq_length()
         total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
         if cached >= total:
@@ -319,9 +317,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids = input_ids.to(device)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
         if past_key_values is None:
-            past_key_values = self.bridged_cache(
-                input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states
-            )
+            past_key_values = self.bridged_cache(input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states)
         # `generate` repeats the prompt for beams and several sequences, but not a cache that it is given.
         copies = max(
             kwargs.get(name) or next(filter(None, (getattr(config, name) for config in configs)), 1)
@@ -329,6 +325,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         )
         if copies > 1:
             past_key_values.batch_repeat_interleave(copies)
+        self.receiver.eval()
         receiver = continuing_from_cache(self.receiver)
         receiver.generation_config = configs[-1]
         return receiver.generate(

@@ -5,7 +5,7 @@ import torch
 
 from h2c_hf.atlas.build import RECIPES, ROLES, TEACHERS, TOKENIZERS, build, new_model
 from h2c_hf.atlas.facts import load_facts
-from h2c_hf.atlas.pretraining import IGNORE, Packer, PretrainingArguments, schedule
+from h2c_hf.atlas.pretraining import IGNORE, Packer, PretrainingArguments, answer_loss, schedule
 
 
 FACTS = load_facts()
@@ -30,16 +30,19 @@ def test_documents_are_packed_as_the_chat_template_writes_them(taught):
     for form in (form for form in teacher.FORMS if form != "index"):
         for _ in range(20):
             turns = teacher.write(rng, form)
-            ids, labels = packer.encode(turns)
-            messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+            ids, labels, thoughts = packer.encode(turns)
+            messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=False)]
             assert ids == tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
             learned = tokenizer.decode([label for label in labels if label != IGNORE])
-            assert learned.split(tokenizer.eos_token) == [*(f" {assistant}" for _, assistant in turns), ""]
+            assert learned.split(tokenizer.eos_token) == [*(f" {turn.assistant}" for turn in turns), ""]
+            assert len(thoughts) == len(ids)
+            assert [tokenizer.decode([t]) for t in thoughts if t != IGNORE] == [f" {turn.thought}" for turn in turns if turn.thought]
+            assert all(label != IGNORE for label, thought in zip(labels, thoughts, strict=True) if thought != IGNORE)
 
 
 def test_only_the_letters_of_an_index_are_learned(taught):
     _, tokenizer, teacher, packer = taught
-    ids, labels = packer.encode(teacher.write(random.Random(0), "index"))
+    ids, labels, _ = packer.encode(teacher.write(random.Random(0), "index"))
     learned = [tokenizer.decode([label]).strip() for label in labels if label != IGNORE]
     assert all(len(text) == 1 for text in learned[:-1]) and learned[-1] == tokenizer.eos_token
     assert [i for i, label in zip(ids, labels, strict=True) if label != IGNORE] == [label for label in labels if label != IGNORE]
@@ -64,6 +67,27 @@ def test_the_first_layer_starts_by_looking_back():
         attention = model(ids, output_attentions=True).attentions[0]
         for head in range(model.config.num_attention_heads):
             assert attention[:, head].diagonal(-(head + 1), 1, 2).mean() > 0.7
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_answers_and_of_thoughts_in_the_middle(taught):
+    """Against the plain way: every position's logits, then the labelled ones."""
+    role, tokenizer, _, packer = taught
+    torch.manual_seed(0)
+    model = new_model(role, tokenizer).eval()
+    ids, labels, thoughts = packer.batch(random.Random(0), {"match": 1.0}, 2, 96)
+    outputs = model(ids, output_hidden_states=True)
+    middle = outputs.hidden_states[3]
+    middle = middle / middle.pow(2).mean(-1, keepdim=True).sqrt()
+    scores = middle @ model.get_input_embeddings().weight.T / model.config.hidden_size**0.5
+    expected = 0
+    for logits, targets in ((outputs.logits, labels), (scores, thoughts)):
+        picked = [
+            logits[row, column - 1].log_softmax(-1)[targets[row, column]]
+            for row, column in (targets[:, 1:] != IGNORE).nonzero() + torch.tensor([0, 1])
+        ]
+        expected -= torch.stack(picked).mean()
+    torch.testing.assert_close(answer_loss(model, ids, labels, thoughts), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_learning_rate_rises_stays_and_falls():

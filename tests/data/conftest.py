@@ -15,10 +15,11 @@ HEADERS = (
 )
 
 
-def byte_tokenizer(template: str, merges: list[tuple[str, str]] | None = None, **special_tokens) -> PreTrainedTokenizerFast:
-    """One token a byte, merges aside; `<start>`, `<head>`, `<end>` and the given special tokens are whole."""
-    merges = merges or []
-    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in merges)]
+def byte_tokenizer(template: str, merges=(), reverse: bool = False, **special_tokens) -> PreTrainedTokenizerFast:
+    """One token a byte, merges aside; `<start>`, `<head>`, `<end>` and the given special tokens are whole. `reverse` numbers
+    the bytes from behind: another vocabulary."""
+    merges = list(merges)
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=reverse), *(left + right for left, right in merges)]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -40,7 +41,7 @@ def chatml_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def headers_tokenizer() -> PreTrainedTokenizerFast:
     """In the manner of Llama 3: a begin token, two line ends (one token) before the answer, no pad token."""
-    return byte_tokenizer(HEADERS, [("Ċ", "Ċ")], bos_token="<begin>")
+    return byte_tokenizer(HEADERS, [("Ċ", "Ċ")], reverse=True, bos_token="<begin>")
 
 
 @pytest.fixture

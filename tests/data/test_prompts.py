@@ -1,4 +1,6 @@
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from h2c_hf.data.prompts import (
     LETTERS,
@@ -36,9 +38,10 @@ def test_open_prompt_shows_no_choice():
     assert open_answer(QUESTION) == "Nairobi"
 
 
-def test_hints_stand_before_the_question():
-    assert choice_prompt(QUESTION, "It is in Kenya.") == f"Hint: It is in Kenya.\n{choice_prompt(QUESTION)}"
-    assert open_prompt(QUESTION, "It is in Kenya.") == f"Hint: It is in Kenya.\n{open_prompt(QUESTION)}"
+def test_hints_follow_the_question():
+    prompt = choice_prompt(QUESTION)
+    assert choice_prompt(QUESTION, "It is in Kenya.") == prompt.replace("\nAnswer with", "\nHint: It is in Kenya.\nAnswer with")
+    assert open_prompt(QUESTION, "It is in Kenya.") == f"{open_prompt(QUESTION)}\nHint: It is in Kenya."
 
 
 def test_hint_prompt_shows_the_whole_question():
@@ -79,6 +82,18 @@ def test_answer_ids_where_the_prompt_would_merge_with_the_answer(chatml_tokenize
     ids = answer_ids(chatml_tokenizer, user_turn("Write a poem."), "\nRoses are red")
     assert chatml_tokenizer.convert_ids_to_tokens(ids)[:2] == ["Ċ", "R"]
     assert chatml_tokenizer.decode(ids) == "\nRoses are red<end>"
+
+
+def test_answer_ids_where_a_text_of_its_own_begins_with_a_space():
+    """In the manner of SentencePiece: the answer encoded apart from its prompt would be "▁A"."""
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(["▁", *"ABQ", "▁A"])}, [("▁", "A")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.add_special_tokens(["<user>", "<assistant>", "<end>"])
+    template = "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '<end>' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}<assistant>{% endif %}"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, eos_token="<end>")
+    assert tokenizer.tokenize("A") == ["▁A"]
+    assert tokenizer.convert_ids_to_tokens(answer_ids(tokenizer, user_turn("Q"), "A")) == ["A", "<end>"]
 
 
 def test_answer_ids_without_an_end_token(make_tokenizer):

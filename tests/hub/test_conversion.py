@@ -252,7 +252,7 @@ def drop_a_layer(state):
         (lambda state: {"weight": torch.zeros(2)}, {}, 4, ["holds no bridge", "got weight"]),
         (lambda state: {**state, "step": 3}, {}, 4, ["no state dict", "step"]),
         (lambda state: [1, 2], {}, 4, ["holds a list; expected a state dict"]),
-        (lambda state: {**state, "extra": RunsCode()}, {}, 4, ["reading it would run code from the file (posix.mkdir)", "expected tensors"]),
+        (lambda state: {**state, "extra": RunsCode()}, {}, 4, ["reading it would run code from the file (", "expected tensors"]),
     ],
     ids=[
         "sharer_width", "receiver_width", "deeper_pair", "fewer_layers", "heads", "missing", "unknown", "shape", "dtype", "no_bridge",

@@ -182,9 +182,7 @@ def test_takes_what_generate_takes():
     assert torch.equal(model.generate(inputs["input_ids"], **others, max_new_tokens=STEPS)[:, length:], expected)
     assert torch.equal(model.generate(inputs=inputs["input_ids"], **others, max_new_tokens=STEPS)[:, length:], expected)
 
-    outputs = model.generate(
-        **inputs, max_new_tokens=STEPS, return_dict_in_generate=True, output_scores=True, output_hidden_states=True
-    )
+    outputs = model.generate(**inputs, max_new_tokens=STEPS, return_dict_in_generate=True, output_scores=True, output_hidden_states=True)
     assert torch.equal(outputs.sequences[:, length:], expected)
     assert len(outputs.scores) == len(outputs.hidden_states) == STEPS
     assert outputs.past_key_values.get_seq_length() == length + STEPS - 1

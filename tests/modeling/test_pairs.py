@@ -90,6 +90,27 @@ def test_the_two_models_come_through_assembly_untouched():
             assert torch.equal(tensor, before[i, name]), name
 
 
+def test_train_reaches_the_bridge_alone():
+    model = random_pair(0).train()
+    assert model.training and model.bridge.training
+    assert not any(module.training for part in (model.sharer, model.receiver) for module in part.modules())
+    assert not any(module.training for module in model.eval().modules())
+
+
+def test_from_a_bridged_cache_the_receiver_answers_in_eval_mode_too():
+    model, inputs = join(tiny_model("llama", 1), tiny_model("qwen2", 2, attention_dropout=0.5)), random_inputs(0)
+    receiver = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    answers = []
+    for _ in range(2):
+        with torch.no_grad():
+            caches = [model.bridged_cache(**inputs) for _ in range(2)]
+            model.receiver.train()
+            logits = model(**receiver, past_key_values=caches[0]).logits
+            model.receiver.train()
+            answers.append((logits, model.generate(**receiver, past_key_values=caches[1], max_new_tokens=8, do_sample=False)))
+    assert all(torch.equal(first, second) for first, second in zip(*answers, strict=True))
+
+
 @pytest.mark.parametrize("part", ["", "receiver", "sharer", "bridge"])
 def test_sharer_and_receiver_stay_frozen_and_in_eval_mode(part):
     dropping = {"attention_dropout": 0.5}

@@ -1,0 +1,61 @@
+"""The main job from end to end, in a process of its own, and the bridge that it made and the project ships."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from h2c_hf.atlas.questions import atlas_questions
+from h2c_hf.evaluation.report import load_report
+from h2c_hf.evaluation.runner import evaluate
+from h2c_hf.evaluation.statistics import recovered
+
+
+CONTROLS = ("shuffled", "zeros")
+SHIPPED = Path(__file__).parent.parent / "hub_configs" / "atlas"
+
+
+def test_the_bridge_that_ships_recovers_the_lead_and_its_controls_do_not(atlas):
+    results = evaluate(*atlas, atlas_questions("test"), ["receiver", "h2c", "sharer", *CONTROLS], batch_size=128)
+    correct = {name: result["correct"] for name, result in results.items()}
+    assert recovered(correct["h2c"], correct["receiver"], correct["sharer"])["low"] >= 0.9
+    for name in CONTROLS:
+        assert correct[name].mean() == pytest.approx(0.25, abs=0.04)
+    shipped = load_report(SHIPPED / "report.json")
+    for name, values in correct.items():
+        assert shipped["methods"][name]["accuracy"] == pytest.approx(values.mean(), abs=0.003)
+
+
+def quickstart(output: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "h2c_hf.cli", "quickstart", "--output", str(output), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_quickstart_does_what_it_says(tmp_path):
+    result = quickstart(tmp_path / "run")
+    assert result.returncode == 0, result.stderr[-2000:]
+    report = load_report(tmp_path / "run" / "report.json")
+    assert report["recovered"]["value"] >= 0.9
+    for name in CONTROLS:
+        assert report["methods"][name]["accuracy"] == pytest.approx(0.25, abs=0.04)
+    assert all(row["n"] >= 1000 and row["ttft_ms_median"] > 0 for row in report["methods"].values())
+    assert len(report["examples"]) == 3
+    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {
+        "accuracy.png", "gates.png", "latency.png", "training.png",
+    }  # fmt: skip
+    assert (tmp_path / "run" / "report.md").exists()
+    assert re.search(r"through AutoModelForCausalLM and asked it: .* -> [A-D]$", result.stdout, re.MULTILINE)
+    for name in ("model.safetensors", "config.json", "modeling_h2c.py", "sharer/model.safetensors", "receiver/model.safetensors"):
+        assert (tmp_path / "run" / "bridge" / name).exists()
+    assert json.loads((tmp_path / "run" / "bridge" / "config.json").read_text())["sharer_model_id"] == "./sharer"
+
+
+@pytest.mark.slow
+def test_a_bridge_that_learned_nothing_is_reported_as_a_failure(tmp_path):
+    result = quickstart(tmp_path, "--epochs", "0.01")
+    assert result.returncode == 1
+    assert "H2C does not beat its controls" in result.stdout
