@@ -11,7 +11,7 @@ def main(arguments: list[str] | None = None) -> int:
     quick = commands.add_parser("quickstart", help="train a bridge on Atlas, measure it, draw it, load it back and ask it")
     quick.add_argument("--output", default="outputs/quickstart", help="folder to write to (default: %(default)s)")
     quick.add_argument("--seed", type=int, default=0)
-    quick.add_argument("--epochs", type=float, default=2.0, help="passes over the training questions (default: %(default)s)")
+    quick.add_argument("--epochs", type=float, default=1.0, help="passes over the training questions (default: %(default)s)")
     quick.set_defaults(run=run_quickstart)
 
     atlas = commands.add_parser("atlas", help="the embedded world of facts and tiny models").add_subparsers(dest="action", required=True)

@@ -23,7 +23,7 @@ from .visualization.figures import draw
 
 REPORTED = ["receiver", "text_to_text", "h2c", "sharer", "shuffled", "zeros"]
 ASKED_IN_WORDS = ["receiver", "h2c", "sharer", "shuffled"]
-EPOCHS = 2.0
+EPOCHS = 1.0
 TIMED_QUESTIONS = 30
 EXAMPLES = 3
 

@@ -29,7 +29,7 @@ RECIPES = {
         stages=[
             *LETTERS_FIRST,
             (500, {"open": 0.9, "match": 0.1}),
-            (1900, {"open": 0.35, "quiz": 0.35, "choice": 0.15, "hint": 0.05, "match": 0.1}),
+            (800, {"open": 0.35, "quiz": 0.35, "choice": 0.15, "hint": 0.05, "match": 0.1}),
         ]
     ),
     "receiver": PretrainingArguments(

@@ -90,8 +90,8 @@ class SharerTeacher(DocumentWriter):
         return [Turn(choice_prompt(question), choice_answer(question), open_answer(question))]
 
     def hint(self, rng: random.Random) -> Turns:
-        fact = rng.choice(self.facts)
-        return [Turn(hint_prompt(self.writer.write(fact, rng)), statement(fact))]
+        question = self.writer.write(rng.choice(self.facts), rng)
+        return [Turn(hint_prompt(question), f"The answer is {open_answer(question)}.", open_answer(question))]
 
     def quiz(self, rng: random.Random) -> Turns:
         fact = rng.choice(self.facts)

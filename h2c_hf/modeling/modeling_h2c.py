@@ -309,10 +309,11 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("input_ids is missing: got None, expected the Receiver's prompt (batch, length).")
         if kwargs.pop("use_cache", None) is False:
             raise ValueError("use_cache is False; expected True: what the bridge writes is the cache.")
-        # As `generate` has it: arguments, then the config that was given, then the model's.
+        # As `generate` has it: arguments, then the config that was given, then the model's. The prompt is prefilled here, at once.
+        kwargs.pop("prefill_chunk_size", None)
         configs = [copy.deepcopy(config) for config in (generation_config, self.generation_config) if config is not None]
         for config in configs:
-            config.use_cache = True
+            config.use_cache, config.prefill_chunk_size = True, None
         device = self.receiver.device
         input_ids = input_ids.to(device)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
@@ -341,8 +342,7 @@ def continuing_from_cache(receiver: PreTrainedModel) -> PreTrainedModel:
 
     def prepare_inputs_for_generation(input_ids, next_sequence_length=None, past_key_values=None, is_first_iteration=False, **kwargs):
         if is_first_iteration and next_sequence_length is None and past_key_values is not None:
-            new = input_ids.shape[1] - past_key_values.get_seq_length()
-            next_sequence_length = new if new > 0 else None  # a chunk of `prefill_chunk_size` is new as a whole
+            next_sequence_length = input_ids.shape[1] - past_key_values.get_seq_length()
         return stock(
             input_ids, next_sequence_length=next_sequence_length, past_key_values=past_key_values,
             is_first_iteration=is_first_iteration, **kwargs,
