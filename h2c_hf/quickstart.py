@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, set
 from .atlas import MODELS
 from .atlas.questions import atlas_questions
 from .data.examples import encode_questions
-from .data.prompts import LETTERS, choice_prompt, open_answer, open_prompt, user_turn
+from .data.prompts import LETTERS, open_answer, open_prompt, user_turn
 from .evaluation.latency import time_to_first_token
 from .evaluation.methods import METHODS, Batch
 from .evaluation.report import TITLES, accuracy_row, beats_controls, build_report, interval, percent, save_report
@@ -124,7 +124,7 @@ def measure(model: H2CForCausalLM, processor: H2CProcessor, questions: list[dict
         time_to_first_token(model, processor, questions[:TIMED_QUESTIONS], REPORTED),
         questions,
         open_form={name: accuracy_row(result["correct"]) for name, result in in_words.items()},
-        examples=[side_by_side(model, processor, questions, row, results) for row in range(EXAMPLES)],
+        examples=[side_by_side(model, processor, questions, n * len(questions) // EXAMPLES, results) for n in range(EXAMPLES)],
         gates=model.gate_values(),
         training={"seed": seed, "bridge_parameters": model.bridge.num_parameters(), "history": history},
     )
@@ -158,9 +158,9 @@ def print_summary(report: dict) -> None:
 
 
 def ask_loaded(directory: Path, question: dict) -> str:
-    """Load the folder as anyone would who has no `h2c_hf`, and ask."""
+    """Load the folder as anyone would who has no `h2c_hf`, and ask in open form."""
     model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
-    inputs = processor.apply_chat_template(user_turn(choice_prompt(question)))
+    inputs = processor.apply_chat_template(user_turn(open_prompt(question)))
     output = model.generate(**inputs, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)
     return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

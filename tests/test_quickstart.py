@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import h2c_hf.modeling
 from h2c_hf.atlas.questions import atlas_questions
 from h2c_hf.evaluation.report import load_report
 from h2c_hf.evaluation.runner import evaluate
 from h2c_hf.evaluation.statistics import recovered
+from h2c_hf.modeling.configuration_h2c import REMOTE_CODE
 
 
 CONTROLS = ("shuffled", "zeros")
@@ -27,6 +29,11 @@ def test_the_bridge_that_ships_recovers_the_lead_and_its_controls_do_not(atlas):
     shipped = load_report(SHIPPED / "report.json")
     for name, values in correct.items():
         assert shipped["methods"][name]["accuracy"] == pytest.approx(values.mean(), abs=0.003)
+
+
+@pytest.mark.parametrize("name", REMOTE_CODE)
+def test_the_code_that_ships_with_the_bridge_is_this_code(name):
+    assert (SHIPPED / name).read_bytes() == (Path(h2c_hf.modeling.__file__).parent / name).read_bytes()
 
 
 def quickstart(output: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -48,7 +55,7 @@ def test_the_quickstart_does_what_it_says(tmp_path):
         "accuracy.png", "gates.png", "latency.png", "training.png",
     }  # fmt: skip
     assert (tmp_path / "run" / "report.md").exists()
-    assert re.search(r"through AutoModelForCausalLM and asked it: .* -> [A-D]$", result.stdout, re.MULTILINE)
+    assert re.search(r"through AutoModelForCausalLM and asked it: .* -> \w+$", result.stdout, re.MULTILINE)
     for name in ("model.safetensors", "config.json", "modeling_h2c.py", "sharer/model.safetensors", "receiver/model.safetensors"):
         assert (tmp_path / "run" / "bridge" / name).exists()
     assert json.loads((tmp_path / "run" / "bridge" / "config.json").read_text())["sharer_model_id"] == "./sharer"
