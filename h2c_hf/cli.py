@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     quick.set_defaults(run=run_quickstart)
 
     atlas = commands.add_parser("atlas", help="the embedded world of facts and tiny models").add_subparsers(dest="action", required=True)
-    build = atlas.add_parser("build", help="rebuild facts, tokenizers and both models from nothing (about an hour on 2 cores)")
+    build = atlas.add_parser("build", help="rebuild facts, tokenizers and both models from nothing (about 25 minutes on 2 cores)")
     build.add_argument("--output", default="outputs/atlas", help="folder to write to (default: %(default)s)")
     build.add_argument("--seed", type=int, default=0)
     build.add_argument("--tables", help="folder of the source tables to select facts from (default: the facts that ship)")

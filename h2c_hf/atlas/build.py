@@ -67,7 +67,8 @@ def new_model(role: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 def build(output: str | Path, seed: int = 0, tables: str | Path | None = None, recipes: dict = RECIPES) -> None:
     """Build Atlas into `output`: `facts.tsv`, and `sharer/` and `receiver/` with model, tokenizer and learning curve.
 
-    Takes about an hour on two cores, and minutes on a GPU; deterministic for a seed on one kind of machine.
+    Takes about 25 minutes on two cores (not yet timed on a GPU, which is used where there is one); deterministic for a seed on one
+    kind of machine.
 
     Args:
         tables: folder of the source tables (`cities.csv` ...); by default the facts that ship are taken as they are.

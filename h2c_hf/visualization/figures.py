@@ -43,7 +43,7 @@ def accuracy(report: dict) -> Figure:
     axes.axvline(25, color=INK, lw=1, ls=":")
     axes.annotate("chance", (25, -0.62), (3, 0), textcoords="offset points", fontsize=9, va="center")
     axes.set_yticks(range(len(methods)), [TITLES[name] for name in methods])
-    axes.set(xlim=(0, 109), xlabel="accuracy, % (bars: 95 % Wilson intervals)", ylim=(len(methods) - 0.5, -0.85))
+    axes.set(xlim=(0, 112), xlabel="accuracy, % (bars: 95 % Wilson intervals)", ylim=(len(methods) - 0.5, -0.85))
     axes.set_xticks(range(0, 101, 25))
     axes.set_title(f"{next(iter(methods.values()))['n']:,} test questions about entities never seen in training")
     return figure

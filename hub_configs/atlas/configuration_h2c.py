@@ -1,0 +1,167 @@
+"""Configuration of an H2C bridge: the shapes of the pair that it joins, and of the bridge itself."""
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+if TYPE_CHECKING:
+    # Never run: transformers reads these lines when it fetches remote code, so that whichever Auto class comes first brings
+    # all the files along, and a bridge that was loaded from the Hub can be saved again as a whole repo.
+    from .modeling_h2c import H2CForCausalLM  # noqa: F401
+    from .modeling_h2c_bridge import H2CBridgeModel  # noqa: F401
+    from .processing_h2c import H2CProcessor  # noqa: F401
+
+# The files that make a repo work without this package. Flat, and they import nothing but torch, transformers and each other.
+REMOTE_CODE = ("configuration_h2c.py", "modeling_h2c_bridge.py", "modeling_h2c.py", "processing_h2c.py")
+AUTO_MAP = {
+    "AutoConfig": "configuration_h2c.H2CBridgeConfig",
+    "AutoModel": "modeling_h2c_bridge.H2CBridgeModel",
+    "AutoModelForCausalLM": "modeling_h2c.H2CForCausalLM",
+    "AutoProcessor": "processing_h2c.H2CProcessor",
+}
+LAYER_ALIGNMENTS = ("top_down",)
+
+
+@strict
+class H2CBridgeConfig(PreTrainedConfig):
+    r"""
+    Args:
+        sharer_model_id, receiver_model_id: where the two base models come from: a Hub id, a local folder, or `"./name"`
+            for a subfolder of the bridge's own repo.
+        sharer_revision, receiver_revision: the commits that the bridge was trained on, where known.
+        sharer_hidden_size: width of the Sharer's hidden states.
+        sharer_num_hidden_layers: S; the Sharer gives S + 1 hidden states, the first being the embedding output.
+        receiver_num_hidden_layers, receiver_num_key_value_heads, receiver_head_dim: shape of the Receiver's KV cache.
+        num_attention_heads: heads of each block's cross-attention, over the flattened keys (or values) of one layer.
+        ffn_multiplier: inner width of each block's FFN over the flattened width.
+        dropout: in the attention and inside the FFN, in training.
+        gate_init: each gate's logit at the start; sigmoid(1) = 0.73.
+        layer_alignment: which of the Sharer's hidden states a Receiver layer reads. `"top_down"`: Receiver layer r, counted
+            from the top as t = R - 1 - r, is bridged when t < min(R, S) and reads hidden state S - 1 - t.
+    """
+
+    model_type = "h2c_bridge"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    sharer_model_id: str | None = None
+    sharer_revision: str | None = None
+    receiver_model_id: str | None = None
+    receiver_revision: str | None = None
+    sharer_hidden_size: int = 4096
+    sharer_num_hidden_layers: int = 32
+    receiver_num_hidden_layers: int = 24
+    receiver_num_key_value_heads: int = 2
+    receiver_head_dim: int = 64
+    num_attention_heads: int = 16
+    ffn_multiplier: int = 4
+    dropout: float = 0.1
+    gate_init: float = 1.0
+    initializer_range: float = 0.02
+    layer_alignment: str = "top_down"
+
+    def __post_init__(self, **kwargs):
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        super().__post_init__(**kwargs)
+        for name in (
+            "sharer_hidden_size", "sharer_num_hidden_layers", "receiver_num_hidden_layers", "receiver_num_key_value_heads",
+            "receiver_head_dim", "num_attention_heads", "ffn_multiplier",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if self.receiver_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads is {self.num_attention_heads}, which does not divide the Receiver's flattened width "
+                f"{self.receiver_size} ({self.receiver_num_key_value_heads} key-value heads x head_dim {self.receiver_head_dim})."
+            )
+        if self.layer_alignment not in LAYER_ALIGNMENTS:
+            raise ValueError(f"layer_alignment is {self.layer_alignment!r}; expected one of {', '.join(LAYER_ALIGNMENTS)}.")
+
+    @property
+    def receiver_size(self) -> int:
+        """Width of the Receiver's keys (or values) of one layer, flattened over heads."""
+        return self.receiver_num_key_value_heads * self.receiver_head_dim
+
+    @property
+    def alignment(self) -> list[tuple[int, int]]:
+        """(receiver layer, index into the Sharer's hidden states) of every bridged layer, from the bottom up."""
+        receiver_layers, sharer_layers = self.receiver_num_hidden_layers, self.sharer_num_hidden_layers
+        depth = min(receiver_layers, sharer_layers)
+        return [(receiver_layers - 1 - t, sharer_layers - 1 - t) for t in reversed(range(depth))]
+
+    @classmethod
+    def from_pair(cls, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig, **overrides) -> "H2CBridgeConfig":
+        """The config of a bridge between two models, from their configs. `overrides` are fields of this class.
+
+        Where 16 heads do not divide the Receiver's flattened width, the largest number below that does is taken.
+        """
+        sharer, receiver = sharer_config.get_text_config(decoder=True), receiver_config.get_text_config(decoder=True)
+        kv_heads = getattr(receiver, "num_key_value_heads", None) or receiver.num_attention_heads
+        head_dim = getattr(receiver, "head_dim", None) or receiver.hidden_size // receiver.num_attention_heads
+        size = kv_heads * head_dim
+        values = {
+            "sharer_model_id": sharer_config._name_or_path or None,
+            "sharer_revision": getattr(sharer_config, "_commit_hash", None),
+            "receiver_model_id": receiver_config._name_or_path or None,
+            "receiver_revision": getattr(receiver_config, "_commit_hash", None),
+            "sharer_hidden_size": sharer.hidden_size,
+            "sharer_num_hidden_layers": sharer.num_hidden_layers,
+            "receiver_num_hidden_layers": receiver.num_hidden_layers,
+            "receiver_num_key_value_heads": kv_heads,
+            "receiver_head_dim": head_dim,
+            "num_attention_heads": next(heads for heads in range(min(16, size), 0, -1) if size % heads == 0),
+        }
+        return cls(**{**values, **overrides})
+
+    def check_pair(self, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig) -> None:
+        """
+        Raises:
+            ValueError: where the shapes of a bridge with this config are not those of the two models.
+        """
+        pair = type(self).from_pair(sharer_config, receiver_config)
+        for field in (
+            "sharer_hidden_size", "sharer_num_hidden_layers", "receiver_num_hidden_layers",
+            "receiver_num_key_value_heads", "receiver_head_dim",
+        ):  # fmt: skip
+            got, expected = getattr(pair, field), getattr(self, field)
+            if got != expected:
+                raise ValueError(f"This bridge does not fit: its {field} is {expected}, and the given model's is {got}.")
+
+    def check_revision(self, role: str, got: str | None, strict: bool = False) -> None:
+        """Another revision of a base model has other hidden states: warn, or raise when strict. role: "sharer" or "receiver"."""
+        expected = getattr(self, f"{role}_revision")
+        if expected and got and expected != got:
+            message = f"The {role} is at revision {got}; this bridge was trained on {expected}."
+            if strict:
+                raise ValueError(message)
+            warnings.warn(message, stacklevel=3)
+
+    def locate(self, role: str, path, repo: dict, arguments: dict) -> tuple[str, dict]:
+        """Where a base model is, and the `arguments` to load it with. `"./name"` is a folder in the bridge's own repo, which is
+        at `path` and was read with the arguments `repo`."""
+        model_id, revision = getattr(self, f"{role}_model_id"), getattr(self, f"{role}_revision")
+        if model_id is None:
+            raise ValueError(f"The bridge's config names no {role}_model_id; pass {role}=MODEL_OR_ID.")
+        if model_id.startswith("./"):
+            name = model_id[2:]
+            if not name or "/" in name or "\\" in name or name.startswith("."):
+                raise ValueError(f"{role}_model_id is {model_id!r}; './name' must name a folder directly inside the bridge's repo.")
+            model_id, revision = path, repo.get("revision")
+            arguments = {**arguments, "subfolder": f"{repo.get('subfolder', '')}/{name}".lstrip("/")}
+        return model_id, {**({} if revision is None else {"revision": revision}), **arguments}
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; the remote code travels along. (`register_for_auto_class` copies the files of one class only,
+        and one repo serves four Auto classes.)"""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for name in REMOTE_CODE:
+            source, target = Path(__file__).parent / name, Path(save_directory) / name
+            if source.exists() and source.resolve() != target.resolve():
+                shutil.copyfile(source, target)
+
+
+__all__ = ["H2CBridgeConfig"]

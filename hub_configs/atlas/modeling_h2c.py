@@ -1,0 +1,417 @@
+"""Sharer + bridge + Receiver as one causal language model: `forward()` for training and scoring, `generate()` for text.
+
+What both do, through one code path (`bridged_cache`): the Sharer reads its prompt; the Receiver prefills its own but for
+the last token, the *kickstart*; the bridge rewrites that cache. Then the stock Receiver goes on from the kickstart.
+"""
+
+import contextlib
+import copy
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_h2c import H2CBridgeConfig
+from .modeling_h2c_bridge import H2CBridgeModel
+
+
+HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
+
+
+class H2CForCausalLM(PreTrainedModel, GenerationMixin):
+    """A frozen Sharer, a trainable bridge and a frozen Receiver.
+
+    Make one with `from_pair` (two models, a new bridge) or `from_pretrained` (a trained bridge). `save_pretrained` and
+    `push_to_hub` write the bridge alone.
+    """
+
+    config: H2CBridgeConfig
+    config_class = H2CBridgeConfig
+    base_model_prefix = "bridge"
+    main_input_name = "input_ids"
+    _no_split_modules = []
+    _supports_sdpa = True
+
+    def __init__(
+        self,
+        config: H2CBridgeConfig,
+        sharer: PreTrainedModel | None = None,
+        receiver: PreTrainedModel | None = None,
+        bridge: H2CBridgeModel | None = None,
+    ):
+        if sharer is None or receiver is None:
+            raise ValueError(
+                "H2CForCausalLM holds two language models and needs their weights: use H2CForCausalLM.from_pair(sharer, receiver) "
+                "for a new bridge or H2CForCausalLM.from_pretrained(repo) for a trained one."
+            )
+        config.check_pair(sharer.config, receiver.config)
+        super().__init__(config)
+        # The bridge first: `model.device` is then the Receiver's, where inputs go, and not the Sharer's.
+        self.bridge = (bridge if bridge is not None else H2CBridgeModel(config)).to(receiver.device)
+        self.sharer, self.receiver = sharer, receiver
+        self.sharer.requires_grad_(False)
+        self.receiver.requires_grad_(False)
+        self.post_init()
+        self.generation_config = copy.deepcopy(receiver.generation_config)
+        # Exact names, as `save_pretrained` and the Trainer expect them: checkpoints then hold the bridge alone.
+        self._keys_to_ignore_on_save = {key for key in self.state_dict() if not key.startswith("bridge.")}
+        self.train(self.bridge.training)
+
+    # Making one
+
+    @classmethod
+    def from_pair(
+        cls,
+        sharer: PreTrainedModel | str,
+        receiver: PreTrainedModel | str,
+        bridge: H2CBridgeModel | None = None,
+        strict_revisions: bool = False,
+        **overrides,
+    ) -> "H2CForCausalLM":
+        """Join two models (or Hub ids, or folders), with a new bridge where none is given.
+
+        Args:
+            sharer, receiver: decoder-only language models of transformers. An id is loaded in the dtype of its weights.
+            bridge: a bridge for this pair.
+            strict_revisions: refuse, rather than warn of, another revision of a model than `bridge` was trained on.
+            overrides: fields of `H2CBridgeConfig` for the new bridge.
+
+        Raises:
+            ValueError: where `bridge` was made for other shapes.
+        """
+        if bridge is not None and overrides:
+            raise ValueError(f"Got a bridge, which has its config, and fields for a new one's: {', '.join(overrides)}; expected either.")
+        models = [
+            model if isinstance(model, PreTrainedModel) else AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+            for model in (sharer, receiver)
+        ]
+        config = bridge.config if bridge is not None else H2CBridgeConfig.from_pair(*(model.config for model in models), **overrides)
+        for role, model in zip(("sharer", "receiver"), models, strict=True):
+            config.check_revision(role, getattr(model.config, "_commit_hash", None), strict_revisions)
+        return cls(config, *models, bridge)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *model_args,
+        sharer: PreTrainedModel | str | None = None,
+        receiver: PreTrainedModel | str | None = None,
+        sharer_quantization_config=None,
+        sharer_kwargs: dict | None = None,
+        receiver_kwargs: dict | None = None,
+        device_map=None,
+        strict_revisions: bool = False,
+        **kwargs,
+    ) -> "H2CForCausalLM":
+        """Load a trained bridge and the two models that its config names.
+
+        Args:
+            pretrained_model_name_or_path: the bridge's repo or folder.
+            sharer, receiver: models, ids or folders to use instead of those that the config names.
+            sharer_quantization_config: for the Sharer alone, for example `BitsAndBytesConfig(load_in_4bit=True)`.
+            sharer_kwargs, receiver_kwargs: more arguments of `from_pretrained` for either model (dtype, attn_implementation ...).
+            device_map: for the two models; the bridge goes where the Receiver is.
+            strict_revisions: refuse, rather than warn of, another revision of a base model than the bridge was trained on.
+            kwargs: as for any model. `dtype` is for all three; by default each keeps the dtype of its weights.
+        """
+        if kwargs.get("quantization_config") is not None:
+            raise ValueError("quantization_config is for a whole model; use sharer_quantization_config, or receiver_kwargs.")
+        base = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        repo = {"revision": kwargs.get("revision"), "subfolder": kwargs.get("subfolder", ""), **base}
+        base |= {"dtype": kwargs.get("dtype") or "auto", "device_map": device_map}
+        if "attn_implementation" in kwargs:  # the bridge has one only
+            base["attn_implementation"] = kwargs.pop("attn_implementation")
+        sharer_kwargs, receiver_kwargs = {**base, **(sharer_kwargs or {})}, {**base, **(receiver_kwargs or {})}
+        if sharer_quantization_config is not None:
+            sharer_kwargs["quantization_config"] = sharer_quantization_config
+
+        with_info = kwargs.pop("output_loading_info", False)
+        bridge, info = H2CBridgeModel.from_pretrained(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
+        models = []
+        for role, given, arguments in (("sharer", sharer, sharer_kwargs), ("receiver", receiver, receiver_kwargs)):
+            if given is None:
+                given, arguments = bridge.config.locate(role, pretrained_model_name_or_path, repo, arguments)
+            models.append(given if isinstance(given, PreTrainedModel) else AutoModelForCausalLM.from_pretrained(given, **arguments))
+        model = cls.from_pair(*models, bridge, strict_revisions=strict_revisions)
+        with contextlib.suppress(OSError):  # the repo need not have one; the Receiver's serves then
+            model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **repo)
+        return (model, info) if with_info else model
+
+    def init_weights(self):
+        """Nothing to do: each of the three models comes with its weights."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The bridge's: `save_pretrained` writes it into the config, for the weights that it saves."""
+        return self.bridge.dtype
+
+    # Frozen models
+
+    def train(self, mode: bool = True):
+        """Only the bridge has a training mode: the frozen models would otherwise drop out, and drop their caches."""
+        super().train(mode)
+        self.sharer.eval()
+        self.receiver.eval()
+        return self
+
+    def get_input_embeddings(self):
+        return self.receiver.get_input_embeddings()
+
+    def get_output_embeddings(self):
+        return self.receiver.get_output_embeddings()
+
+    def gate_values(self) -> dict[str, list[float | None]]:
+        """See `H2CBridgeModel.gate_values`."""
+        return self.bridge.gate_values()
+
+    # The three steps to a bridged cache
+
+    @torch.no_grad()
+    def read(self, sharer_input_ids: torch.Tensor, sharer_attention_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        """The Sharer's hidden states, S + 1 tensors (batch, sharer length, sharer_hidden_size). No LM head, no cache."""
+        self.sharer.eval()
+        inputs = model_inputs(self.sharer, sharer_input_ids, sharer_attention_mask)
+        return self.sharer.base_model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+
+    @torch.no_grad()
+    def prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Cache:
+        """The Receiver's own cache of all `input_ids` but the last, the kickstart."""
+        self.receiver.eval()
+        cache = DynamicCache(config=self.receiver.config)
+        mask = None if attention_mask is None else attention_mask[:, :-1]
+        inputs = model_inputs(self.receiver, input_ids[:, :-1], mask)
+        return self.receiver.base_model(**inputs, past_key_values=cache, use_cache=True).past_key_values
+
+    def bridged_cache(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        sharer_input_ids: torch.Tensor | None = None,
+        sharer_attention_mask: torch.Tensor | None = None,
+        sharer_hidden_states: tuple[torch.Tensor, ...] | None = None,
+        receiver_cache: Cache | None = None,
+    ) -> Cache:
+        """The cache from which the Receiver answers: N - 1 bridged positions of an N-token prompt.
+
+        Args:
+            input_ids, attention_mask: (batch, N), the Receiver's prompt, left-padded.
+            sharer_input_ids, sharer_attention_mask: (batch, sharer length), the Sharer's prompt, left-padded.
+            sharer_hidden_states: what `read` returns, instead of `sharer_input_ids`.
+            receiver_cache: what `prefill` returns for the same prompt, where that is at hand.
+
+        Raises:
+            ValueError: for inputs that are missing, empty, right-padded or longer than a context window.
+        """
+        if sharer_hidden_states is None:
+            if sharer_input_ids is None:
+                raise ValueError(
+                    "sharer_input_ids is missing: got None, expected the Sharer's prompt (batch, length). "
+                    "H2CProcessor makes the inputs of both models from one conversation."
+                )
+            check_prompt("sharer_", sharer_input_ids, sharer_attention_mask, self.sharer, least=1)
+        check_prompt("", input_ids, attention_mask, self.receiver, least=2, bridged=True)
+        sharer_batch = len(sharer_input_ids if sharer_hidden_states is None else sharer_hidden_states[0])
+        if sharer_batch != len(input_ids):
+            raise ValueError(f"The Sharer got {sharer_batch} prompts and the Receiver {len(input_ids)}; expected as many.")
+
+        if sharer_hidden_states is None:
+            sharer_hidden_states = self.read(sharer_input_ids, sharer_attention_mask)
+        if receiver_cache is None:
+            receiver_cache = self.prefill(input_ids, attention_mask)
+        receiver_mask = None if attention_mask is None else attention_mask[:, :-1]
+        return self.bridge(sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_mask)
+
+    # Scoring and training
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        sharer_input_ids: torch.Tensor | None = None,
+        sharer_attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        sharer_hidden_states: tuple[torch.Tensor, ...] | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Logits from the kickstart on.
+
+        Args:
+            input_ids: (batch, N), the Receiver's prompt, left-padded; with `labels` the prompt and then the target,
+                (batch, N + T), the target right-padded, so that each target follows its kickstart directly.
+            attention_mask: as `input_ids`.
+            sharer_input_ids, sharer_attention_mask, sharer_hidden_states: see `bridged_cache`.
+            labels: (batch, N + T), -100 on the prompt and on padding. All targets begin in the same column.
+            past_key_values: a cache that is bridged already; `input_ids` holds the whole prompt or, with a longer
+                `attention_mask`, what is new.
+            num_items_in_batch: the number of targets over accumulated batches, from the Trainer.
+            use_cache: False leaves the cache out of what is returned; there is one either way.
+            kwargs: passed to the Receiver.
+
+        Returns:
+            `logits` (batch, 1, vocabulary) of the token after the prompt; with `labels` (batch, T + 1, vocabulary), and `loss`.
+        """
+        prompt, prompt_mask = input_ids, attention_mask
+        if labels is not None:
+            start = target_start(labels, input_ids)
+            prompt, prompt_mask = input_ids[:, :start], None if attention_mask is None else attention_mask[:, :start]
+        if past_key_values is None:
+            past_key_values = self.bridged_cache(prompt, prompt_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states)
+        cached = past_key_values.get_seq_length()
+        total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
+        if cached >= total:
+            raise ValueError(f"past_key_values holds {cached} positions and the prompt has {total}; expected at least one that is new.")
+        new = input_ids[:, cached - total :] if input_ids.shape[1] == total and cached else input_ids
+
+        inputs = model_inputs(self.receiver, new, attention_mask, past=cached)
+        self.receiver.eval()
+        outputs = self.receiver(**inputs, past_key_values=past_key_values, use_cache=True, **kwargs)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=outputs.logits, labels=labels[:, -new.shape[1] :].to(outputs.logits.device),
+                vocab_size=outputs.logits.shape[-1], num_items_in_batch=num_items_in_batch,
+            )  # fmt: skip
+        return CausalLMOutputWithPast(
+            loss=loss, logits=outputs.logits, past_key_values=None if use_cache is False else outputs.past_key_values,
+            hidden_states=outputs.hidden_states, attentions=outputs.attentions,
+        )  # fmt: skip
+
+    # Text
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        sharer_input_ids: torch.Tensor | None = None,
+        sharer_attention_mask: torch.Tensor | None = None,
+        sharer_hidden_states: tuple[torch.Tensor, ...] | None = None,
+        past_key_values: Cache | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs,
+    ):
+        """What the Receiver's own `generate` returns, started on the bridged cache; takes everything that it takes.
+
+        Args:
+            input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states: see `bridged_cache`.
+            past_key_values: a cache that is bridged already, of all `input_ids` but the last.
+            generation_config, kwargs: as for any model; `self.generation_config` serves where there is none.
+        """
+        input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
+        if input_ids is None:
+            raise ValueError("input_ids is missing: got None, expected the Receiver's prompt (batch, length).")
+        if kwargs.pop("use_cache", None) is False:
+            raise ValueError("use_cache is False; expected True: what the bridge writes is the cache.")
+        # As `generate` has it: arguments, then the config that was given, then the model's. The prompt is prefilled here, at once.
+        kwargs.pop("prefill_chunk_size", None)
+        configs = [copy.deepcopy(config) for config in (generation_config, self.generation_config) if config is not None]
+        for config in configs:
+            config.use_cache, config.prefill_chunk_size = True, None
+        device = self.receiver.device
+        input_ids = input_ids.to(device)
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
+        if past_key_values is None:
+            past_key_values = self.bridged_cache(input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states)
+        # `generate` repeats the prompt for beams and several sequences, but not a cache that it is given.
+        copies = max(
+            kwargs.get(name) or next(filter(None, (getattr(config, name) for config in configs)), 1)
+            for name in ("num_beams", "num_return_sequences")
+        )
+        if copies > 1:
+            past_key_values.batch_repeat_interleave(copies)
+        self.receiver.eval()
+        receiver = continuing_from_cache(self.receiver)
+        receiver.generation_config = configs[-1]
+        return receiver.generate(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values,
+            generation_config=None if generation_config is None else configs[0], **kwargs,
+        )  # fmt: skip
+
+
+def continuing_from_cache(receiver: PreTrainedModel) -> PreTrainedModel:
+    """The same model, weights shared, whose assisted decoding starts from a filled cache. Stock `_assisted_decoding` feeds the
+    whole prompt in its first step whatever the cache holds, and is then silently wrong; the other modes slice the prompt."""
+    stock = receiver.prepare_inputs_for_generation
+
+    def prepare_inputs_for_generation(input_ids, next_sequence_length=None, past_key_values=None, is_first_iteration=False, **kwargs):
+        if is_first_iteration and next_sequence_length is None and past_key_values is not None:
+            next_sequence_length = input_ids.shape[1] - past_key_values.get_seq_length()
+        return stock(
+            input_ids, next_sequence_length=next_sequence_length, past_key_values=past_key_values,
+            is_first_iteration=is_first_iteration, **kwargs,
+        )  # fmt: skip
+
+    # A shallow copy, so that the Receiver itself stays as it is, also while another thread generates.
+    receiver = copy.copy(receiver)
+    receiver.prepare_inputs_for_generation = prepare_inputs_for_generation
+    return receiver
+
+
+def model_inputs(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int = 0) -> dict:
+    """Inputs on the model's device, with position ids that count tokens and not padding, as `generate` counts them."""
+    input_ids = input_ids.to(model.device)
+    if attention_mask is None:
+        attention_mask = torch.ones(len(input_ids), past + input_ids.shape[1], dtype=torch.long)
+    attention_mask = attention_mask.to(model.device)
+    position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+
+
+def target_start(labels: torch.Tensor, input_ids: torch.Tensor) -> int:
+    """The column in which the targets begin.
+
+    Raises:
+        ValueError: where there is none, or rows begin in different columns.
+    """
+    if labels.shape != input_ids.shape:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}; expected that of input_ids, {tuple(input_ids.shape)}.")
+    labelled = labels != -100
+    starts = labelled.int().argmax(1)[labelled.any(1)].unique().tolist()
+    if len(starts) != 1:
+        got = f"they begin in columns {starts}" if starts else "there is none"
+        raise ValueError(f"All targets must begin in one column, right after the left-padded prompts; {got}.")
+    return starts[0]
+
+
+def check_prompt(
+    prefix: str, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, model: PreTrainedModel, least: int, bridged: bool = False
+) -> None:
+    """Refuse prompts that would be misread without a word: too short, too long, or padded on the right."""
+    name = f"{prefix}input_ids"
+    if input_ids.dim() != 2:
+        raise ValueError(f"{name} has shape {tuple(input_ids.shape)}; expected (batch, length).")
+    shortest, longest = input_ids.shape[1], input_ids.shape[1]
+    if attention_mask is not None:
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"{prefix}attention_mask has shape {tuple(attention_mask.shape)}; expected that of {name}, {tuple(input_ids.shape)}."
+            )
+        if input_ids.shape[1]:
+            if (attention_mask[:, 1:] < attention_mask[:, :-1]).any():
+                raise ValueError(f"{name} is padded on the right; expected padding on the left (padding_side='left').")
+            lengths = attention_mask.sum(1)
+            shortest, longest = int(lengths.min()), int(lengths.max())
+    if shortest < least:
+        what = "at least 1 token" if least == 1 else f"at least {least} tokens (one to bridge, and the kickstart)"
+        raise ValueError(f"A prompt in {name} is empty or too short: got {shortest} tokens, expected {what}.")
+    window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if window is not None and longest > window:
+        raise ValueError(f"A prompt in {name} is {longest} tokens long; the context window of its model is {window}.")
+    # A sliding layer keeps its window of the cache, padding counted, less one for the token that is read next.
+    layers = DynamicCache(config=model.config).layers if bridged else []
+    windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
+    if windows and input_ids.shape[1] > min(windows):
+        raise ValueError(
+            f"The prompts in {name} are {input_ids.shape[1]} tokens long, padding included; the Receiver has a sliding window "
+            f"of {min(windows)}, and a prompt must fit into it to be bridged."
+        )
+
+
+__all__ = ["H2CForCausalLM"]

@@ -1,0 +1,238 @@
+"""The bridge: a Sharer's hidden states in, a rewritten Receiver KV cache out. Knows no tokenizer and no language model.
+
+Each bridged layer has a key block and a value block,
+
+    block(x, h) = x + sigmoid(gate) * FFN(LN(MHA(LN(x), LN(h), LN(h))))
+
+with x the Receiver's flattened keys or values and h the hidden states of the Sharer layer that it reads. All blocks run at
+once: their parameters are stacked, index 2 * i for the keys and 2 * i + 1 for the values of the i-th bridged layer.
+"""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicLayer
+
+from .configuration_h2c import H2CBridgeConfig
+
+
+class StackedNorm(nn.Module):
+    """The affine parameters of `blocks` layer norms."""
+
+    def __init__(self, blocks: int, size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(blocks, size))
+        self.bias = nn.Parameter(torch.zeros(blocks, size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (blocks, tokens, size)."""
+        return torch.addcmul(self.bias[:, None], F.layer_norm(x, x.shape[-1:]), self.weight[:, None])
+
+
+class StackedLinear(nn.Module):
+    """`blocks` linear layers as one batched matmul; weight: (blocks, out, in), as `nn.Linear` has it."""
+
+    def __init__(self, blocks: int, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(blocks, out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(blocks, out_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (blocks, tokens, in) -> (blocks, tokens, out)."""
+        return torch.baddbmm(self.bias[:, None], x, self.weight.transpose(1, 2))
+
+
+class H2CBridgeModel(PreTrainedModel):
+    """Rewrites a Receiver's KV cache from a Sharer's hidden states, layer by layer.
+
+    Method: the H2C course project, "Hidden-to-Cache"; its checkpoints convert (`scripts/convert_original_checkpoint_to_hf.py`).
+    """
+
+    config: H2CBridgeConfig
+    config_class = H2CBridgeConfig
+    base_model_prefix = "bridge"
+    main_input_name = "sharer_hidden_states"
+    _keep_in_fp32_modules_strict = ["gate"]  # bf16 swallows a gate's small updates
+    _no_split_modules = []
+    _supports_sdpa = True  # its attention is `scaled_dot_product_attention`
+
+    def __init__(self, config: H2CBridgeConfig):
+        super().__init__(config)
+        self.alignment = config.alignment
+        blocks, size, inner = 2 * len(self.alignment), config.receiver_size, config.ffn_multiplier * config.receiver_size
+        self.norm_receiver = StackedNorm(blocks, size)
+        self.norm_sharer = StackedNorm(blocks, config.sharer_hidden_size)
+        self.q_proj = StackedLinear(blocks, size, size)
+        self.kv_proj = StackedLinear(blocks, config.sharer_hidden_size, 2 * size)
+        self.o_proj = StackedLinear(blocks, size, size)
+        self.norm_ffn = StackedNorm(blocks, size)
+        self.ffn_in = StackedLinear(blocks, size, inner)
+        self.ffn_out = StackedLinear(blocks, inner, size)
+        self.gate = nn.Parameter(torch.full((blocks,), float(config.gate_init)))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, StackedLinear):
+            # Glorot, as the original's attention has it; stacked, so the fans are those of one block.
+            bound = math.sqrt(6 / (module.weight.shape[1] + module.weight.shape[2]))
+            init.uniform_(module.weight, -bound, bound)
+            init.zeros_(module.bias)
+        elif isinstance(module, StackedNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, H2CBridgeModel):
+            init.constant_(module.gate, self.config.gate_init)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers, from safetensors alone: a pickle can run code.
+
+        Raises:
+            ValueError: for weights that are truncated, pickled or incomplete.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"use_safetensors": True, "output_loading_info": True}
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"The safetensors file of {pretrained_model_name_or_path} is truncated or damaged ({error}); fetch or save it again."
+            ) from error
+        except OSError as error:
+            if "safetensors" not in str(error):
+                raise
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has no model.safetensors. Pickled weights (.bin, .pt) are not loaded; expected "
+                f"safetensors, which save_pretrained and scripts/convert_original_checkpoint_to_hf.py write."
+            ) from error
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"The weights of {pretrained_model_name_or_path} lack {len(missing)} of the bridge's {len(model.state_dict())} "
+                f"tensors: {', '.join(missing)}."
+            )
+        return (model, info) if with_info else model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights. (transformers takes the first parameter's: the gate's, which stays in fp32.)"""
+        return self.q_proj.weight.dtype
+
+    def gate_values(self) -> dict[str, list[float | None]]:
+        """sigmoid(gate) of every block, {"key": [...], "value": [...]}; index = Receiver layer, None where it is not bridged."""
+        values = {kind: [None] * self.config.receiver_num_hidden_layers for kind in ("key", "value")}
+        opened = torch.sigmoid(self.gate.detach().float()).tolist()
+        for i, (layer, _) in enumerate(self.alignment):
+            values["key"][layer], values["value"][layer] = opened[2 * i], opened[2 * i + 1]
+        return values
+
+    def forward(
+        self,
+        sharer_hidden_states: tuple[torch.Tensor, ...],
+        receiver_cache: Cache,
+        sharer_attention_mask: torch.Tensor | None = None,
+        receiver_attention_mask: torch.Tensor | None = None,
+    ) -> Cache:
+        """A new cache with every bridged layer rewritten; `receiver_cache` is left as it was.
+
+        Args:
+            sharer_hidden_states: S + 1 tensors (batch, sharer length, sharer_hidden_size), as transformers returns them.
+            receiver_cache: R layers of keys and values (batch, key-value heads, length, head_dim).
+            sharer_attention_mask: (batch, sharer length), 1 for tokens, 0 for padding. Padding is not attended.
+            receiver_attention_mask: (batch, length), likewise. Padded positions are left as they are.
+
+        Raises:
+            ValueError: where a shape is not what the config says, or a layer keeps only a window of the prompt.
+        """
+        self._check(sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_attention_mask)
+        layers = [receiver_cache.layers[layer] for layer, _ in self.alignment]
+        batch, heads, length, head_dim = layers[0].keys.shape
+        device, dtype = self.gate.device, self.dtype
+
+        # (blocks, batch * length, size): keys and values of the bridged layers, heads flattened
+        cached = torch.stack([states.to(device) for layer in layers for states in (layer.keys, layer.values)])
+        receiver = cached.transpose(2, 3).reshape(len(cached), batch * length, heads * head_dim)
+        sharer = torch.stack([sharer_hidden_states[index].to(device, dtype) for _, index in self.alignment])
+
+        update = self._attend(receiver.to(dtype), sharer, batch, sharer_attention_mask)
+        update = self.ffn_in(self.norm_ffn(update))
+        update = self.ffn_out(F.dropout(F.gelu(update), self.config.dropout, self.training))
+        update = torch.sigmoid(self.gate)[:, None, None].to(update.dtype) * update
+        if receiver_attention_mask is not None:
+            update = update * receiver_attention_mask.to(update).reshape(1, -1, 1)
+        bridged = receiver + update.to(receiver.dtype)
+        bridged = bridged.view(len(cached), batch, length, heads, head_dim).transpose(2, 3)
+
+        new_cache = copy.copy(receiver_cache)
+        new_cache.layers = [copy.copy(layer) for layer in receiver_cache.layers]
+        for i, (layer, _) in enumerate(self.alignment):
+            target = new_cache.layers[layer]
+            target.keys, target.values = bridged[2 * i].to(target.keys.device), bridged[2 * i + 1].to(target.values.device)
+        return new_cache
+
+    def _attend(self, receiver, sharer, batch, sharer_attention_mask) -> torch.Tensor:
+        """Cross-attention of every block. receiver: (blocks, batch * length, size); sharer: (blocks / 2, batch, sharer length,
+        sharer_hidden_size) -> (blocks, batch * length, size)."""
+        blocks, tokens, size = receiver.shape
+        heads = self.config.num_attention_heads
+
+        # A layer's key and value block read the same hidden states: normalised once, the affine part of `norm_sharer`
+        # folded into the projections, and both blocks' projections in one matmul.
+        weight = self.kv_proj.weight * self.norm_sharer.weight[:, None]
+        bias = self.kv_proj.bias + torch.einsum("boi,bi->bo", self.kv_proj.weight, self.norm_sharer.bias)
+        hidden = F.layer_norm(sharer, sharer.shape[-1:]).flatten(1, 2)
+        kv = torch.baddbmm(bias.view(blocks // 2, 1, -1), hidden, weight.view(blocks // 2, 4 * size, -1).transpose(1, 2))
+        kv = kv.view(blocks // 2, batch, -1, 2, 2, heads, size // heads)  # layer, batch, token, block, k or v, head, dim
+        key, value = kv.permute(4, 0, 3, 1, 5, 2, 6).reshape(2, blocks * batch, heads, -1, size // heads)
+
+        query = self.q_proj(self.norm_receiver(receiver))
+        query = query.view(blocks * batch, tokens // batch, heads, size // heads).transpose(1, 2)
+        mask = None
+        if sharer_attention_mask is not None:
+            mask = sharer_attention_mask.to(query.device, torch.bool)[:, None, None].repeat(blocks, 1, 1, 1)
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=self.config.dropout if self.training else 0.0
+        )
+        return self.o_proj(attended.transpose(1, 2).reshape(blocks, tokens, size))
+
+    def _check(self, sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_attention_mask) -> None:
+        config = self.config
+        expected = config.sharer_num_hidden_layers + 1
+        if len(sharer_hidden_states) != expected:
+            raise ValueError(f"Got {len(sharer_hidden_states)} Sharer hidden states; this bridge expects {expected} (its layers + 1).")
+        if len(receiver_cache.layers) != config.receiver_num_hidden_layers:
+            raise ValueError(
+                f"The Receiver's cache has {len(receiver_cache.layers)} layers; this bridge expects {config.receiver_num_hidden_layers}."
+            )
+        batch, sharer_length, hidden_size = sharer_hidden_states[self.alignment[0][1]].shape
+        if hidden_size != config.sharer_hidden_size:
+            raise ValueError(f"The Sharer's hidden states are {hidden_size} wide; this bridge expects {config.sharer_hidden_size}.")
+
+        length = receiver_cache.get_seq_length()
+        shape = (batch, config.receiver_num_key_value_heads, length, config.receiver_head_dim)
+        for index, _ in self.alignment:
+            layer = receiver_cache.layers[index]
+            if not isinstance(layer, DynamicLayer):
+                raise ValueError(f"Receiver layer {index} has a {type(layer).__name__}; a bridge rewrites a DynamicCache.")
+            if layer.keys.shape[-2] < length:
+                raise ValueError(
+                    f"Receiver layer {index} has a sliding window and kept {layer.keys.shape[-2]} of {length} positions; "
+                    f"a prompt must fit into the window to be bridged."
+                )
+            if tuple(layer.keys.shape) != shape:
+                raise ValueError(f"Receiver layer {index} has keys of shape {tuple(layer.keys.shape)}; expected {shape}.")
+        for name, mask, size in (
+            ("sharer_attention_mask", sharer_attention_mask, sharer_length),
+            ("receiver_attention_mask", receiver_attention_mask, length),
+        ):
+            if mask is not None and tuple(mask.shape) != (batch, size):
+                raise ValueError(f"{name} has shape {tuple(mask.shape)}; expected {(batch, size)}.")
+
+
+__all__ = ["H2CBridgeModel"]

@@ -1,0 +1,129 @@
+"""One conversation in, both models' inputs out."""
+
+import copy
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+
+class H2CProcessor(ProcessorMixin):
+    """Both tokenizers of a pair. `apply_chat_template` and `__call__` give the four inputs of `H2CForCausalLM`, padded on
+    the left: `input_ids`, `attention_mask` (for the Receiver), `sharer_input_ids`, `sharer_attention_mask`.
+    """
+
+    _auto_class = "AutoProcessor"  # saving writes this file and its entry in processor_config.json, where AutoProcessor looks
+
+    def __init__(self, sharer_tokenizer: PreTrainedTokenizerBase, receiver_tokenizer: PreTrainedTokenizerBase, **kwargs):
+        if receiver_tokenizer is sharer_tokenizer:  # saving expects an object for each
+            receiver_tokenizer = copy.deepcopy(receiver_tokenizer)
+        # Each tokenizer keeps its own chat template; `ProcessorMixin.__init__` would ask for a common one.
+        super().__init__(sharer_tokenizer, receiver_tokenizer, **kwargs)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The Receiver's: what `generate` returns is decoded with it, and `decode` and the Trainer look for it here."""
+        return self.receiver_tokenizer
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "sharer_input_ids", "sharer_attention_mask"]
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict] | list[list[dict]],
+        sharer_conversation: list[dict] | list[list[dict]] | None = None,
+        add_generation_prompt: bool = True,
+        tokenize: bool = True,
+        **kwargs,
+    ) -> BatchFeature | dict:
+        """Render one conversation (or a list of them) with each model's own chat template.
+
+        Args:
+            conversation: messages as transformers has them, `{"role": ..., "content": ...}`.
+            sharer_conversation: what the Sharer reads, where that is not `conversation`; as many.
+            add_generation_prompt: end in the frame of the assistant's turn, whose last token is the kickstart.
+            tokenize: False returns the texts, `{"text": ..., "sharer_text": ...}`, as `__call__` takes them with
+                `add_special_tokens=False` (the templates wrote the special tokens already).
+            kwargs: passed to both tokenizers' `apply_chat_template` (`tools`, `continue_final_message`, a template's own
+                variables ...).
+
+        Returns:
+            The four inputs, (batch, length) each, int64, padded on the left.
+
+        Raises:
+            ValueError: for an empty conversation, another number of Sharer conversations, or a tokenizer without a template.
+        """
+        kwargs.pop("return_dict", None)
+        return_tensors = kwargs.pop("return_tensors", "pt")
+        sharer_conversation = conversation if sharer_conversation is None else sharer_conversation
+        texts = {}
+        for role, given in (("receiver", conversation), ("sharer", sharer_conversation)):
+            if not given or any(not messages for messages in given):
+                raise ValueError(f"The {role}'s conversation is empty; expected at least one message.")
+            tokenizer = getattr(self, f"{role}_tokenizer")
+            if tokenizer.chat_template is None:
+                raise ValueError(f"The {role}'s tokenizer has no chat template; set {role}_tokenizer.chat_template, or pass text.")
+            texts[role] = tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs)
+        if not tokenize:
+            return {"text": texts["receiver"], "sharer_text": texts["sharer"]}
+        return self(texts["receiver"], texts["sharer"], add_special_tokens=False, return_tensors=return_tensors)
+
+    def __call__(
+        self,
+        text: str | list[str],
+        sharer_text: str | list[str] | None = None,
+        add_special_tokens: bool = True,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """Encode plain text (or a list of texts) for both models; nothing is truncated.
+
+        Args:
+            text: what the Receiver reads.
+            sharer_text: what the Sharer reads, where that is not `text`; as many.
+            add_special_tokens: False for text that already went through a chat template.
+
+        Returns:
+            The four inputs, (batch, length) each, int64, padded on the left.
+
+        Raises:
+            ValueError: for an empty prompt, or another number of Sharer texts.
+        """
+        if return_tensors not in ("pt", None):
+            raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt'.")
+        texts = [text] if isinstance(text, str) else list(text)
+        sharer_text = texts if sharer_text is None else sharer_text
+        sharer_texts = [sharer_text] if isinstance(sharer_text, str) else list(sharer_text)
+        if len(texts) != len(sharer_texts):
+            raise ValueError(f"Got {len(texts)} prompts for the Receiver and {len(sharer_texts)} for the Sharer; expected as many.")
+        inputs = {}
+        for prefix, tokenizer, batch in (("", self.receiver_tokenizer, texts), ("sharer_", self.sharer_tokenizer, sharer_texts)):
+            rows = tokenizer(batch, add_special_tokens=add_special_tokens)["input_ids"] if batch else []
+            if not rows or not all(rows):
+                raise ValueError(f"A prompt is empty: its text has no tokens for {prefix}input_ids; expected at least one.")
+            inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"] = left_pad(rows, padding_id(tokenizer))
+        return BatchFeature(inputs)
+
+    def decode(self, *args, **kwargs) -> str:
+        """The Receiver's tokenizer's `decode`."""
+        return self.receiver_tokenizer.decode(*args, **kwargs)
+
+    def batch_decode(self, *args, **kwargs) -> list[str]:
+        """The Receiver's tokenizer's `batch_decode`."""
+        return self.receiver_tokenizer.batch_decode(*args, **kwargs)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The pad token, or the end token where there is none (Llama 3): padding is masked everywhere, so any id serves."""
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return 0 if pad is None else pad
+
+
+def left_pad(rows: list[list[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and their attention mask, (rows, longest) each."""
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value, padding_side="left")
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side="left")
+    return ids, mask
+
+
+__all__ = ["H2CProcessor"]
