@@ -21,7 +21,7 @@ SHIPPED = Path(__file__).parent.parent / "hub_configs" / "atlas"
 
 
 def test_the_bridge_that_ships_recovers_the_lead_and_its_controls_do_not(atlas):
-    results = evaluate(*atlas, atlas_questions("test"), ["receiver", "h2c", "sharer", *CONTROLS], batch_size=128)
+    results = evaluate(*atlas, atlas_questions("test"), ["receiver", "h2c", "sharer", *CONTROLS])
     correct = {name: result["correct"] for name, result in results.items()}
     assert recovered(correct["h2c"], correct["receiver"], correct["sharer"])["low"] >= 0.9
     for name in CONTROLS:
