@@ -51,7 +51,7 @@ def test_there_are_enough_test_questions_and_no_letter_is_favoured():
     questions = atlas_questions("test")
     assert len(questions) >= 1000
     counts = Counter(question["answer"] for question in questions)
-    assert max(counts.values()) - min(counts.values()) <= 1
+    assert set(counts) == set(range(CHOICES)) and max(counts.values()) - min(counts.values()) <= 1
 
 
 def test_a_common_value_is_no_more_often_right_than_wrong():

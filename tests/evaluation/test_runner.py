@@ -15,8 +15,8 @@ QUESTIONS = atlas_questions("validation")[:24]
 
 
 @torch.no_grad()
-def plain_logits(name: str, model, processor, question: dict) -> torch.Tensor:
-    """The method, written out for one question, with nothing shared or batched."""
+def plain_logits(name: str, model, processor, question: dict, before: dict) -> torch.Tensor:
+    """The method, written out for one question (and the one before it), with nothing shared or batched."""
     inputs = processor.apply_chat_template(user_turn(choice_prompt(question)))
     if name == "receiver":
         return model.receiver(input_ids=inputs["input_ids"]).logits[0, -1]
@@ -24,6 +24,12 @@ def plain_logits(name: str, model, processor, question: dict) -> torch.Tensor:
         return model.sharer(input_ids=inputs["sharer_input_ids"]).logits[0, -1]
     if name == "h2c":
         return model(**inputs).logits[0, -1]
+    if name == "zeros":
+        states = tuple(torch.zeros_like(state) for state in model.read(inputs["sharer_input_ids"]))
+        return model(inputs["input_ids"], sharer_hidden_states=states).logits[0, -1]
+    if name == "shuffled":
+        other = processor.apply_chat_template(user_turn(choice_prompt(before)))["sharer_input_ids"]
+        return model(inputs["input_ids"], sharer_input_ids=other).logits[0, -1]
     asked = processor.apply_chat_template(user_turn(hint_prompt(question)))["sharer_input_ids"]
     written = model.sharer.generate(input_ids=asked, max_new_tokens=48, do_sample=False)[0, asked.shape[1] :]
     hint = processor.sharer_tokenizer.decode(written, skip_special_tokens=True)
@@ -31,12 +37,12 @@ def plain_logits(name: str, model, processor, question: dict) -> torch.Tensor:
     return model.receiver(input_ids=hinted["input_ids"]).logits[0, -1]
 
 
-@pytest.mark.parametrize("name", ["receiver", "sharer", "h2c", "text_to_text"])
+@pytest.mark.parametrize("name", ["receiver", "sharer", "h2c", "text_to_text", "zeros", "shuffled"])
 @torch.no_grad()
 def test_a_batched_method_answers_as_it_does_alone(atlas, name):
     model, processor = atlas
     logits = METHODS[name].logits(Batch(model, processor, QUESTIONS))
-    expected = torch.stack([plain_logits(name, model, processor, question) for question in QUESTIONS])
+    expected = torch.stack([plain_logits(name, model, processor, q, QUESTIONS[row - 1]) for row, q in enumerate(QUESTIONS)])
     same = [torch.allclose(*pair, atol=1e-3, rtol=1e-4) for pair in zip(logits, expected, strict=True)]
     # A hint that runs on to its limit passes near-ties, where a batch and a single prompt may write different words.
     assert same.count(False) <= (2 if name == "text_to_text" else 0)
