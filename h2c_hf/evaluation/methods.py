@@ -43,7 +43,9 @@ class Batch:
 
     @cached_property
     def sharer_hidden_states(self) -> tuple[torch.Tensor, ...]:
-        return self.model.read(self.inputs["sharer_input_ids"], self.inputs["sharer_attention_mask"])
+        # Those that the bridge reads, and the last: the Sharer's own answer.
+        layers = [*self.model.bridge.read_layers, self.model.config.sharer_num_hidden_layers]
+        return self.model.read(self.inputs["sharer_input_ids"], self.inputs["sharer_attention_mask"], layers)
 
     @cached_property
     def _prefilled(self) -> Cache:
@@ -163,7 +165,7 @@ class Shuffled(H2C):
         if len(batch.questions) < 2:
             raise ValueError("The shuffled control needs another question's states: got a batch of 1, expected at least 2.")
         states, mask = super().states(batch)
-        return tuple(state.roll(1, 0) for state in states), mask.roll(1, 0)
+        return tuple(None if state is None else state.roll(1, 0) for state in states), mask.roll(1, 0)
 
 
 @register
@@ -174,7 +176,7 @@ class Zeros(H2C):
 
     def states(self, batch: Batch):
         states, mask = super().states(batch)
-        return tuple(torch.zeros_like(state) for state in states), mask
+        return tuple(None if state is None else torch.zeros_like(state) for state in states), mask
 
 
 @register
@@ -188,6 +190,9 @@ class Noise(H2C):
         generator = torch.Generator(mask.device).manual_seed(0)
         noise = []
         for state in states:
+            if state is None:
+                noise.append(None)
+                continue
             real = state[mask.bool()].float()
             drawn = torch.randn(state.shape, generator=generator, device=state.device)
             noise.append((drawn * real.std(0) + real.mean(0)).to(state.dtype))

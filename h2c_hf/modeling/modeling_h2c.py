@@ -6,9 +6,10 @@ the last token, the *kickstart*; the bridge rewrites that cache. Then the stock 
 
 import contextlib
 import copy
+import os
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
@@ -37,7 +38,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(
         self,
         config: H2CBridgeConfig,
-        sharer: PreTrainedModel | None = None,
+        sharer: PreTrainedModel | PreTrainedConfig | None = None,
         receiver: PreTrainedModel | None = None,
         bridge: H2CBridgeModel | None = None,
     ):
@@ -46,13 +47,14 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
                 "H2CForCausalLM holds two language models and needs their weights: use H2CForCausalLM.from_pair(sharer, receiver) "
                 "for a new bridge or H2CForCausalLM.from_pretrained(repo) for a trained one."
             )
-        config.check_pair(sharer.config, receiver.config)
+        without_sharer = isinstance(sharer, PreTrainedConfig)
+        config.check_pair(sharer if without_sharer else sharer.config, receiver.config)
         super().__init__(config)
         # The bridge first: `model.device` is then the Receiver's, where inputs go, and not the Sharer's.
         self.bridge = (bridge if bridge is not None else H2CBridgeModel(config)).to(receiver.device)
-        self.sharer, self.receiver = sharer, receiver
-        self.sharer.requires_grad_(False)
-        self.receiver.requires_grad_(False)
+        self.sharer, self.receiver = None if without_sharer else sharer, receiver
+        for frozen in self._frozen():
+            frozen.requires_grad_(False)
         self.post_init()
         self.generation_config = copy.deepcopy(receiver.generation_config)
         # Exact names, as `save_pretrained` and the Trainer expect them: checkpoints then hold the bridge alone.
@@ -64,7 +66,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_pair(
         cls,
-        sharer: PreTrainedModel | str,
+        sharer: PreTrainedModel | PreTrainedConfig | str,
         receiver: PreTrainedModel | str,
         bridge: H2CBridgeModel | None = None,
         strict_revisions: bool = False,
@@ -73,7 +75,8 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         """Join two models (or Hub ids, or folders), with a new bridge where none is given.
 
         Args:
-            sharer, receiver: decoder-only language models of transformers. An id is loaded in the dtype of its weights.
+            sharer, receiver: decoder-only language models of transformers. An id is loaded in the dtype of its weights. The Sharer's
+                config stands for a Sharer that is not in memory: every call then needs `sharer_hidden_states`.
             bridge: a bridge for this pair.
             strict_revisions: refuse, rather than warn of, another revision of a model than `bridge` was trained on.
             overrides: fields of `H2CBridgeConfig` for the new bridge.
@@ -84,12 +87,13 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         if bridge is not None and overrides:
             raise ValueError(f"Got a bridge, which has its config, and fields for a new one's: {', '.join(overrides)}; expected either.")
         models = [
-            model if isinstance(model, PreTrainedModel) else AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+            AutoModelForCausalLM.from_pretrained(model, dtype="auto") if isinstance(model, str | os.PathLike) else model
             for model in (sharer, receiver)
         ]
-        config = bridge.config if bridge is not None else H2CBridgeConfig.from_pair(*(model.config for model in models), **overrides)
-        for role, model in zip(("sharer", "receiver"), models, strict=True):
-            config.check_revision(role, getattr(model.config, "_commit_hash", None), strict_revisions)
+        configs = [model if isinstance(model, PreTrainedConfig) else model.config for model in models]
+        config = bridge.config if bridge is not None else H2CBridgeConfig.from_pair(*configs, **overrides)
+        for role, base in zip(("sharer", "receiver"), configs, strict=True):
+            config.check_revision(role, getattr(base, "_commit_hash", None), strict_revisions)
         return cls(config, *models, bridge)
 
     @classmethod
@@ -153,9 +157,12 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
     def train(self, mode: bool = True):
         """Only the bridge has a training mode: the frozen models would otherwise drop out, and drop their caches."""
         super().train(mode)
-        self.sharer.eval()
-        self.receiver.eval()
+        for frozen in self._frozen():
+            frozen.eval()
         return self
+
+    def _frozen(self) -> list[PreTrainedModel]:
+        return [model for model in (self.sharer, self.receiver) if model is not None]
 
     def get_input_embeddings(self):
         return self.receiver.get_input_embeddings()
@@ -169,14 +176,31 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
 
     # The three steps to a bridged cache
 
-    @torch.no_grad()
-    def read(self, sharer_input_ids: torch.Tensor, sharer_attention_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-        """The Sharer's hidden states, S + 1 tensors (batch, sharer length, sharer_hidden_size). No LM head, no cache."""
+    @torch.inference_mode()
+    def read(
+        self,
+        sharer_input_ids: torch.Tensor,
+        sharer_attention_mask: torch.Tensor | None = None,
+        layers: list[int] | None = None,
+    ) -> tuple[torch.Tensor | None, ...]:
+        """The Sharer's hidden states, (batch, sharer length, sharer_hidden_size) each. No LM head, no cache.
+
+        Args:
+            layers: which of the S + 1 states to keep, by default all; the others are None.
+
+        Raises:
+            ValueError: where the model was made with the Sharer's config alone.
+        """
+        if self.sharer is None:
+            raise ValueError("This model was made without the Sharer's weights: expected sharer_hidden_states, got sharer_input_ids.")
         self.sharer.eval()
         inputs = model_inputs(self.sharer, sharer_input_ids, sharer_attention_mask)
-        return self.sharer.base_model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+        kept = True if layers is None else layers
+        states = self.sharer.base_model(**inputs, output_hidden_states=kept, use_cache=False).hidden_states
+        # Architectures that know `output_hidden_states` as a flag alone return every layer.
+        return tuple(state if layers is None or index in layers else None for index, state in enumerate(states))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Cache:
         """The Receiver's own cache of all `input_ids` but the last, the kickstart."""
         self.receiver.eval()
@@ -211,14 +235,15 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
                     "sharer_input_ids is missing: got None, expected the Sharer's prompt (batch, length). "
                     "H2CProcessor makes the inputs of both models from one conversation."
                 )
-            check_prompt("sharer_", sharer_input_ids, sharer_attention_mask, self.sharer, least=1)
+            if self.sharer is not None:
+                check_prompt("sharer_", sharer_input_ids, sharer_attention_mask, self.sharer, least=1)
         check_prompt("", input_ids, attention_mask, self.receiver, least=2, bridged=True)
-        sharer_batch = len(sharer_input_ids if sharer_hidden_states is None else sharer_hidden_states[0])
+        sharer_batch = len(sharer_input_ids if sharer_hidden_states is None else sharer_hidden_states[self.bridge.read_layers[0]])
         if sharer_batch != len(input_ids):
             raise ValueError(f"The Sharer got {sharer_batch} prompts and the Receiver {len(input_ids)}; expected as many.")
 
         if sharer_hidden_states is None:
-            sharer_hidden_states = self.read(sharer_input_ids, sharer_attention_mask)
+            sharer_hidden_states = self.read(sharer_input_ids, sharer_attention_mask, self.bridge.read_layers)
         if receiver_cache is None:
             receiver_cache = self.prefill(input_ids, attention_mask)
         receiver_mask = None if attention_mask is None else attention_mask[:, :-1]

@@ -124,6 +124,11 @@ class H2CBridgeModel(PreTrainedModel):
         """Of the weights. (transformers takes the first parameter's: the gate's, which stays in fp32.)"""
         return self.q_proj.weight.dtype
 
+    @property
+    def read_layers(self) -> list[int]:
+        """The indices into the Sharer's hidden states that some bridged layer reads."""
+        return sorted({index for _, index in self.alignment})
+
     def gate_values(self) -> dict[str, list[float | None]]:
         """sigmoid(gate) of every block, {"key": [...], "value": [...]}; index = Receiver layer, None where it is not bridged."""
         values = {kind: [None] * self.config.receiver_num_hidden_layers for kind in ("key", "value")}
@@ -142,7 +147,8 @@ class H2CBridgeModel(PreTrainedModel):
         """A new cache with every bridged layer rewritten; `receiver_cache` is left as it was.
 
         Args:
-            sharer_hidden_states: S + 1 tensors (batch, sharer length, sharer_hidden_size), as transformers returns them.
+            sharer_hidden_states: S + 1 tensors (batch, sharer length, sharer_hidden_size), as transformers returns them; those
+                outside `read_layers` may be None.
             receiver_cache: R layers of keys and values (batch, key-value heads, length, head_dim).
             sharer_attention_mask: (batch, sharer length), 1 for tokens, 0 for padding. Padding is not attended.
             receiver_attention_mask: (batch, length), likewise. Padded positions are left as they are.
@@ -210,6 +216,8 @@ class H2CBridgeModel(PreTrainedModel):
             raise ValueError(
                 f"The Receiver's cache has {len(receiver_cache.layers)} layers; this bridge expects {config.receiver_num_hidden_layers}."
             )
+        if absent := [index for index in self.read_layers if sharer_hidden_states[index] is None]:
+            raise ValueError(f"Sharer hidden state {absent[0]} is None; this bridge reads {self.read_layers}.")
         batch, sharer_length, hidden_size = sharer_hidden_states[self.alignment[0][1]].shape
         if hidden_size != config.sharer_hidden_size:
             raise ValueError(f"The Sharer's hidden states are {hidden_size} wide; this bridge expects {config.sharer_hidden_size}.")

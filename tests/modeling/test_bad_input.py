@@ -161,6 +161,7 @@ def test_without_the_two_models():
     "change, message",
     [
         (lambda s, c, m, r: (s[:-1], c, m, r), "Got 3 Sharer hidden states; this bridge expects 4"),
+        (lambda s, c, m, r: ((*s[:1], None, *s[2:]), c, m, r), r"Sharer hidden state 1 is None; this bridge reads \[0, 1, 2\]"),
         (lambda s, c, m, r: (tuple(x[..., :30] for x in s), c, m, r), "hidden states are 30 wide; this bridge expects 32"),
         (lambda s, c, m, r: (tuple(x[:1] for x in s), c, m, r), r"keys of shape \(2, 2, 4, 8\); expected \(1, 2, 4, 8\)"),
         (lambda s, c, m, r: (s, c, m[:, 1:], r), r"sharer_attention_mask has shape \(2, 5\); expected \(2, 6\)"),

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from pairs import VOCABULARY, alone, random_inputs, random_pair
 from reference import plain_logits
 
+from h2c_hf.modeling import H2CForCausalLM
+
 
 SEEDS = range(6)
 
@@ -124,6 +126,31 @@ def test_hidden_states_and_a_prefilled_cache_in_place_of_their_inputs():
     prefilled = model.prefill(inputs["input_ids"], inputs["attention_mask"])
     first = model.bridged_cache(**given, sharer_hidden_states=states, receiver_cache=prefilled)
     assert torch.equal(first.layers[-1].keys, model.bridged_cache(**inputs).layers[-1].keys)
+
+
+@torch.no_grad()
+def test_only_the_states_that_are_asked_for_are_kept():
+    model, inputs = random_pair(0), random_inputs(0)
+    every = model.read(inputs["sharer_input_ids"], inputs["sharer_attention_mask"])
+    some = model.read(inputs["sharer_input_ids"], inputs["sharer_attention_mask"], model.bridge.read_layers)
+    assert len(some) == len(every) and not all(state is None for state in some)
+    for index, (state, whole) in enumerate(zip(some, every, strict=True)):
+        assert state is None if index not in model.bridge.read_layers else torch.equal(state, whole)
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask", "sharer_attention_mask")}
+    assert torch.equal(model(**given, sharer_hidden_states=some).logits, model(**inputs).logits)
+
+
+@torch.no_grad()
+def test_the_sharers_config_stands_for_a_sharer_that_is_not_in_memory():
+    model, inputs = random_pair(0), random_inputs(0)
+    without = H2CForCausalLM.from_pair(model.sharer.config, model.receiver, model.bridge)
+    assert without.sharer is None and without.train().bridge.training
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask", "sharer_attention_mask")}
+    states = model.read(inputs["sharer_input_ids"], inputs["sharer_attention_mask"])
+    without.eval()
+    assert torch.equal(without(**given, sharer_hidden_states=states).logits, model(**inputs).logits)
+    with pytest.raises(ValueError, match="made without the Sharer's weights: expected sharer_hidden_states, got sharer_input_ids"):
+        without(**inputs)
 
 
 @torch.no_grad()
