@@ -1,49 +1,31 @@
-"""`h2c <command>`: a thin door to each part of the package."""
+"""`h2c <command> ...`: a thin door to each part of the package. A command's own module reads its arguments: `h2c <command> --help`."""
 
 import argparse
 import sys
+from importlib import import_module
+
+
+# command: (module whose `main(arguments)` runs it and returns the exit status, what it does)
+COMMANDS = {
+    "quickstart": ("h2c_hf.quickstart", "train a bridge on Atlas, measure it, draw it, load it back and ask it"),
+    "atlas": ("h2c_hf.atlas.build", "rebuild the embedded world of facts and tiny models"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="h2c", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    quick = commands.add_parser("quickstart", help="train a bridge on Atlas, measure it, draw it, load it back and ask it")
-    quick.add_argument("--output", default="outputs/quickstart", help="folder to write to (default: %(default)s)")
-    quick.add_argument("--seed", type=int, default=0)
-    quick.add_argument("--epochs", type=float, default=1.0, help="passes over the training questions (default: %(default)s)")
-    quick.set_defaults(run=run_quickstart)
-
-    atlas = commands.add_parser("atlas", help="the embedded world of facts and tiny models").add_subparsers(dest="action", required=True)
-    build = atlas.add_parser("build", help="rebuild facts, tokenizers and both models from nothing (about 25 minutes on 2 cores)")
-    build.add_argument("--output", default="outputs/atlas", help="folder to write to (default: %(default)s)")
-    build.add_argument("--seed", type=int, default=0)
-    build.add_argument("--tables", help="folder of the source tables to select facts from (default: the facts that ship)")
-    build.set_defaults(run=run_atlas_build)
-
+    listing = "\n".join(f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="h2c", description=__doc__, epilog=f"commands:\n{listing}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="command")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
     options = parser.parse_args(arguments)
     try:
-        return options.run(options)
+        # Imported when it is run: `h2c --help` should not wait for torch.
+        return import_module(COMMANDS[options.command][0]).main(options.arguments) or 0
     except (ValueError, OSError) as error:  # a user's mistake: one sentence, no traceback
         print(f"h2c: {error}", file=sys.stderr)
         return 2
-
-
-# Imported when they are run: `h2c --help` should not wait for torch.
-
-
-def run_quickstart(options: argparse.Namespace) -> int:
-    from .quickstart import quickstart
-
-    return quickstart(options.output, options.seed, options.epochs)
-
-
-def run_atlas_build(options: argparse.Namespace) -> int:
-    from .atlas.build import build
-
-    build(options.output, options.seed, options.tables)
-    print(f"Wrote {options.output}/facts.tsv, {options.output}/sharer and {options.output}/receiver")
-    return 0
 
 
 if __name__ == "__main__":

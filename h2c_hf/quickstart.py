@@ -1,5 +1,6 @@
 """The main job from end to end, on Atlas: train a bridge, measure it against baselines and controls, draw, save, load, ask."""
 
+import argparse
 import shutil
 import tempfile
 from pathlib import Path
@@ -164,3 +165,12 @@ def ask_loaded(directory: Path, question: dict) -> str:
     inputs = processor.apply_chat_template(user_turn(open_prompt(question)))
     output = model.generate(**inputs, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)
     return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`h2c quickstart`."""
+    parser = argparse.ArgumentParser(prog="h2c quickstart", description=__doc__)
+    parser.add_argument("--output", default="outputs/quickstart", help="folder to write to (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=float, default=EPOCHS, help="passes over the training questions (default: %(default)s)")
+    return quickstart(**vars(parser.parse_args(arguments)))

@@ -3,6 +3,7 @@
 Each model is taught by one thread of its own process, so that a seed gives the same weights on any number of cores.
 """
 
+import argparse
 import json
 import multiprocessing
 from dataclasses import asdict, replace
@@ -101,3 +102,16 @@ def build_model(role: str, output: Path, seed: int, recipe: PretrainingArguments
     model.to("cpu", torch.bfloat16).save_pretrained(output / role)
     tokenizer.save_pretrained(output / role)
     (output / role / "learning_curve.json").write_text(json.dumps({"recipe": asdict(recipe), "curve": curve}, indent=1) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`h2c atlas build`."""
+    atlas = argparse.ArgumentParser(prog="h2c atlas", description=__doc__)
+    commands = atlas.add_subparsers(required=True)
+    parser = commands.add_parser("build", help="rebuild facts, tokenizers and both models from nothing (about 25 minutes on 2 cores)")
+    parser.add_argument("--output", default="outputs/atlas", help="folder to write to (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tables", help="folder of the source tables to select facts from (default: the facts that ship)")
+    options = atlas.parse_args(arguments)
+    build(options.output, options.seed, options.tables)
+    print(f"Wrote {options.output}/facts.tsv, {options.output}/sharer and {options.output}/receiver")
