@@ -6,6 +6,7 @@ the last token, the *kickstart*; the bridge rewrites that cache. Then the stock 
 
 import contextlib
 import copy
+import dataclasses
 import os
 
 import torch
@@ -18,6 +19,8 @@ from .configuration_h2c import H2CBridgeConfig
 from .modeling_h2c_bridge import H2CBridgeModel
 
 
+# transformers 5.24 calls `past_key_values` `cache`, in calls and in outputs; earlier versions know the old name alone.
+CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(CausalLMOutputWithPast)} else "past_key_values"
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
 
 
@@ -207,7 +210,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         cache = DynamicCache(config=self.receiver.config)
         mask = None if attention_mask is None else attention_mask[:, :-1]
         inputs = model_inputs(self.receiver, input_ids[:, :-1], mask)
-        return self.receiver.base_model(**inputs, past_key_values=cache, use_cache=True).past_key_values
+        return self.receiver.base_model(**inputs, **{CACHE: cache}, use_cache=True)[CACHE]
 
     def bridged_cache(
         self,
@@ -263,6 +266,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         sharer_hidden_states: tuple[torch.Tensor, ...] | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits from the kickstart on.
@@ -277,11 +281,13 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
                 `attention_mask`, what is new.
             num_items_in_batch: the number of targets over accumulated batches, from the Trainer.
             use_cache: False leaves the cache out of what is returned; there is one either way.
+            cache: the newer name of `past_key_values`.
             kwargs: passed to the Receiver.
 
         Returns:
             `logits` (batch, 1, vocabulary) of the token after the prompt; with `labels` (batch, T + 1, vocabulary), and `loss`.
         """
+        past_key_values = past_key_values if cache is None else cache
         prompt, prompt_mask = input_ids, attention_mask
         if labels is not None:
             start = target_start(labels, input_ids)
@@ -296,7 +302,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
 
         inputs = model_inputs(self.receiver, new, attention_mask, past=cached)
         self.receiver.eval()
-        outputs = self.receiver(**inputs, past_key_values=past_key_values, use_cache=True, **kwargs)
+        outputs = self.receiver(**inputs, **{CACHE: past_key_values}, use_cache=True, **kwargs)
         loss = None
         if labels is not None:
             loss = self.loss_function(
@@ -304,8 +310,8 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
                 vocab_size=outputs.logits.shape[-1], num_items_in_batch=num_items_in_batch,
             )  # fmt: skip
         return CausalLMOutputWithPast(
-            loss=loss, logits=outputs.logits, past_key_values=None if use_cache is False else outputs.past_key_values,
-            hidden_states=outputs.hidden_states, attentions=outputs.attentions,
+            loss=loss, logits=outputs.logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions,
+            **{CACHE: None if use_cache is False else outputs[CACHE]},
         )  # fmt: skip
 
     # Text
@@ -320,6 +326,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         sharer_hidden_states: tuple[torch.Tensor, ...] | None = None,
         past_key_values: Cache | None = None,
         generation_config: GenerationConfig | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ):
         """What the Receiver's own `generate` returns, started on the bridged cache; takes everything that it takes.
@@ -328,7 +335,9 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states: see `bridged_cache`.
             past_key_values: a cache that is bridged already, of all `input_ids` but the last.
             generation_config, kwargs: as for any model; `self.generation_config` serves where there is none.
+            cache: the newer name of `past_key_values`.
         """
+        past_key_values = past_key_values if cache is None else cache
         input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
         if input_ids is None:
             raise ValueError("input_ids is missing: got None, expected the Receiver's prompt (batch, length).")
@@ -355,7 +364,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         receiver = continuing_from_cache(self.receiver)
         receiver.generation_config = configs[-1]
         return receiver.generate(
-            input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values,
+            input_ids=input_ids, attention_mask=attention_mask, **{CACHE: past_key_values},
             generation_config=None if generation_config is None else configs[0], **kwargs,
         )  # fmt: skip
 
@@ -365,13 +374,11 @@ def continuing_from_cache(receiver: PreTrainedModel) -> PreTrainedModel:
     whole prompt in its first step whatever the cache holds, and is then silently wrong; the other modes slice the prompt."""
     stock = receiver.prepare_inputs_for_generation
 
-    def prepare_inputs_for_generation(input_ids, next_sequence_length=None, past_key_values=None, is_first_iteration=False, **kwargs):
-        if is_first_iteration and next_sequence_length is None and past_key_values is not None:
-            next_sequence_length = input_ids.shape[1] - past_key_values.get_seq_length()
-        return stock(
-            input_ids, next_sequence_length=next_sequence_length, past_key_values=past_key_values,
-            is_first_iteration=is_first_iteration, **kwargs,
-        )  # fmt: skip
+    def prepare_inputs_for_generation(input_ids, next_sequence_length=None, is_first_iteration=False, **kwargs):
+        cache = kwargs.get(CACHE)
+        if is_first_iteration and next_sequence_length is None and cache is not None:
+            next_sequence_length = input_ids.shape[1] - cache.get_seq_length()
+        return stock(input_ids, next_sequence_length=next_sequence_length, is_first_iteration=is_first_iteration, **kwargs)
 
     # A shallow copy, so that the Receiver itself stays as it is, also while another thread generates.
     receiver = copy.copy(receiver)

@@ -46,7 +46,7 @@ class H2CBridgeConfig(PreTrainedConfig):
     """
 
     model_type = "h2c_bridge"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # the latter from transformers 5.24 on
 
     sharer_model_id: str | None = None
     sharer_revision: str | None = None
