@@ -4,10 +4,13 @@ import argparse
 import sys
 from importlib import import_module
 
+from tqdm import tqdm
+
 
 # command: (module whose `main(arguments)` runs it and returns the exit status, what it does)
 COMMANDS = {
     "quickstart": ("h2c_hf.quickstart", "train a bridge on Atlas, measure it, draw it, load it back and ask it"),
+    "train": ("h2c_hf.training.train", "train a bridge for a pair of models on a mixture of data"),
     "atlas": ("h2c_hf.atlas.build", "rebuild the embedded world of facts and tiny models"),
 }
 
@@ -23,8 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         # Imported when it is run: `h2c --help` should not wait for torch.
         return import_module(COMMANDS[options.command][0]).main(options.arguments) or 0
-    except (ValueError, OSError) as error:  # a user's mistake: one sentence, no traceback
-        print(f"h2c: {error}", file=sys.stderr)
+    except (ValueError, OSError, FloatingPointError) as error:  # told in one sentence, no traceback
+        tqdm.write(f"h2c: {error}", file=sys.stderr)  # on a line of its own, where a progress bar stands
         return 2
 
 

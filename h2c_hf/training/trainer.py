@@ -1,50 +1,107 @@
-"""`H2CTrainer`: the stock Trainer with a bridge's collator, metric and defaults."""
+"""`H2CTrainer`: the stock Trainer with a bridge's collator, metrics and defaults."""
 
-from dataclasses import dataclass
-
+import numpy as np
 import torch
-from transformers import EvalPrediction, Trainer, TrainingArguments
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from transformers import EvalPrediction, ProgressCallback, TrainingArguments
+from transformers.integrations import WandbCallback
 
 from ..data.examples import IGNORE_INDEX, H2CCollator
+from ..data.prompts import letter_ids, user_turn
+from ..hub.model_card import write_model_card
 from ..modeling import H2CForCausalLM, H2CProcessor
+from .callbacks import BridgeStatistics, QuietProgress, WandbCheckpoints
+from .checkpoints import WholeCheckpoints
 
 
-@dataclass
-class H2CTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the defaults of a bridge: cosine with 10 % warm-up, and columns left to the collator."""
-
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.1
-    remove_unused_columns: bool = False  # the columns are the collator's, not those of `forward`
+METRICS = ("loss", "perplexity", "accuracy", "choice_accuracy")
 
 
-class H2CTrainer(Trainer):
+class H2CTrainer(WholeCheckpoints):
     """Trains the bridge of an `H2CForCausalLM` on examples as `h2c_hf.data.examples` makes them.
 
     The base models are frozen and left out of `state_dict` on save, so optimizer and checkpoints hold the bridge alone.
-    Evaluation adds `eval_accuracy`: the share of examples whose target is right to the last token.
+    Evaluation adds to the stock `eval_loss`, all over the targets: `eval_perplexity`, by token; `eval_accuracy`, the share of examples
+    whose target is right to the last token; and, where every target is a letter, `eval_choice_accuracy`: the right letter scores
+    best among the first four.
     """
 
     def __init__(self, model: H2CForCausalLM, args: TrainingArguments, processing_class: H2CProcessor, **kwargs):
+        letters = letters_of(processing_class)
         kwargs.setdefault("data_collator", H2CCollator(processing_class))
-        kwargs.setdefault("preprocess_logits_for_metrics", right_answers)
-        kwargs.setdefault("compute_metrics", mean_accuracy)
+        kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: target_scores(logits, labels, letters))
+        kwargs.setdefault("compute_metrics", target_metrics)
+        # The base models are the same on every rank and never change: DDP need neither broadcast nor watch them.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            model, [name for name in [*dict(model.named_parameters()), *dict(model.named_buffers())] if not name.startswith("bridge.")]
+        )
         super().__init__(model, args, processing_class=processing_class, **kwargs)
+        self.add_callback(BridgeStatistics(self))
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(QuietProgress)
+        if self.pop_callback(WandbCallback):
+            self.add_callback(WandbCheckpoints)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """As stock; stops at a loss that is not finite, before the optimizer takes a step on it.
+
+        Raises:
+            FloatingPointError: naming the step and the prompts of the batch.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} in step {self.state.global_step + 1}; training stopped before it changed the bridge. "
+                f"The batch: {'; '.join(self._prompts(inputs))}."
+            )
+        return loss
+
+    def _prompts(self, inputs: dict) -> list[str]:
+        """The end of each prompt of a batch, as text."""
+        kept = (inputs["labels"] == IGNORE_INDEX) & inputs["attention_mask"].bool()
+        rows = [ids[keep].tolist() for ids, keep in zip(inputs["input_ids"], kept, strict=True)]
+        return [repr(text[-100:]) for text in self.processing_class.batch_decode(rows, skip_special_tokens=True)]
+
+    def create_model_card(self, **kwargs) -> None:
+        """A card that says how to load the bridge; the stock one is a stub that would overwrite any other."""
+        if self.is_world_process_zero():
+            write_model_card(self.args.output_dir, self.model.config, self.hub_model_id or self.args.output_dir)
 
 
-def right_answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Whether each example's target would be decoded greedily: bool (batch,).
+def letters_of(processor: H2CProcessor) -> list[int]:
+    """The Receiver's tokens for A to D; none where it has no chat template, or writes them in several tokens."""
+    try:
+        return letter_ids(processor.receiver_tokenizer, user_turn("?"))
+    except ValueError:
+        return []
+
+
+def target_scores(logits: torch.Tensor, labels: torch.Tensor, letters: list[int]) -> torch.Tensor:
+    """Of each example (batch, 4), float: whether its target would be decoded greedily; the target's negative log-likelihood in
+    nats; its tokens; whether its letter scores best of `letters` (nan where it does not begin with one).
 
     Args:
         logits: (batch, T + 1, vocabulary), from the kickstart on.
         labels: (batch, N + T), -100 on prompts and padding.
     """
-    predicted = logits[:, :-1].argmax(-1)
-    targets = labels[:, labels.shape[1] - predicted.shape[1] :]
-    return ((predicted == targets) | (targets == IGNORE_INDEX)).all(1)
+    logits = logits[:, :-1].float()
+    targets = labels[:, labels.shape[1] - logits.shape[1] :]
+    kept = targets != IGNORE_INDEX
+    right = ((logits.argmax(-1) == targets) | ~kept).all(1)
+    nll = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none").sum(1)
+    letter = torch.full_like(nll, torch.nan)
+    if letters:
+        candidates = torch.tensor(letters, device=logits.device)
+        best = candidates[logits[:, 0, candidates].argmax(-1)]
+        letter = torch.where(torch.isin(targets[:, 0], candidates), (best == targets[:, 0]).float(), letter)
+    return torch.stack([right.float(), nll, kept.sum(1).float(), letter], 1)
 
 
-def mean_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": float(prediction.predictions.mean())}
+def target_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """`accuracy`, `perplexity`, and `choice_accuracy` where every target begins with a letter, of `target_scores`' rows."""
+    right, nll, tokens, letter = np.asarray(prediction.predictions, dtype=np.float64).T
+    metrics = {"accuracy": right.mean(), "perplexity": np.exp(nll.sum() / tokens.sum())}
+    if not np.isnan(letter).any():
+        metrics["choice_accuracy"] = letter.mean()
+    return {name: float(value) for name, value in metrics.items()}

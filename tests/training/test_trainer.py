@@ -7,7 +7,8 @@ from transformers import EvalPrediction
 
 from h2c_hf.data.examples import IGNORE_INDEX, encode_questions
 from h2c_hf.modeling import H2CForCausalLM
-from h2c_hf.training.trainer import H2CTrainer, H2CTrainingArguments, mean_accuracy, right_answers
+from h2c_hf.training.arguments import H2CTrainingArguments
+from h2c_hf.training.trainer import H2CTrainer, target_metrics, target_scores
 
 
 QUESTIONS = [
@@ -26,7 +27,8 @@ def trained(tmp_path):
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     arguments = H2CTrainingArguments(
         output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2, report_to="none",
-        learning_rate=1e-2, warmup_steps=0, save_steps=4, eval_strategy="steps", eval_steps=4, use_cpu=True, dataloader_pin_memory=False,
+        learning_rate=1e-2, warmup_steps=0, save_steps=4, logging_steps=2,
+        eval_strategy="steps", eval_steps=4, use_cpu=True, dataloader_pin_memory=False,
     )  # fmt: skip
     examples = encode_questions(processor, QUESTIONS)
     trainer = H2CTrainer(model, arguments, processor, train_dataset=examples, eval_dataset=examples)
@@ -61,20 +63,36 @@ def test_a_checkpoint_loads_as_a_bridge(trained):
 
 def test_evaluation_reports_loss_and_accuracy(trained):
     metrics = trained[2].evaluate()
-    assert np.isfinite(metrics["eval_loss"]) and 0 <= metrics["eval_accuracy"] <= 1
+    assert np.isfinite(metrics["eval_loss"]) and 0 <= metrics["eval_accuracy"] <= 1 and 0 <= metrics["eval_choice_accuracy"] <= 1
+    assert metrics["eval_perplexity"] == pytest.approx(np.exp(metrics["eval_loss"]), rel=1e-4)  # one batch, so the same mean
 
 
-def test_accuracy_counts_answers_right_to_the_last_token():
+def test_scores_of_targets_against_plain_loops():
+    generator = torch.Generator().manual_seed(0)
+    letters = [4, 5, 6, 7]
     labels = torch.full((3, 6), IGNORE_INDEX)
     labels[0, 3:5] = torch.tensor([4, 5])
-    labels[1, 3:6] = torch.tensor([4, 5, 6])
-    labels[2, 3:6] = torch.tensor([4, 5, 6])
-    logits = torch.zeros(3, 4, 9)
-    for row, tokens in enumerate([[4, 5, 8], [4, 5, 6], [4, 5, 7]]):
-        logits[row, range(3), tokens] = 1
-    right = right_answers(logits, labels)
-    assert right.tolist() == [True, True, False]
-    assert mean_accuracy(EvalPrediction(right.numpy(), None)) == {"accuracy": pytest.approx(2 / 3)}
+    labels[1, 3:6] = torch.tensor([6, 5, 6])
+    labels[2, 3:6] = torch.tensor([8, 5, 6])
+    logits = torch.randn(3, 4, 9, generator=generator)
+    logits[0, range(2), [4, 5]] += 10  # the first row is right
+    logits[1, 0, 8] += 10  # a token that is no letter is no answer by letter
+    rows = target_scores(logits, labels, letters)
+    for row in range(3):
+        targets = [label for label in labels[row].tolist() if label != IGNORE_INDEX]
+        right = all(logits[row, i].argmax() == target for i, target in enumerate(targets))
+        nll = -sum(logits[row, i].log_softmax(-1)[target] for i, target in enumerate(targets))
+        best = max(letters, key=lambda letter: logits[row, 0, letter].item())
+        expected = [float(right), nll, len(targets), float(best == targets[0]) if targets[0] in letters else torch.nan]
+        torch.testing.assert_close(rows[row], torch.tensor(expected), equal_nan=True)
+
+
+def test_metrics_weigh_perplexity_by_token():
+    rows = np.array([[1, 2.0, 1, 1], [0, 10.0, 5, 0]])
+    metrics = target_metrics(EvalPrediction(rows, None))
+    assert metrics == {"accuracy": 0.5, "perplexity": pytest.approx(np.exp(2.0)), "choice_accuracy": 0.5}
+    rows[1, 3] = np.nan
+    assert "choice_accuracy" not in target_metrics(EvalPrediction(rows, None))
 
 
 def test_accumulated_batches_weigh_by_tokens():
@@ -93,6 +111,30 @@ def test_accumulated_batches_weigh_by_tokens():
     count = (targets != IGNORE_INDEX).sum()
     halves = loss(slice(0, 2), num_items_in_batch=count) + loss(slice(2, 4), num_items_in_batch=count)
     torch.testing.assert_close(halves, loss(slice(0, 4)), atol=1e-5, rtol=1e-5)
+
+
+def test_gates_and_gradients_are_logged_by_layer_and_part(trained):
+    model, _, trainer, _ = trained
+    history = trainer.state.log_history
+    assert (
+        [entry["step"] for entry in history if "gate/key/0" in entry] == [entry["step"] for entry in history if "loss" in entry] == [2, 4]
+    )
+    entry = [entry for entry in history if "gate/key/0" in entry][-1]
+    for kind, values in model.gate_values().items():
+        assert [entry[f"gate/{kind}/{layer}"] for layer in range(len(values))] == values
+    assert all(entry[f"grad_norm/{part}"] > 0 for part in ("attention", "ffn", "gate"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(trained):
+    model, _, trainer, _ = trained
+    with torch.no_grad():
+        model.bridge.ffn_out.bias.fill_(torch.nan)
+    before = {name: parameter.clone() for name, parameter in model.bridge.named_parameters()}
+    trainer.args.max_steps, trainer.train_dataset = 8, trainer.train_dataset.select([1])
+    with pytest.raises(FloatingPointError, match=r"The loss is nan in step 1; .*Which is snow"):
+        trainer.train()
+    for name, parameter in model.bridge.named_parameters():
+        torch.testing.assert_close(parameter, before[name], rtol=0, atol=0, equal_nan=True)
 
 
 def test_examples_are_plain_columns():

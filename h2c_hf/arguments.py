@@ -1,0 +1,61 @@
+"""Arguments of the commands: dataclasses, filled from a yaml file and the command line, which wins. Wrong names are refused with
+the nearest right one."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+class ConfigParser(HfArgumentParser):
+    """`HfArgumentParser` that takes a yaml file first and tells a mistake in one sentence: argparse would print the usage of
+    all of `TrainingArguments`' fields before it."""
+
+    def error(self, message: str):
+        raise ValueError(message)
+
+    def parse_config(self, arguments: list[str]) -> tuple[Any, ...]:
+        """Fill the dataclasses from `[CONFIG.yaml] [--field value ...]`.
+
+        Raises:
+            ValueError: for a file that cannot be read, a field that there is not, or a value of the wrong type.
+        """
+        if arguments and not arguments[0].startswith("-"):
+            values = read_yaml(arguments[0])
+            self._refuse_unknown(values, arguments[0])
+            # Lists and mappings as they are; the rest as if typed before the other arguments, so that argparse checks them all.
+            self.set_defaults(**{name: value for name, value in values.items() if isinstance(value, list | dict)})
+            typed = [f"--{name}={value}" for name, value in values.items() if not isinstance(value, list | dict | None)]
+            arguments = [*typed, *arguments[1:]]
+        *filled, rest = self.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
+        if rest:
+            if rest[0].startswith("--"):
+                self._refuse_unknown([rest[0][2:].split("=")[0]], "the command line")
+            raise ValueError(f"{rest[0]!r} on the command line belongs to no field; expected --field value.")
+        return tuple(filled)
+
+    def _refuse_unknown(self, names, where: str) -> None:
+        known = [action.dest for action in self._actions]
+        for name in names:
+            if name.replace("-", "_") not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise ValueError(f"There is no field {name!r} ({where})" + (f"; did you mean {near[0]!r}?" if near else "."))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A yaml file of fields.
+
+    Raises:
+        ValueError: where it is missing, or no yaml mapping.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {str(path)!r}; expected a yaml file of fields.")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not yaml: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}; expected a mapping of fields to values.")
+    return values

@@ -1,0 +1,79 @@
+"""The data of a run: what is trained on, what is validated on, and how long it is."""
+
+import json
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+
+from ..data.mixture import DataReport, build_dataset, hold_out
+from ..modeling import H2CProcessor
+from .arguments import H2CArguments, H2CTrainingArguments
+
+
+SAMPLE = 1000  # examples whose lengths stand for all
+
+
+@dataclass
+class Lengths:
+    """Tokens an example, of a sample of the training data: means and largest."""
+
+    counted: int
+    sharer: float
+    prompt: float
+    target: float
+    sharer_max: int
+    prompt_max: int
+    target_max: int
+
+
+@dataclass
+class Data:
+    """`validation` holds a dataset for each source; `answered` are examples for the model to answer in words."""
+
+    train: Dataset | IterableDataset
+    validation: dict[str, Dataset]
+    reports: dict[str, DataReport]
+    answered: list[dict]
+    lengths: Lengths
+
+    def describe(self) -> str:
+        return "\n".join(f"{role}:\n{report}" for role, report in self.reports.items())
+
+    def save(self, directory: Path) -> None:
+        """`data.json`: counts by source and reason; written beside its place first."""
+        directory.mkdir(parents=True, exist_ok=True)
+        beside = directory / "data.json.part"
+        counts = {role: report.to_dict() for role, report in self.reports.items()}
+        beside.write_text(json.dumps({"counts": counts, "lengths": asdict(self.lengths)}, indent=1) + "\n")
+        beside.replace(directory / "data.json")
+
+
+def load_data(h2c: H2CArguments, training: H2CTrainingArguments, processor: H2CProcessor) -> Data:
+    """Encode what the arguments name. Other ranks wait for the first, and then read the datasets cache."""
+    settings = {"max_length": h2c.max_length, "seed": training.seed, "num_proc": h2c.num_proc}
+    with training.main_process_first(desc="encoding the data"):
+        train, report = build_dataset(h2c.train_data, processor, streaming=h2c.streaming, **settings)
+        reports, validation = {"train": report}, {}
+        if h2c.validation_fraction:
+            train, validation["held_out"] = hold_out(train, h2c.validation_fraction)
+        for source in h2c.validation_data:
+            name = unused_name(validation, f"{Path(source.path).name.lower()}_{source.form}")
+            validation[name], reports[name] = build_dataset([source], processor, role="validation", **settings)
+    answered = [example for dataset in validation.values() for example in islice(dataset, -(-h2c.generations // len(validation)))]
+    return Data(train, validation, reports, answered, sampled_lengths(train))
+
+
+def unused_name(taken: dict, name: str) -> str:
+    """`name`, or with a number where it is taken."""
+    return next(candidate for n in range(1, len(taken) + 2) if (candidate := name if n == 1 else f"{name}_{n}") not in taken)
+
+
+def sampled_lengths(train: Dataset | IterableDataset) -> Lengths:
+    if isinstance(train, Dataset):  # from all over it: sources and forms differ
+        train = train.select(np.linspace(0, len(train) - 1, min(SAMPLE, len(train)), dtype=int))
+    rows = list(islice(train, SAMPLE))
+    columns = [np.array([len(row[name]) for row in rows]) for name in ("sharer_input_ids", "input_ids", "target_ids")]
+    return Lengths(len(rows), *(float(column.mean()) for column in columns), *(int(column.max()) for column in columns))

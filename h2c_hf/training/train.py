@@ -1,0 +1,124 @@
+"""`h2c train CONFIG.yaml` and `accelerate launch scripts/train.py CONFIG.yaml`: trains a bridge for a pair on a mixture."""
+
+import json
+import shutil
+from pathlib import Path
+
+from transformers import EarlyStoppingCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..atlas import MODELS
+from ..data.examples import H2CCollator
+from ..modeling import H2CProcessor
+from .arguments import H2CArguments, H2CTrainingArguments, parse
+from .callbacks import WrittenAnswers
+from .data import Data, load_data
+from .pair import Pair
+from .plan import describe
+from .trainer import METRICS, H2CTrainer
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, plan, train, save. Returns the exit status."""
+    h2c, training = parse(arguments, "h2c train")
+    set_seed(training.seed)
+    pair = Pair(h2c)
+    checkpoint = checkpoint_to_resume(training)
+    pair.bridge_config()  # a pair that cannot be joined is refused before the data is read
+    processor = pair.processor()
+    data = load_data(h2c, training, processor)
+    choose_metric(training, list(data.validation))
+    if training.process_index == 0:
+        print(describe(h2c, training, pair, data), flush=True)
+    if h2c.dry_run:
+        return 0
+    trainer = make_trainer(h2c, training, pair, processor, data)
+    if trainer.is_world_process_zero():
+        data.save(Path(training.output_dir))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return finish(trainer, h2c)
+
+
+def make_trainer(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data) -> H2CTrainer:
+    set_seed(training.seed)  # the data may have drawn numbers; the new bridge's weights depend on the seed alone
+    # One set is passed as it is, so that its metrics are plain `eval_loss` ...
+    validation = next(iter(data.validation.values())) if len(data.validation) == 1 else data.validation or None
+    trainer = H2CTrainer(
+        pair.model(training.device),
+        training,
+        processor,
+        train_dataset=data.train,
+        eval_dataset=validation,
+        data_collator=H2CCollator(processor),
+    )
+    if h2c.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(h2c.early_stopping_patience))
+    if h2c.generations and data.answered:
+        trainer.add_callback(WrittenAnswers(trainer, data.answered))
+    return trainer
+
+
+def choose_metric(training: H2CTrainingArguments, names: list[str]) -> None:
+    """What "best" is judged by: with several validation sets their metrics carry their names, and the stock default, the loss,
+    is that of the first.
+
+    Raises:
+        ValueError: for a metric that none of them has.
+    """
+    if training.metric_for_best_model is None or not names:
+        return
+    asked = training.metric_for_best_model.removeprefix("eval_")
+    prefixes = [f"{name}_" for name in names] if len(names) > 1 else [""]
+    if asked == "loss":
+        asked = f"{prefixes[0]}loss"
+    known = [prefix + metric for prefix in prefixes for metric in METRICS]
+    if asked not in known:
+        raise ValueError(f"metric_for_best_model is {asked!r}; expected one of {', '.join(known)}.")
+    training.metric_for_best_model = asked
+
+
+def checkpoint_to_resume(training: H2CTrainingArguments) -> str | None:
+    """The checkpoint folder that `resume_from_checkpoint` means: 'true' is the last one in `output_dir`, if there is any.
+
+    Raises:
+        ValueError: for a folder that is no checkpoint, or an output folder with checkpoints that nobody asked to resume.
+    """
+    asked = training.resume_from_checkpoint
+    last = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
+    if asked in (None, False, "false"):
+        if last is not None:
+            raise ValueError(
+                f"{training.output_dir} holds {Path(last).name} of an earlier run; expected --resume_from_checkpoint true to go on "
+                "from it, or another --output_dir."
+            )
+        return None
+    if asked in (True, "true", "True"):
+        return last
+    if not (Path(asked) / "trainer_state.json").is_file():
+        raise ValueError(f"resume_from_checkpoint is {asked!r}, which holds no trainer_state.json; expected a checkpoint folder.")
+    return asked
+
+
+def finish(trainer: H2CTrainer, h2c: H2CArguments) -> int:
+    """Save the trained bridge into the output folder; or say how to go on, after a SIGTERM."""
+    state, output = trainer.state, trainer.args.output_dir
+    patience = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)]
+    stopped_early = any(callback.early_stopping_patience_counter >= callback.early_stopping_patience for callback in patience)
+    if state.global_step < state.max_steps and not stopped_early:
+        last = Path(get_last_checkpoint(output)).name
+        print(f"Stopped before step {state.max_steps}; --resume_from_checkpoint true goes on from {last} in {output}.")
+        return 0
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        save_base_models(h2c, Path(output))
+        (Path(output) / "log_history.json").write_text(json.dumps(state.log_history, indent=1) + "\n")
+        print(f"Wrote the bridge to {output}")
+    return 0
+
+
+def save_base_models(h2c: H2CArguments, output: Path) -> None:
+    """The tiny models of Atlas beside their bridge, so that the folder works wherever it is copied to."""
+    for role in ("sharer", "receiver"):
+        if getattr(h2c, role) == "atlas":
+            ignored = shutil.ignore_patterns("learning_curve.json", "tokenizer*")
+            shutil.copytree(MODELS / role, output / role, ignore=ignored, dirs_exist_ok=True)
