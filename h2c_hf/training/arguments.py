@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 
@@ -73,6 +74,8 @@ def parse(arguments: list[str] | None, prog: str) -> tuple[H2CArguments, H2CTrai
     """
     parser = ConfigParser((H2CArguments, H2CTrainingArguments), prog=prog, allow_abbrev=False)
     parser.set_defaults(enable_jit_checkpoint=True)  # a command owns its process, and may answer SIGTERM; a library may not
+    # Without an accelerator a run is on the CPU anyway; said here, since the stock arguments refuse bf16 otherwise.
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())
     h2c, training = parser.parse_config(arguments)
     h2c.train_data, h2c.validation_data = (
         [DataSource.parse(source) for source in sources] for sources in (h2c.train_data, h2c.validation_data)
