@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,8 @@ import pytest
 import torch
 from datasets import Dataset
 from pairs import random_pair, tiny_processor
-from safetensors import safe_open
 
+from h2c_hf.atlas import MODELS
 from h2c_hf.data.examples import H2CCollator
 from h2c_hf.training import precompute, train
 from h2c_hf.training.arguments import parse
@@ -21,12 +22,12 @@ from h2c_hf.training.sharer_states import SharerStates, StoredStatesCollator, by
 
 
 ROOT = Path(__file__).parents[2]
-CONFIG = str(ROOT / "hub_configs/atlas/training.yaml")
-# The smaller split alone, in one form to train on and in another to validate on.
+# Atlas as `hub_configs/atlas/training.yaml` has it, but its smaller split alone, and a part of that to validate on.
 SMALL = [
-    CONFIG, "--train_data", "path=atlas,split=validation,form=open", "--validation_data", "path=atlas,split=validation,form=choice",
-    "--use_cpu", "--per_device_train_batch_size=8", "--per_device_eval_batch_size=64", "--max_steps=4", "--logging_steps=1",
-    "--eval_steps=4", "--save_steps=4", "--generations=2",
+    "--sharer=atlas", "--receiver=atlas", "--base_dtype=float32", "--report_to=none", "--use_cpu", "--learning_rate=3e-3",
+    "--train_data", "path=atlas,split=validation", "path=atlas,split=validation,form=open", "--validation_fraction=0.2",
+    "--per_device_train_batch_size=8", "--per_device_eval_batch_size=64", "--max_steps=4", "--logging_steps=1",
+    "--eval_strategy=steps", "--eval_steps=4", "--generations=2",
 ]  # fmt: skip
 
 
@@ -184,8 +185,8 @@ def run(output: Path, *arguments: str) -> list[dict]:
         (["--base_dtype=bfloat16"], "base_dtype is 'float32', expected 'bfloat16'"),
         (["--bf16"], "autocast is 'none', expected 'bf16'"),
         (["--sharer_quantization=nf4"], "quantization is 'none', expected 'nf4'"),
-        (["--train_data", "path=atlas,split=test,form=open"], r"lacks [\d,]+ of this config's Sharer prompts: the data changed"),
-        (["--streaming"], "streaming and sharer_states are both given"),
+        (["--train_data=path=atlas,form=open"], r"lacks [\d,]+ of this config's Sharer prompts: the data changed"),
+        (["--streaming", "--validation_fraction=0", "--eval_strategy=no"], "streaming and sharer_states are both given"),
     ],
 )
 def test_a_store_of_another_run_is_refused_before_training(stored, tmp_path, arguments, message):
@@ -205,16 +206,22 @@ def test_another_sharer_tokenizer_or_receiver_makes_another_store(tmp_path):
         return [name for name in own if other[name] != own[name]]
 
     assert different() == []
-    model = Pair(parse(SMALL, "test")[0]).model(torch.device("cpu"))
-    for name, change in (("same", 0.0), ("tuned", 1e-3)):
-        with torch.no_grad():
-            model.sharer.model.layers[3].mlp.up_proj.weight[0, 0] += change
-        model.sharer.save_pretrained(tmp_path / name / "sharer")
-    same, tuned = (Pair(parse([*SMALL, f"--sharer={tmp_path / name / 'sharer'}"], "test")[0]) for name in ("same", "tuned"))
-    assert different(tuned) == ["sharer", "revision"]
-    revisions = {pair: states_identity(pair.arguments, training, pair, tokenizer)["revision"] for pair in ()}
-    assert not revisions and same
-    tokenizer.add_tokens(["<new>"])
+    for role, name in (("sharer", "atlas"), ("sharer", "tuned/atlas"), ("receiver", "shallow")):
+        shutil.copytree(MODELS / role, tmp_path / name)
+
+    def moved(role: str, name: str) -> list[str]:
+        return different(Pair(parse([*SMALL, f"--{role}={tmp_path / name}"], "test")[0]))
+
+    assert moved("sharer", "atlas") == []  # a copy of the same files, under the same name
+    with open(tmp_path / "tuned/atlas/model.safetensors", "r+b") as file:  # one weight
+        file.seek(-2, os.SEEK_END)
+        file.write(b"12")
+    assert moved("sharer", "tuned/atlas") == ["revision"]
+    config = json.loads((tmp_path / "shallow/config.json").read_text())
+    config["num_hidden_layers"] = 2
+    (tmp_path / "shallow/config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "layer_types"}))
+    assert moved("receiver", "shallow") == ["layers"]
+    tokenizer.chat_template += " "
     assert different() == ["tokenizer"]
 
 
@@ -236,8 +243,8 @@ def test_training_from_the_store_gives_the_losses_of_training_live(live, stored,
     expected = json.loads((live / "log_history.json").read_text())
     log = run(tmp_path, f"--sharer_states={stored}", "--sharer_states_dtype=float32", "--dataloader_num_workers=2")
     assert len(values(log, "loss")) == 4 and len(values(log, "eval_loss")) == 1
-    for name in ("loss", "eval_loss", "grad_norm"):
-        assert values(log, name) == pytest.approx(values(expected, name), abs=1e-6)
+    for name in ("loss", "eval_loss"):
+        assert values(log, name) == pytest.approx(values(expected, name), rel=1e-6, abs=1e-6)
     assert (tmp_path / "generations.jsonl").read_text() == (live / "generations.jsonl").read_text()
 
 
@@ -306,12 +313,6 @@ def test_a_killed_run_goes_on_to_the_store_that_it_would_have_written(stored, tm
     assert contents(killed) == whole
     (kept,) = set(left) - {damaged}
     assert (killed / kept).stat().st_mtime_ns == left[kept]
-    # Shards of another size hold the same states, in the same bits.
-    one, many = (SharerStates.open(folder, json.loads((folder / "store.json").read_text())) for folder in (stored, killed))
-    assert one.size()[:2] == many.size()[:2]
-    for key, shard in one._shard_of.items():
-        with safe_open(stored / shard, "pt") as a, safe_open(killed / many._shard_of[key], "pt") as b:
-            torch.testing.assert_close(a.get_tensor(key), b.get_tensor(key), rtol=1e-5, atol=1e-5)
 
 
 def test_a_whole_store_is_left_as_it_is_and_its_cost_is_told(stored, capsys):
