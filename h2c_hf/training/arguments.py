@@ -57,6 +57,7 @@ class H2CArguments:
     num_proc: int | None = HfArg(default=None, help="processes that encode the data")
     streaming: bool = HfArg(default=False, help="read the data as it is needed, for what does not fit on the disk; needs max_steps")
     sharer_states: str | None = HfArg(default=None, help="folder of Sharer states that 'h2c precompute' wrote; no Sharer is loaded then")
+    sharer_states_dtype: Literal["float32", "bfloat16", "float8_e4m3fn"] = HfArg(default="bfloat16", help="how sharer_states are stored")
 
     early_stopping_patience: int | None = HfArg(default=None, help="stop after so many evaluations without a better metric_for_best_model")
     generations: int = HfArg(default=4, help="so many validation examples are answered in words after each evaluation")
@@ -110,6 +111,9 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
             (source.path, source.name, source.split) == (other.path, other.name, other.split)
             for source in h2c.train_data
             for other in h2c.validation_data
+        ),
+        "streaming and sharer_states are both given: a stream cannot be computed ahead; expected either": (
+            h2c.streaming and h2c.sharer_states
         ),
         f"init_from has its own config, and {[name for name in BRIDGE_FIELDS if getattr(h2c, name) is not None]} are for a new bridge": (
             h2c.init_from and any(getattr(h2c, name) is not None for name in BRIDGE_FIELDS)
