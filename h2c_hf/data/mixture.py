@@ -1,6 +1,7 @@
 """The training mixture: sources encoded, filtered by length and weighed, with exact counts of what was kept and dropped."""
 
 import hashlib
+import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 
@@ -215,5 +216,8 @@ class RecordEncoder:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Of what decides its tokens: vocabulary, rules and chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    if backend is None:
+        rules = sorted(tokenizer.get_vocab().items())
+    else:  # truncation and padding are what the last call left there
+        rules = {name: rule for name, rule in json.loads(backend.to_str()).items() if name not in ("truncation", "padding")}
     return Hasher.hash((rules, tokenizer.chat_template, tokenizer.eos_token))

@@ -119,7 +119,7 @@ def test_a_stream_mixes_by_weight(processor, chats):
 def test_encoded_data_is_found_in_the_cache_again(processor, chats):
     source = DataSource(chats("a", 20)[0])
     first, _, _ = build_dataset([source], processor)
-    processor.apply_chat_template([{"role": "user", "content": "Changes what pickling a tokenizer gives."}])
+    processor.receiver_tokenizer(["a", "abc"], padding=True, truncation=True, max_length=2)  # changes what pickling it gives
     second, _, _ = build_dataset([source], processor)
     files = [{file["filename"] for file in data.cache_files} for data in (first, second)]
     assert files[0] and files[0] == files[1]
