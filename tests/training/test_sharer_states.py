@@ -273,7 +273,7 @@ def test_no_sharer_is_in_memory(stored):
 
 # The command
 
-SHARD_BYTES = 2**23
+SHARD_BYTES = 2**22
 # Kills its own process when half of the third shard is written.
 KILLED_IN_A_SHARD = f"""
 import os, signal, sys
@@ -297,7 +297,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_killed_run_goes_on_to_the_store_that_it_would_have_written(stored, tmp_path, monkeypatch, capsys):
-    arguments = [*SMALL, "--sharer_states_dtype=float32"]
+    arguments = [*SMALL, "--train_data=path=atlas,split=validation,form=open", "--sharer_states_dtype=float32"]
     monkeypatch.setattr(precompute, "SHARD_BYTES", SHARD_BYTES)
     assert precompute.main([*arguments, f"--sharer_states={tmp_path / 'whole'}"]) == 0
     whole = contents(tmp_path / "whole")
@@ -310,7 +310,7 @@ def test_a_killed_run_goes_on_to_the_store_that_it_would_have_written(stored, tm
     left = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.safetensors")}
     assert len(left) == 2 and (killed / "shard.part").exists()
     with pytest.raises(ValueError, match="or 'h2c precompute' did not finish"):
-        run(tmp_path / "run", f"--sharer_states={killed}", "--sharer_states_dtype=float32")
+        run(tmp_path / "run", *arguments[len(SMALL) :], f"--sharer_states={killed}")
 
     damaged = sorted(left)[0]
     os.truncate(killed / damaged, 100)
