@@ -11,6 +11,7 @@ from ..atlas import MODELS
 from ..data.examples import H2CCollator
 from ..modeling import H2CProcessor
 from .arguments import H2CArguments, H2CTrainingArguments, parse
+from .blank import BlankSharerCollator
 from .callbacks import WrittenAnswers
 from .data import Data, load_data
 from .pair import Pair
@@ -43,13 +44,14 @@ def make_trainer(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, 
     set_seed(training.seed)  # the data may have drawn numbers; the new bridge's weights depend on the seed alone
     # One set is passed as it is, so that its metrics are plain `eval_loss` ...
     validation = next(iter(data.validation.values())) if len(data.validation) == 1 else data.validation or None
+    model = pair.model(training.device)
     trainer = H2CTrainer(
-        pair.model(training.device),
+        model,
         training,
         processor,
         train_dataset=data.train,
         eval_dataset=validation,
-        data_collator=H2CCollator(processor),
+        data_collator=BlankSharerCollator(processor, model.config) if h2c.blank_sharer else H2CCollator(processor),
     )
     if h2c.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(h2c.early_stopping_patience))
