@@ -59,7 +59,9 @@ def hand_off_rows(results: dict[str, dict], questions: list[dict]) -> dict[str, 
     without case, punctuation and articles."""
     rows = {}
     for name, result in results.items():
-        pairs = [(plain(text), [plain(answer) for answer in q["answers"]]) for text, q in zip(result["predictions"], questions, strict=True)]
+        pairs = [
+            (plain(text), [plain(answer) for answer in q["answers"]]) for text, q in zip(result["predictions"], questions, strict=True)
+        ]
         exact = np.array([text in answers for text, answers in pairs])
         contained = np.array([any(f" {answer} " in f" {text} " for answer in answers) for text, answers in pairs])
         rows[name] = {**accuracy_row(exact), "contained": float(contained.mean())}

@@ -82,7 +82,9 @@ def measure(
         "memory": {"weights_bytes": weights(model), **({"peak_bytes": peaks} if peaks else {})},
     }
     if lengths:
-        found["output_lengths"] = sweep(model, processor, questions[:SWEPT_QUESTIONS], [n for n in WRITTEN if n in methods], lengths, prompts)
+        found["output_lengths"] = sweep(
+            model, processor, questions[:SWEPT_QUESTIONS], [n for n in WRITTEN if n in methods], lengths, prompts
+        )
         for name, row in latency.items():
             if name in found["output_lengths"][0]:
                 row["per_token_ms_median"] = per_token(found["output_lengths"], name)

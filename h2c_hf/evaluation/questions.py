@@ -29,7 +29,9 @@ def read_rows(path: str, name: str | None, split: str, columns: tuple[str, ...] 
         else:
             rows = load_dataset(path, name, split=split)
     except (OSError, ValueError) as error:
-        raise ValueError(f"The dataset {path!r} ({name or 'default'}, split {split!r}) cannot be read: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"The dataset {path!r} ({name or 'default'}, split {split!r}) cannot be read: {str(error).splitlines()[0]}"
+        ) from None
     if missing := sorted(set(columns) - set(rows.column_names)):
         raise ValueError(f"{path} has no column {missing[0]!r}; expected {', '.join(columns)}, got {', '.join(rows.column_names)}.")
     return rows.to_list()
