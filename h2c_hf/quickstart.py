@@ -20,7 +20,8 @@ from .evaluation.report import beats_controls, build_report, save_report
 from .evaluation.runner import MAX_ANSWER_TOKENS, evaluate
 from .evaluation.statistics import accuracy_row
 from .modeling import H2CForCausalLM, H2CProcessor
-from .training.trainer import H2CTrainer, H2CTrainingArguments
+from .training.arguments import H2CTrainingArguments
+from .training.trainer import H2CTrainer
 from .visualization.figures import draw
 
 

@@ -61,14 +61,8 @@ def open_answer(question: dict) -> str:
     return question["choices"][_answer_index(question)]
 
 
-def prompt_of(question: dict, form: str, hint: str | None = None, prompts: Prompts = PROMPTS) -> str:
-    """The question in choice or in open form."""
-    return {"choice": choice_prompt, "open": open_prompt}[form](question, hint, prompts)
-
-
-def answer_of(question: dict, form: str) -> str:
-    """Its answer in choice or in open form."""
-    return {"choice": choice_answer, "open": open_answer}[form](question)
+# form of a multiple-choice question: (its prompt, its answer)
+FORMS = {"choice": (choice_prompt, choice_answer), "open": (open_prompt, open_answer)}
 
 
 def user_turn(text: str) -> list[dict]:

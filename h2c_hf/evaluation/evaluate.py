@@ -17,7 +17,7 @@ from .hand_off import hand_off_questions, hand_off_rows
 from .latency import measure
 from .methods import METHODS, Batch
 from .page import TITLES, interval, percent
-from .perplexity import load_conversations, perplexity
+from .perplexity import load_exchanges, perplexity
 from .progress import Progress
 from .questions import fit, limits, load_questions
 from .report import build_report, save_report
@@ -49,13 +49,13 @@ class Run:
         with state.main_process_first():
             self.questions = load_questions(options.data, options.data_name, options.split, options.shots, options.shots_split)
             self.questions = spread(self.questions, options.limit)
-            self.passages = self.conversations = None
+            self.passages = self.exchanges = None
             if options.hand_off:
                 name, split, limit = options.hand_off_name, options.hand_off_split, options.hand_off_limit
                 self.passages = hand_off_questions(options.hand_off, name, split, limit)
             if options.perplexity_data:
                 name, split, limit = options.perplexity_name, options.perplexity_split, options.perplexity_limit
-                self.conversations = load_conversations(options.perplexity_data, name, split, limit)
+                self.exchanges, self.unusable = load_exchanges(options.perplexity_data, name, split, limit)
         self.model, self.processor, self.adapter = load(options, state.device)
         self.progress, self.is_main = Progress(options.output_dir, state), state.is_main_process
         self.shared = {"adapter": self.adapter, "prompts": options.prompts}
@@ -72,12 +72,13 @@ class Run:
         if self.passages:
             answers = self.ask("hand_off", self.passages, "open")
             more["hand_off"] = hand_off_rows(answers, self.items["hand_off"][0])
-        if self.conversations:
+        if self.exchanges:
             longest = limits(self.model, [], "choice", options.max_length)
             more["perplexity"], self.counts["perplexity"] = perplexity(
-                self.model, self.processor, self.conversations, options.methods, longest, options.perplexity_batch_size,
+                self.model, self.processor, self.exchanges, options.methods, longest, options.perplexity_batch_size,
                 progress=self.progress, **self.shared,
             )  # fmt: skip
+            self.counts["perplexity"]["unusable"] = self.unusable
         if not self.is_main:
             return {}, {}
         timing = {"latency": {}}

@@ -13,7 +13,7 @@ import torch
 from transformers import BatchFeature
 from transformers.cache_utils import Cache
 
-from ..data.prompts import PROMPTS, Prompts, answer_of, hint_prompt, prompt_of, user_turn, with_passage
+from ..data.prompts import FORMS, PROMPTS, Prompts, hint_prompt, user_turn, with_passage
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 
 
@@ -89,11 +89,11 @@ class Batch:
 
 def conversation(question: dict, form: str, hint: str | None = None, prompts: Prompts = PROMPTS) -> list[dict]:
     """What the Receiver reads: the question after its few-shot turns."""
+    prompt, answer = FORMS[form]
     turns = []
     for shot in question.get("shots", []):
-        answer = {"role": "assistant", "content": answer_of(shot, form)}
-        turns += [*user_turn(prompt_of(shot, form, prompts=prompts)), answer]
-    return [*turns, *user_turn(prompt_of(question, form, hint, prompts))]
+        turns += [*user_turn(prompt(shot, prompts=prompts)), {"role": "assistant", "content": answer(shot)}]
+    return [*turns, *user_turn(prompt(question, hint, prompts))]
 
 
 def for_sharer(messages: list[dict], question: dict) -> list[dict]:

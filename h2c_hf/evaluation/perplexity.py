@@ -7,46 +7,42 @@ from tqdm.auto import tqdm
 
 from ..data.examples import IGNORE_INDEX, H2CCollator, encode_example
 from ..data.prompts import PROMPTS, Prompts
+from ..data.sources import DataSource, Exchange, UnusableRecordError, reader
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from .methods import MAX_HINT_TOKENS, METHODS, Batch, sharer_text
 from .progress import Progress, fingerprint
-from .questions import HINT_GROWTH, read_rows
+from .questions import HINT_GROWTH
 from .statistics import perplexity_row
 
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 MEASURED = ("receiver", "text_to_text", "h2c", "shuffled", "zeros", "noise", "adapter")  # those that the Receiver answers
 
 
-def load_conversations(path: str, name: str | None, split: str, limit: int | None = None) -> list[list[dict]]:
-    """Conversations that end in an assistant's turn, from `messages` (role, content) or OpenHermes' `conversations` (from, value).
+def load_exchanges(path: str, name: str | None, split: str, limit: int | None = None) -> tuple[list[Exchange], int]:
+    """(prompt as messages, the assistant's turn) of instruction data in any layout that training reads; and how many records no
+    exchange could be made of. ``limit``: so many records, spread over all.
 
     Raises:
-        ValueError: for rows in neither layout.
+        ValueError: for data that cannot be read, or is in no known layout.
     """
-    conversations = []
-    for row in read_rows(path, name, split):
-        turns = row.get("messages") or row.get("conversations")
-        if not turns:
-            raise ValueError(f"{path} has rows with columns {', '.join(row)}; expected messages or conversations.")
-        messages = [
-            {"role": ROLES.get(turn.get("from") or turn.get("role"), "user"), "content": turn.get("value") or turn.get("content") or ""}
-            for turn in turns
-        ]
-        while messages and messages[-1]["role"] != "assistant":
-            messages.pop()
-        if len(messages) > 1:
-            conversations.append(messages)
-    if limit and limit < len(conversations):
-        conversations = [conversations[row] for row in np.linspace(0, len(conversations) - 1, limit, dtype=int)]
-    return conversations
+    source = DataSource(path, name, split)
+    records = source.load()
+    if limit and limit < len(records):
+        records = records.select(np.linspace(0, len(records) - 1, limit, dtype=int))
+    read, exchanges, unusable = reader(records.column_names, source), [], 0
+    for record in records:
+        try:
+            exchanges += read(record)
+        except UnusableRecordError:
+            unusable += 1
+    return exchanges, unusable
 
 
 @torch.no_grad()
 def perplexity(
     model: H2CForCausalLM,
     processor: H2CProcessor,
-    conversations: list[list[dict]],
+    exchanges: list[Exchange],
     methods: list[str],
     longest: dict[str, int],
     batch_size: int = 8,
@@ -54,25 +50,25 @@ def perplexity(
     prompts: Prompts = PROMPTS,
     progress: Progress | None = None,
 ) -> tuple[dict[str, dict], dict[str, int]]:
-    """Perplexity of the last turn of each conversation, given the turns before it.
+    """Perplexity of the assistant's turn of each exchange, given the turns before it.
 
     Args:
         methods: those of `MEASURED` among them are measured.
         longest: {"receiver", "sharer"}: tokens of a prompt and its answer; longer ones are refused and counted.
 
     Returns:
-        {method: {"perplexity", "low", "high", "n", "tokens"}}; and counts: `conversations`, `asked`, `refused`.
+        {method: {"perplexity", "low", "high", "n", "tokens"}}; and counts: `exchanges`, `asked`, `refused`.
     """
     methods, progress = [name for name in MEASURED if name in methods], progress or Progress()
     room = {"receiver": longest["receiver"] - (HINT_GROWTH * MAX_HINT_TOKENS if "text_to_text" in methods else 0)}
     examples = []
-    for messages in conversations:
-        example = encode_example(processor, messages[:-1], messages[-1]["content"] or " ")
+    for messages, answer in exchanges:
+        example = encode_example(processor, messages, answer)
         tokens = len(example["input_ids"]) + len(example["target_ids"])
         if tokens <= room["receiver"] and len(example["sharer_input_ids"]) + MAX_HINT_TOKENS <= longest["sharer"]:
-            examples.append({**example, "messages": messages})
+            examples.append({**example, "exchange": (messages, answer)})
     if not examples:
-        raise ValueError(f"None of {len(conversations)} conversations fits into {longest}; expected some shorter ones.")
+        raise ValueError(f"None of {len(exchanges)} conversations fits into {longest}; expected some shorter ones.")
     examples.sort(key=lambda example: len(example["input_ids"]) + len(example["target_ids"]))
     parts = [part.tolist() for part in np.array_split(np.arange(len(examples)), -(-len(examples) // batch_size))]
 
@@ -82,14 +78,14 @@ def perplexity(
         return {"nll": nll, "tokens": [len(example["target_ids"]) for example in part]}
 
     asked = {
-        "conversations": conversations, "methods": methods, "batch_size": batch_size, "longest": str(longest),
+        "exchanges": exchanges, "methods": methods, "batch_size": batch_size, "longest": str(longest),
         "prefix": prompts.prefix, "bridge": fingerprint(model.bridge), "adapter": fingerprint(adapter),
     }  # fmt: skip
     records = list(tqdm(progress.each(asked, len(parts), compute), desc="perplexity", unit="batch", disable=progress.rank > 0))
     records = progress.gather(records)
     tokens = [count for record in records for count in record["tokens"]]
     rows = {name: perplexity_row([nll for record in records for nll in record["nll"][name]], tokens) for name in methods}
-    return rows, {"conversations": len(conversations), "asked": len(examples), "refused": len(conversations) - len(examples)}
+    return rows, {"exchanges": len(exchanges), "asked": len(examples), "refused": len(exchanges) - len(examples)}
 
 
 def losses(
@@ -104,7 +100,7 @@ def losses(
     batch.inputs = {key: value.to(device) for key, value in {**inputs, **prompt}.items()}
     if name == "text_to_text":
         hints = sharer_text(batch, batch.inputs, max_new_tokens=MAX_HINT_TOKENS, do_sample=False)
-        hinted = [with_hint(example["messages"], hint, processor, prompts) for example, hint in zip(examples, hints, strict=True)]
+        hinted = [with_hint(*example["exchange"], hint, processor, prompts) for example, hint in zip(examples, hints, strict=True)]
         return losses("receiver", model, processor, hinted, adapter, prompts)
     labels = inputs["labels"].to(device)
     cache = METHODS[name].cache(batch)
@@ -113,8 +109,8 @@ def losses(
     return F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none").sum(1).tolist()
 
 
-def with_hint(messages: list[dict], hint: str, processor: H2CProcessor, prompts: Prompts) -> dict:
+def with_hint(messages: list[dict], answer: str, hint: str, processor: H2CProcessor, prompts: Prompts) -> dict:
     """The example with what the Sharer said after its last question."""
-    *before, last, answer = messages
+    *before, last = messages
     told = {**last, "content": f"{last['content']}\n{prompts.prefix} {hint}"}
-    return {**encode_example(processor, [*before, told], answer["content"] or " "), "messages": messages}
+    return encode_example(processor, [*before, told], answer)

@@ -7,22 +7,23 @@ from datasets import load_dataset
 
 from ..atlas.questions import atlas_questions
 from ..data.prompts import PROMPTS, Prompts, open_answer
+from ..data.sources import FILES, NAMES
 from ..modeling import H2CProcessor
 from .methods import METHODS, TextToText, conversation, for_sharer
 from .runner import MAX_ANSWER_TOKENS
 
 
-FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 HINT_GROWTH = 3  # the Receiver's tokens a token of the Sharer's text, at most
 
 
 def read_rows(path: str, name: str | None, split: str, columns: tuple[str, ...] = ()) -> list[dict]:
-    """The rows of a dataset by Hub id, folder or file.
+    """The rows of a dataset by short name, Hub id, folder or file. (`DataSource` reads training data, and refuses test splits.)
 
     Raises:
         ValueError: where there is no such dataset, configuration or split, or a column is missing.
     """
-    suffix = Path(path).suffix
+    path, default = NAMES.get(path, (path, None))
+    suffix, name = Path(path).suffix, name or default
     try:
         if suffix in FILES and Path(path).is_file():
             rows = load_dataset(FILES[suffix], data_files=path, split="train")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.prompts import PROMPTS, Prompts, letter_ids, open_answer, prompt_of
+from ..data.prompts import FORMS, PROMPTS, Prompts, letter_ids, open_answer
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from .methods import METHODS, Batch, conversation
 from .progress import Progress, fingerprint
@@ -103,8 +103,8 @@ def batches(questions: list[dict], form: str, batch_size: int) -> list[list[int]
 
 def prompt_length(question: dict, form: str) -> int:
     """Characters of all that is read."""
-    shots = sum(len(prompt_of(shot, form)) for shot in question.get("shots", []))
-    return shots + len(question.get("passage", "")) + len(prompt_of(question, form))
+    prompt, _ = FORMS[form]
+    return len(question.get("passage", "")) + sum(len(prompt(asked)) for asked in [*question.get("shots", []), question])
 
 
 def check(questions: list[dict], methods: list[str], form: str, adapter: H2CBridgeModel | None) -> None:
@@ -115,8 +115,8 @@ def check(questions: list[dict], methods: list[str], form: str, adapter: H2CBrid
         raise ValueError("The adapter control needs a bridge trained with --blank_sharer true: got none, expected adapter: DIR.")
     if not questions:
         raise ValueError("There are no questions: got 0, expected at least 1.")
-    if form not in ("choice", "open"):
-        raise ValueError(f"form is {form!r}; expected 'choice' or 'open'.")
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; expected one of {', '.join(FORMS)}.")
     counts = sorted({len(question["choices"]) for question in questions})
     if len(counts) != 1:
         raise ValueError(f"All questions must have as many choices; got {counts}.")

@@ -103,6 +103,14 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
         "blank_sharer and sharer_states are both given; expected either": h2c.blank_sharer and h2c.sharer_states,
         "streaming needs max_steps: the length of a stream is not known": h2c.streaming and training.max_steps <= 0,
         "streaming cannot hold out a validation_fraction; give validation_data": h2c.streaming and h2c.validation_fraction,
+        "streaming counts in the main process what it reads; expected dataloader_num_workers 0": (
+            h2c.streaming and training.dataloader_num_workers
+        ),
+        "a source is in train_data and in validation_data; expected validation on what is not trained on": any(
+            (source.path, source.name, source.split) == (other.path, other.name, other.split)
+            for source in h2c.train_data
+            for other in h2c.validation_data
+        ),
         f"init_from has its own config, and {[name for name in BRIDGE_FIELDS if getattr(h2c, name) is not None]} are for a new bridge": (
             h2c.init_from and any(getattr(h2c, name) is not None for name in BRIDGE_FIELDS)
         ),

@@ -37,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     if trainer.is_world_process_zero():
         data.save(Path(training.output_dir))
     trainer.train(resume_from_checkpoint=checkpoint)
+    if h2c.streaming and trainer.is_world_process_zero():
+        data.save(Path(training.output_dir))  # what was read of the stream is known now
     return finish(trainer, h2c)
 
 
