@@ -82,7 +82,7 @@ def test_mistakes_are_told_in_one_sentence(tmp_path, monkeypatch, capsys, argume
 
 def test_what_is_too_long_is_counted(tmp_path):
     """A limit that some questions pass: they are refused, and the report says which."""
-    assert main(["evaluate", *FEW, "--limit", "60", "--max_length", "52", "--output_dir", str(tmp_path)]) == 0
+    assert main(["evaluate", *FEW, "--limit", "60", "--max_length", "35", "--output_dir", str(tmp_path)]) == 0
     counts = load_report(tmp_path / "report.json")["counts"]["choice"]
     assert 0 < counts["refused"] == len(counts["refused_rows"]) < 60
     assert counts["asked"] == 60 - counts["refused"] == load_report(tmp_path / "report.json")["methods"]["h2c"]["n"]

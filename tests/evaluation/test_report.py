@@ -56,7 +56,11 @@ def test_mmlu_subjects_are_grouped():
     results = {name: {"correct": correct, "predictions": [0, 1, 0, 0]} for name in METHODS}
     questions = [{"subject": name, "answer": 0, "choices": ["a", "b"]} for name in names]
     categories = build_report(results, {}, questions)["by_category"]
-    assert {name: (row["n"], row["h2c"]) for name, row in categories.items()} == {"STEM": (2, 0.5), "humanities": (1, 1.0), "other": (1, 1.0)}
+    assert {name: (row["n"], row["h2c"]) for name, row in categories.items()} == {
+        "STEM": (2, 0.5),
+        "humanities": (1, 1.0),
+        "other": (1, 1.0),
+    }
 
 
 def test_the_page_says_what_the_json_says():
