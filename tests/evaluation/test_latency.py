@@ -1,11 +1,12 @@
 import pytest
 
 from h2c_hf.atlas.questions import atlas_questions
+from h2c_hf.data.prompts import PROMPTS
 from h2c_hf.evaluation.latency import break_even, measure, per_token, sweep
 from h2c_hf.evaluation.methods import METHODS
 
 
-QUESTIONS = atlas_questions("validation")[:4]
+QUESTIONS = atlas_questions("validation")[:2]
 PARTS = {
     "receiver": {"receiver_prefill", "decode", "other"},
     "sharer": {"sharer_prefill", "decode", "other"},
@@ -16,7 +17,7 @@ PARTS = {
 
 def test_every_method_is_timed_by_part(atlas):
     model, processor = atlas
-    found = measure(model, processor, QUESTIONS, list(METHODS), [1, 5], adapter=model.bridge)
+    found = measure(model, processor, QUESTIONS, list(METHODS), [5], adapter=model.bridge)
     assert set(found["latency"]) == set(found["latency_parts"]) == set(METHODS)
     for name, row in found["latency"].items():
         assert 0 < row["ttft_ms_median"] <= row["ttft_ms_p90"]
@@ -46,7 +47,7 @@ def test_a_sweep_writes_as_many_tokens_as_it_says(atlas, monkeypatch):
             return ids
 
         monkeypatch.setattr(base, "generate", counted)
-    sweep(model, processor, QUESTIONS[:1], ["receiver", "sharer"], [7, 3], prompts=None)
+    sweep(model, processor, QUESTIONS[:1], ["receiver", "sharer"], [7, 3], PROMPTS)
     assert written == [(role, tokens) for tokens in (1, 3, 7) for _ in range(2) for role in ("receiver", "sharer")]
 
 

@@ -39,7 +39,7 @@ def test_any_file_in_the_same_columns(tmp_path):
 
 def test_shots_are_dropped_before_a_question_is_refused(atlas):
     """Against the lengths of each prompt, by a plain way."""
-    model, processor = atlas
+    _, processor = atlas
     questions = [{**question, "shots": atlas_questions("train")[:3]} for question in atlas_questions("validation")[:20]]
     turns = [processor.apply_chat_template(user_turn(choice_prompt(question))) for question in questions]
     lengths = [max(turn["input_ids"].shape[1], turn["sharer_input_ids"].shape[1]) for turn in turns]
