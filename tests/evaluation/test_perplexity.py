@@ -4,12 +4,13 @@ import math
 import pytest
 import torch
 
+from h2c_hf.atlas.questions import atlas_questions
 from h2c_hf.data.examples import encode_example
-from h2c_hf.data.prompts import user_turn
+from h2c_hf.data.prompts import open_answer, open_prompt, user_turn
 from h2c_hf.evaluation.perplexity import load_exchanges, perplexity
 
 
-EXCHANGES = [(user_turn(f"Which letter is {n}?"), answer) for n, answer in enumerate(["Algeria", "B", "Oman and Peru", "EUR", "hockey"])]
+EXCHANGES = [(user_turn(open_prompt(question)), open_answer(question)) for question in atlas_questions("validation")[:5]]
 LONGEST = {"receiver": 400, "sharer": 400}
 
 
