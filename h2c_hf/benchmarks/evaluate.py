@@ -55,9 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     answers = len(questions) * len(methods)
     for name, seconds in medians.items():
         print(f"{name:<14} {answers / seconds:8.1f} answers a second ({len(methods)} methods, {len(questions)} questions)")
-    print(
-        f"ratio          {medians['one at a time'] / medians['batched']:8.1f} x; {same} of {len(questions) * len(compared)} answers are the same"
-    )
+    ratio = medians["one at a time"] / medians["batched"]
+    print(f"{'ratio':<14} {ratio:8.1f} x; {same} of {len(questions) * len(compared)} answers are the same")
     return 0
 
 
