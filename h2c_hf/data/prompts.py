@@ -3,28 +3,52 @@
 A question is a dict in the columns of ``cais/mmlu``: ``question``, ``choices`` (list of str), ``answer`` (index), ``subject``.
 """
 
+from dataclasses import dataclass
+
 from transformers import PreTrainedTokenizerBase
 
 
 LETTERS = "ABCDEFGHIJ"
 CHOICE_INSTRUCTION = "Answer with one letter."
 HINT_INSTRUCTION = "Explain your answer in one sentence."
+ANSWER_INSTRUCTION = "Answer in one sentence."
+REASONING_INSTRUCTION = "Think step by step, then give your answer."
 HINT_PREFIX = "Hint:"
 
 
-def choice_prompt(question: dict, hint: str | None = None) -> str:
+@dataclass(frozen=True)
+class Prompts:
+    """The words of an evaluation that a config may change. ``hint``, ``answer`` and ``reasoning`` are what the Sharer is asked
+    in the variants of text-to-text, after the question with its choices."""
+
+    choice: str = CHOICE_INSTRUCTION
+    hint: str = HINT_INSTRUCTION
+    answer: str = ANSWER_INSTRUCTION
+    reasoning: str = REASONING_INSTRUCTION
+    prefix: str = HINT_PREFIX
+
+
+PROMPTS = Prompts()
+
+
+def choice_prompt(question: dict, hint: str | None = None, prompts: Prompts = PROMPTS) -> str:
     """The question with its lettered choices; ``hint`` is what another model said about it (text-to-text)."""
-    return "\n".join([_with_choices(question), *_hint_line(hint), CHOICE_INSTRUCTION])
+    return "\n".join([_with_choices(question), *_hint_line(hint, prompts), prompts.choice])
 
 
-def hint_prompt(question: dict) -> str:
+def hint_prompt(question: dict, variant: str = "hint", prompts: Prompts = PROMPTS, choices: bool = True) -> str:
     """What the Sharer is asked in text-to-text: it sees the same question and may answer and explain."""
-    return f"{_with_choices(question)}\n{HINT_INSTRUCTION}"
+    return "\n".join([_with_choices(question) if choices else question["question"], getattr(prompts, variant)])
 
 
-def open_prompt(question: dict, hint: str | None = None) -> str:
+def open_prompt(question: dict, hint: str | None = None, prompts: Prompts = PROMPTS) -> str:
     """The question alone: the answer is the text of the right choice."""
-    return "\n".join([question["question"], *_hint_line(hint)])
+    return "\n".join([question["question"], *_hint_line(hint, prompts)])
+
+
+def with_passage(passage: str, text: str) -> str:
+    """A prompt after a passage that it is about (context hand-off)."""
+    return f"{passage}\n\n{text}"
 
 
 def choice_answer(question: dict) -> str:
@@ -111,5 +135,5 @@ def _with_choices(question: dict) -> str:
     return "\n".join([question["question"], *lines])
 
 
-def _hint_line(hint: str | None) -> list[str]:
-    return [] if hint is None else [f"{HINT_PREFIX} {hint}"]
+def _hint_line(hint: str | None, prompts: Prompts) -> list[str]:
+    return [] if hint is None else [f"{prompts.prefix} {hint}"]
