@@ -11,6 +11,7 @@ from tqdm import tqdm
 COMMANDS = {
     "quickstart": ("h2c_hf.quickstart", "train a bridge on Atlas, measure it, draw it, load it back and ask it"),
     "train": ("h2c_hf.training.train", "train a bridge for a pair of models on a mixture of data"),
+    "lm-eval": ("h2c_hf.evaluation.lm_eval_command", "run tasks of the lm-evaluation-harness, for any method or control"),
     "atlas": ("h2c_hf.atlas.build", "rebuild the embedded world of facts and tiny models"),
 }
 
