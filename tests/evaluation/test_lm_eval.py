@@ -355,6 +355,7 @@ def lm_eval(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow  # lm-eval reads all of its own tasks first
 def test_the_command_runs_a_local_task(atlas, tasks, tmp_path):
     result = lm_eval(
         "--model_args", f"pretrained={ATLAS_BRIDGE},method=h2c,dtype=float32", "--tasks", "atlas_choice", "--include_path", tasks,
