@@ -19,7 +19,7 @@ from h2c_hf.atlas.facts import load_facts
 from h2c_hf.atlas.questions import atlas_questions, statement
 from h2c_hf.data.prompts import choice_prompt, letter_ids, user_turn
 from h2c_hf.evaluation.lm_eval_command import with_model
-from h2c_hf.evaluation.lm_eval_model import H2CLM, Context
+from h2c_hf.evaluation.lm_eval_model import H2CLM
 from h2c_hf.evaluation.lm_eval_prompts import continuation_ids, encode, newest, pack
 from h2c_hf.evaluation.methods import MAX_HINT_TOKENS, METHODS
 from h2c_hf.evaluation.runner import evaluate
@@ -259,6 +259,20 @@ def test_text_is_that_of_generate_with_the_stop_strings(atlas, method):
     assert len(set(texts)) > 3
 
 
+def test_writing_stops_at_a_stop_string(atlas):
+    lm, steps = H2CLM(atlas, "receiver"), []
+    prompt, kind = chat(lm, QUESTIONS[0]["question"]), {"max_gen_toks": 30, "min_new_tokens": 30}
+    hook = lm.model.receiver.lm_head.register_forward_hook(lambda *_: steps.append(1))
+    try:
+        [text] = lm.generate_until(requests("", [(prompt, {"until": [], **kind})]), disable_tqdm=True)
+        whole = len(steps)
+        stop = text[4:7]
+        assert lm.generate_until(requests("", [(prompt, {"until": [stop], **kind})]), disable_tqdm=True) == [text.split(stop)[0]]
+    finally:
+        hook.remove()
+    assert whole == 30 and len(steps) - whole < 10
+
+
 # Prompts that are too long
 
 
@@ -292,17 +306,19 @@ def test_a_long_text_keeps_as_much_of_its_end_as_fits(atlas):
         for limit in random.Random(0).sample(range(1, length), 5):
             ids, cut = newest(tokenizer, text, limit)
             assert cut and len(ids) <= limit and text.endswith(tokenizer.decode(ids))
-            longest = max(kept for kept in range(len(text)) if len(tokenizer(text[len(text) - kept :])["input_ids"]) <= limit)
-            assert len(tokenizer.decode(ids)) >= longest - 12  # a word's length in tokens goes up and down by a letter
+            kept = len(tokenizer.decode(ids))
+            assert ids == tokenizer(text[len(text) - kept :])["input_ids"]
+            assert len(tokenizer(text[len(text) - kept - 1 :])["input_ids"]) > limit
 
 
 def test_a_long_prompt_is_answered_as_its_newest_part(atlas):
     lm = H2CLM(atlas, "sharer")
     kind = {"until": [], "max_gen_toks": 100}
-    long, tail = text_of(200), lm.tokenizer.decode(lm._encode("sharer", Context(text_of(200), room=100), answers=True))
+    long = text_of(200)
+    tail = lm.tokenizer.decode(newest(lm.tokenizer, long, 512 - 100)[0])
     assert long.endswith(tail)
     texts = lm.generate_until(requests("generate_until", [(long, kind), (tail, kind)]), disable_tqdm=True)
-    assert texts[0] == texts[1] and lm.shortened["sharer"] == 2
+    assert texts[0] == texts[1] and lm.shortened["sharer"] == 1
 
 
 # Caches, refusals, the command
