@@ -14,6 +14,7 @@ COMMANDS = {
     "precompute": ("h2c_hf.training.precompute", "write the Sharer's hidden states of a run's examples once, to train from them"),
     "evaluate": ("h2c_hf.evaluation.evaluate", "measure a bridge against baselines and controls, and write a report"),
     "report": ("h2c_hf.evaluation.compare", "print a report, or compare two"),
+    "lm-eval": ("h2c_hf.evaluation.lm_eval_command", "run tasks of the lm-evaluation-harness, for any method or control"),
     "atlas": ("h2c_hf.atlas.build", "rebuild the embedded world of facts and tiny models"),
 }
 

@@ -70,8 +70,8 @@ def user_turn(text: str) -> list[dict]:
     return [{"role": "user", "content": text}]
 
 
-def answer_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], answer: str) -> list[int]:
-    """The token ids with which the assistant's turn says ``answer``, through its end token.
+def answer_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], answer: str, ended: bool = True) -> list[int]:
+    """The token ids with which the assistant's turn says ``answer``, through its end token (or, where not ``ended``, up to it).
 
     Derived from the chat template: they are what follows the generation prompt, whatever stands between (Llama 3 writes
     two line ends and then "A", not " A").
@@ -80,21 +80,27 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], ans
         ValueError: for a template whose generation prompt is not how the assistant's turn begins, or an answer without tokens.
     """
     prompt = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([*conversation, {"role": "assistant", "content": answer}], tokenize=False)
+    turns = [*conversation, {"role": "assistant", "content": answer}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=not ended)
     name = tokenizer.name_or_path or type(tokenizer).__name__
     if not whole.startswith(prompt):
         raise ValueError(
             f"The chat template of {name} does not begin the assistant's turn with its generation prompt: "
             f"expected {prompt[-40:]!r} and the answer, got {whole[-40 - len(answer) :]!r}."
         )
-    prompt_ids, whole_ids = _encode(tokenizer, prompt), _encode(tokenizer, whole)
-    # The prompt's last token may merge with the answer (a line end, and an answer that begins with one): in generation the
-    # prompt stands as it is, so the answer is encoded on its own then.
-    merged = whole_ids[: len(prompt_ids)] != prompt_ids
-    ids = _encode(tokenizer, whole[len(prompt) :]) if merged else whole_ids[len(prompt_ids) :]
+    ids = following_ids(tokenizer, prompt, whole[len(prompt) :])
     if not ids:
         raise ValueError(f"The answer {answer!r} has no tokens in the chat template of {name}; expected at least one.")
     return ids[: ids.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in ids else ids
+
+
+def following_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:
+    """The token ids of ``text`` where it follows ``prompt``; both as they stand, without special tokens added."""
+    prompt_ids, whole_ids = _encode(tokenizer, prompt), _encode(tokenizer, prompt + text)
+    # The prompt's last token may merge with the text (a line end, and an answer that begins with one): in generation the
+    # prompt stands as it is, so the text is encoded on its own then.
+    merged = whole_ids[: len(prompt_ids)] != prompt_ids
+    return _encode(tokenizer, text) if merged else whole_ids[len(prompt_ids) :]
 
 
 def letter_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], count: int = 4) -> list[int]:
