@@ -18,7 +18,8 @@ from .evaluation.methods import METHODS, Batch
 from .evaluation.report import TITLES, accuracy_row, beats_controls, build_report, interval, percent, save_report
 from .evaluation.runner import MAX_ANSWER_TOKENS, evaluate
 from .modeling import H2CForCausalLM, H2CProcessor
-from .training.trainer import H2CTrainer, H2CTrainingArguments
+from .training.arguments import H2CTrainingArguments
+from .training.trainer import H2CTrainer
 from .visualization.figures import draw
 
 

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..modeling import H2CProcessor
 from ..modeling.processing_h2c import left_pad, padding_id
-from .prompts import answer_ids, choice_answer, choice_prompt, open_answer, open_prompt, user_turn
+from .prompts import FORMS, answer_ids, user_turn
 
 
 IGNORE_INDEX = -100
@@ -36,10 +36,9 @@ def encode_questions(processor: H2CProcessor, questions: list[dict], form: str =
     Raises:
         ValueError: for another form, or a question whose answer is none of its choices.
     """
-    forms = {"choice": (choice_prompt, choice_answer), "open": (open_prompt, open_answer)}
-    if form not in forms:
-        raise ValueError(f"form is {form!r}; expected one of {', '.join(forms)}.")
-    prompt, answer = forms[form]
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; expected one of {', '.join(FORMS)}.")
+    prompt, answer = FORMS[form]
     return Dataset.from_list([encode_example(processor, user_turn(prompt(q)), answer(q)) for q in questions])
 
 

@@ -1,27 +1,219 @@
-"""stub"""
+"""The training mixture: sources encoded, filtered by length and weighed, with exact counts of what was kept and dropped."""
 
-from dataclasses import dataclass
+import hashlib
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+
+import datasets
+from datasets import Dataset, IterableDataset, Value
+from datasets.fingerprint import Hasher
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ..modeling import H2CProcessor
+from .examples import encode_example
+from .sources import DataSource, UnusableRecordError, reader
+
+
+IDS = ("input_ids", "sharer_input_ids", "target_ids")
+# Raised when what is encoded changes, so that the datasets cache does not serve what an earlier version encoded.
+ENCODING = 1
+
+
+@dataclass
+class SourceCount:
+    """What became of a source's records: examples = kept + those dropped, and kept = used + held_out + what the weights leave.
+    A record is one example, or several with `turns="all"`."""
+
+    source: str
+    weight: float | None
+    records: int = 0
+    examples: int = 0
+    kept: int = 0
+    used: int = 0
+    held_out: int = 0
+    dropped: Counter = field(default_factory=Counter)
 
 
 @dataclass
 class DataReport:
-    text: str
+    """Counts by source. Those of a stream grow while it is read."""
 
-    def __str__(self):
-        return self.text
+    sources: list[SourceCount]
+    streaming: bool = False
 
-    def to_dict(self):
-        return {}
+    def reset(self) -> None:
+        """Begin to count again, as a stream does that is read anew."""
+        for count in self.sources:  # in place: the stream holds them
+            count.__init__(count.source, count.weight)
+
+    def to_dict(self) -> dict:
+        return {"streaming": self.streaming, "sources": [asdict(source) for source in self.sources]}
+
+    def __str__(self) -> str:
+        if self.streaming:
+            return "\n".join(f"  {source.source}: streamed, counted as it is read" for source in self.sources)
+        lines = []
+        for count in self.sources:
+            share = "" if count.weight is None else f", weight {count.weight:g}"
+            held = f", {count.held_out:,} held out" if count.held_out else ""
+            lines.append(f"  {count.source}: {count.records:,} records, {count.kept:,} examples kept{held}, {count.used:,} used{share}")
+            lines += [f"    dropped, {reason}: {number:,}" for reason, number in sorted(count.dropped.items())]
+        return "\n".join(lines)
 
 
-def build_dataset(sources, processor, **kw):
-    from datasets import concatenate_datasets
+def build_dataset(
+    sources: list[DataSource],
+    processor: H2CProcessor,
+    max_length: int = 2048,
+    seed: int = 0,
+    num_proc: int | None = None,
+    streaming: bool = False,
+    hold_out: float = 0.0,
+) -> tuple[Dataset | IterableDataset, Dataset | None, DataReport]:
+    """Encode and mix.
 
-    from ..atlas.questions import atlas_questions
-    from .examples import encode_questions
+    Args:
+        max_length: longest example, in tokens of either model as they are fed: the Sharer's prompt; the Receiver's prompt and target.
+        seed: of which examples a weighted mixture takes, and of their order.
+        hold_out: share of the examples that are left for validation. Which is decided by the text of a record's first prompt, so
+            that one conversation, or a question that occurs twice, is never on both sides.
 
-    ds = concatenate_datasets([encode_questions(processor, atlas_questions(s.split), getattr(s, "form", "choice")) for s in sources])
-    return ds, DataReport("x")
+    Returns:
+        The mixture, with the columns of `h2c_hf.data.examples.encode_example`; what was held out, or None; and the counts.
+
+    Raises:
+        ValueError: where weights are given to some sources alone, or nothing is left.
+    """
+    weights = [source.weight for source in sources]
+    if None in weights and any(weights):
+        raise ValueError(f"Some sources have a weight and others have none: got {weights}; expected a weight for all, or for none.")
+    counts = [SourceCount(source.title, source.weight) for source in sources]
+    if streaming:
+        parts = [encode_stream(source, processor, max_length, count) for source, count in zip(sources, counts, strict=True)]
+        probabilities = None if None in weights else [weight / sum(weights) for weight in weights]
+        mixed = datasets.interleave_datasets(parts, probabilities, seed=seed) if len(parts) > 1 else parts[0]
+        return mixed, None, DataReport(counts, streaming=True)
+    parts = [encode_source(source, processor, max_length, num_proc, count) for source, count in zip(sources, counts, strict=True)]
+    held_out = None
+    if hold_out:
+        sides = [split(part, hold_out) for part in parts]
+        parts, held_out = [kept for kept, _ in sides], datasets.concatenate_datasets([held for _, held in sides])
+        for count, (_, held) in zip(counts, sides, strict=True):
+            count.held_out = len(held)
+    for count, part in zip(counts, parts, strict=True):
+        if not len(part):
+            raise ValueError(f"Nothing of {count.source} is left: {count.records:,} records, dropped {dict(count.dropped)}.")
+    if held_out is not None and not len(held_out):
+        raise ValueError(f"A validation_fraction of {hold_out} holds out none of {sum(map(len, parts)):,} examples; expected more.")
+    parts = weigh(parts, weights, seed)
+    for count, part in zip(counts, parts, strict=True):
+        count.used = len(part)
+    return datasets.concatenate_datasets(parts).select_columns(IDS), held_out and held_out.select_columns(IDS), DataReport(counts)
 
 
-def hold_out(*a): ...
+def weigh(parts: list[Dataset], weights: list[float | None], seed: int) -> list[Dataset]:
+    """As many examples as the weights allow without repeating any: the source that runs out first is used whole."""
+    if None in weights:
+        return parts
+    unit = min(len(part) / weight for part, weight in zip(parts, weights, strict=True))
+    numbers = [min(len(part), max(1, round(unit * weight))) for part, weight in zip(parts, weights, strict=True)]
+    return [part.shuffle(seed=seed).select(range(number)) for part, number in zip(parts, numbers, strict=True)]
+
+
+def split(examples: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
+    """(kept, held out), by the hash of each record's first prompt."""
+    held = [group < fraction * 2**32 for group in examples["group"]]
+    kept, held_out = ([i for i, is_held in enumerate(held) if is_held == side] for side in (False, True))
+    return examples.select(kept), examples.select(held_out)
+
+
+def encode_source(source: DataSource, processor: H2CProcessor, max_length: int, num_proc: int | None, count: SourceCount) -> Dataset:
+    records = source.load()
+    encode = RecordEncoder(processor, source, records.column_names, max_length)
+    encoded = records.map(
+        encode,
+        batched=True,
+        batch_size=100,
+        remove_columns=records.column_names,
+        features=datasets.Features(
+            {name: datasets.List(Value("int32")) for name in IDS} | {"group": Value("int64"), "dropped": Value("string")}
+        ),
+        num_proc=num_proc,
+        # The stock fingerprint pickles the tokenizers, which change when they are used: the cache would never be found again.
+        new_fingerprint=Hasher.hash((records._fingerprint, encode.fingerprint())),
+        desc=f"encoding {source.title}",
+    )
+    reasons = encoded["dropped"][:]
+    count.records, count.examples, count.dropped = len(records), len(reasons), Counter(reason for reason in reasons if reason)
+    kept = encoded.select([i for i, reason in enumerate(reasons) if not reason])
+    count.kept = len(kept)
+    return kept
+
+
+def encode_stream(source: DataSource, processor: H2CProcessor, max_length: int, count: SourceCount) -> IterableDataset:
+    records = source.load(streaming=True)
+    columns = records.column_names or list(next(iter(records)))
+    encode = RecordEncoder(processor, source, columns, max_length)
+
+    def encode_and_count(batch: dict) -> dict:
+        encoded = encode(batch)
+        count.records += len(batch[columns[0]])
+        count.examples += len(encoded["dropped"])
+        count.dropped.update(reason for reason in encoded["dropped"] if reason)
+        kept = [i for i, reason in enumerate(encoded["dropped"]) if not reason]
+        count.kept += len(kept)
+        count.used = count.kept
+        return {name: [encoded[name][i] for i in kept] for name in IDS}
+
+    return records.map(encode_and_count, batched=True, batch_size=100, remove_columns=columns)
+
+
+class RecordEncoder:
+    """Batches of records to examples: `IDS`, the record's `group`, and in `dropped` why there is none ("" where there is)."""
+
+    def __init__(self, processor: H2CProcessor, source: DataSource, columns: list[str], max_length: int):
+        self.processor, self.source, self.max_length = processor, source, max_length
+        self.read = reader(columns, source)
+
+    def fingerprint(self) -> str:
+        tokenizers = self.processor.sharer_tokenizer, self.processor.receiver_tokenizer
+        settings = (self.source.form, self.source.turns, self.max_length, ENCODING)
+        return Hasher.hash((settings, [tokenizer_fingerprint(tokenizer) for tokenizer in tokenizers]))
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        rows = []
+        for values in zip(*batch.values(), strict=True):
+            rows += self.encode_record(dict(zip(batch, values, strict=True)))
+        return {name: [row[name] for row in rows] for name in (*IDS, "group", "dropped")}
+
+    def encode_record(self, record: dict) -> list[dict]:
+        try:
+            exchanges = list(self.read(record))
+        except UnusableRecordError as reason:
+            return [self._dropped(str(reason))]
+        text = record["question"] if "question" in record else "\n".join(message["content"] for message in exchanges[0][0])
+        group = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        return [{**self._encode(*exchange), "group": group} for exchange in exchanges]
+
+    def _encode(self, conversation: list[dict], answer: str) -> dict:
+        try:
+            example = encode_example(self.processor, conversation, answer)
+        except TemplateError:  # a template that has no system turn, say
+            return self._dropped("refused by a chat template")
+        if len(example["sharer_input_ids"]) > self.max_length:
+            return self._dropped("too long for the Sharer")
+        if len(example["input_ids"]) + len(example["target_ids"]) > self.max_length:
+            return self._dropped("too long for the Receiver")
+        return {**example, "dropped": ""}
+
+    @staticmethod
+    def _dropped(reason: str) -> dict:
+        return {**{name: [] for name in IDS}, "group": 0, "dropped": reason}
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of what decides its tokens: vocabulary, rules and chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    return Hasher.hash((rules, tokenizer.chat_template, tokenizer.eos_token))

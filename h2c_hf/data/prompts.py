@@ -37,6 +37,10 @@ def open_answer(question: dict) -> str:
     return question["choices"][_answer_index(question)]
 
 
+# form of a multiple-choice question: (its prompt, its answer)
+FORMS = {"choice": (choice_prompt, choice_answer), "open": (open_prompt, open_answer)}
+
+
 def user_turn(text: str) -> list[dict]:
     """A conversation of one user message."""
     return [{"role": "user", "content": text}]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 
@@ -56,6 +57,7 @@ class H2CArguments:
     num_proc: int | None = HfArg(default=None, help="processes that encode the data")
     streaming: bool = HfArg(default=False, help="read the data as it is needed, for what does not fit on the disk; needs max_steps")
     sharer_states: str | None = HfArg(default=None, help="folder of Sharer states that 'h2c precompute' wrote; no Sharer is loaded then")
+    sharer_states_dtype: Literal["float32", "bfloat16", "float8_e4m3fn"] = HfArg(default="bfloat16", help="how sharer_states are stored")
 
     early_stopping_patience: int | None = HfArg(default=None, help="stop after so many evaluations without a better metric_for_best_model")
     generations: int = HfArg(default=4, help="so many validation examples are answered in words after each evaluation")
@@ -73,6 +75,8 @@ def parse(arguments: list[str] | None, prog: str) -> tuple[H2CArguments, H2CTrai
     """
     parser = ConfigParser((H2CArguments, H2CTrainingArguments), prog=prog, allow_abbrev=False)
     parser.set_defaults(enable_jit_checkpoint=True)  # a command owns its process, and may answer SIGTERM; a library may not
+    # Without an accelerator a run is on the CPU anyway; said here, since the stock arguments refuse bf16 otherwise.
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())
     h2c, training = parser.parse_config(arguments)
     h2c.train_data, h2c.validation_data = (
         [DataSource.parse(source) for source in sources] for sources in (h2c.train_data, h2c.validation_data)
@@ -100,6 +104,17 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
         "early_stopping_patience needs load_best_model_at_end": h2c.early_stopping_patience and not training.load_best_model_at_end,
         "streaming needs max_steps: the length of a stream is not known": h2c.streaming and training.max_steps <= 0,
         "streaming cannot hold out a validation_fraction; give validation_data": h2c.streaming and h2c.validation_fraction,
+        "streaming counts in the main process what it reads; expected dataloader_num_workers 0": (
+            h2c.streaming and training.dataloader_num_workers
+        ),
+        "a source is in train_data and in validation_data; expected validation on what is not trained on": any(
+            (source.path, source.name, source.split) == (other.path, other.name, other.split)
+            for source in h2c.train_data
+            for other in h2c.validation_data
+        ),
+        "streaming and sharer_states are both given: a stream cannot be computed ahead; expected either": (
+            h2c.streaming and h2c.sharer_states
+        ),
         f"init_from has its own config, and {[name for name in BRIDGE_FIELDS if getattr(h2c, name) is not None]} are for a new bridge": (
             h2c.init_from and any(getattr(h2c, name) is not None for name in BRIDGE_FIELDS)
         ),

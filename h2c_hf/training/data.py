@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from ..data.mixture import DataReport, build_dataset, hold_out
+from ..data.mixture import DataReport, build_dataset
 from ..modeling import H2CProcessor
 from .arguments import H2CArguments, H2CTrainingArguments
 
@@ -55,15 +55,18 @@ def load_data(h2c: H2CArguments, training: H2CTrainingArguments, processor: H2CP
     """Encode what the arguments name. Other ranks wait for the first, and then read the datasets cache."""
     settings = {"max_length": h2c.max_length, "seed": training.seed, "num_proc": h2c.num_proc}
     with training.main_process_first(desc="encoding the data"):
-        train, report = build_dataset(h2c.train_data, processor, streaming=h2c.streaming, **settings)
-        reports, validation = {"train": report}, {}
-        if h2c.validation_fraction:
-            train, validation["held_out"] = hold_out(train, h2c.validation_fraction)
+        train, held_out, report = build_dataset(
+            h2c.train_data, processor, streaming=h2c.streaming, hold_out=h2c.validation_fraction, **settings
+        )
+        reports, validation = {"train": report}, {} if held_out is None else {"held_out": held_out}
         for source in h2c.validation_data:
-            name = unused_name(validation, f"{Path(source.path).name.lower()}_{source.form}")
-            validation[name], reports[name] = build_dataset([source], processor, role="validation", **settings)
+            name = unused_name(validation, f"{Path(source.path).stem.lower()}_{source.form}")
+            validation[name], _, reports[name] = build_dataset([source], processor, **settings)
     answered = [example for dataset in validation.values() for example in islice(dataset, -(-h2c.generations // len(validation)))]
-    return Data(train, validation, reports, answered, sampled_lengths(train))
+    lengths = sampled_lengths(train)
+    if h2c.streaming:
+        reports["train"].reset()  # the sample is read again
+    return Data(train, validation, reports, answered, lengths)
 
 
 def unused_name(taken: dict, name: str) -> str:

@@ -55,7 +55,7 @@ def bridge_lines(config: H2CBridgeConfig) -> list[str]:
 def step_lines(training: H2CTrainingArguments, data: Data, lengths: Lengths) -> list[str]:
     batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     lines = [
-        f"Step: {batch} examples ({training.train_batch_size} a device x {training.world_size} devices x "
+        f"Step: {batch} examples ({training.train_batch_size} a device x {training.world_size} device{'s' * (training.world_size > 1)} x "
         f"{training.gradient_accumulation_steps} accumulated)",
         f"  about {batch * lengths.sharer:,.0f} Sharer, {batch * lengths.prompt:,.0f} Receiver prompt and "
         f"{batch * lengths.target:,.0f} target tokens a step (means of {lengths.counted:,} examples)",

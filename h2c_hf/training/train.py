@@ -15,6 +15,7 @@ from .callbacks import WrittenAnswers
 from .data import Data, load_data
 from .pair import Pair
 from .plan import describe
+from .sharer_states import StoredStatesCollator, open_states
 from .trainer import METRICS, H2CTrainer
 
 
@@ -44,11 +45,17 @@ def main(arguments: list[str] | None = None) -> int:
         save_recipe(training, Path(training.output_dir))
         save_base_models(h2c, Path(training.output_dir))  # before the first push: each is to be loadable
     trainer.train(resume_from_checkpoint=checkpoint)
+    if h2c.streaming and trainer.is_world_process_zero():
+        data.save(Path(training.output_dir))  # what was read of the stream is known now
     return finish(trainer)
 
 
 def make_trainer(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data) -> H2CTrainer:
     set_seed(training.seed)  # the data may have drawn numbers; the new bridge's weights depend on the seed alone
+    collator = H2CCollator(processor)
+    if h2c.sharer_states:
+        datasets = [data.train, *data.validation.values()]
+        collator = StoredStatesCollator(processor, open_states(h2c, training, pair, processor.sharer_tokenizer, datasets))
     # One set is passed as it is, so that its metrics are plain `eval_loss` ...
     validation = next(iter(data.validation.values())) if len(data.validation) == 1 else data.validation or None
     trainer = H2CTrainer(
@@ -57,7 +64,7 @@ def make_trainer(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, 
         processor,
         train_dataset=data.train,
         eval_dataset=validation,
-        data_collator=H2CCollator(processor),
+        data_collator=collator,
     )
     if h2c.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(h2c.early_stopping_patience))

@@ -28,7 +28,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(conf
 def test_sources_can_be_given_on_the_command_line(config):
     h2c, _ = parse([config(), "--train_data", "path=cais/mmlu,name=all,split=auxiliary_train,weight=0.2", "atlas"], "test")
     assert [(s.path, s.name, s.split, s.weight) for s in h2c.train_data] == [
-        ("cais/mmlu", "all", "auxiliary_train", 0.2), ("atlas", None, "train", 1.0),
+        ("cais/mmlu", "all", "auxiliary_train", 0.2), ("atlas", None, "train", None),
     ]  # fmt: skip
 
 
@@ -41,10 +41,12 @@ def test_sources_can_be_given_on_the_command_line(config):
         ("", ["stray"], "'stray' on the command line belongs to no field; expected --field value"),
         ("", ["--max_steps", "many"], "invalid int value: 'many'"),
         ("sharer_quantization: nf5\n", [], "nf5"),
-        ("train_data: [{pth: atlas}]\n", [], "'pth'.*did you mean 'path'"),
+        ("validation_data: [{pth: atlas}]\n", [], "'pth'.*did you mean 'path'"),
         ("validation_fraction: 1.5\n", [], "validation_fraction is 1.5; expected at least 0 and less than 1"),
         ("validation_fraction: 0.1\nvalidation_data: [atlas]\n", [], "validation_data and validation_fraction are both given"),
         ("eval_strategy: epoch\n", [], "eval_strategy asks for evaluation, but there is no validation_data"),
+        ("validation_data: [{path: atlas, split: 'test[:9]'}]\n", [], "a test split is for reports"),
+        ("validation_data: [atlas]\n", [], "a source is in train_data and in validation_data"),
         ("early_stopping_patience: 2\n", [], "early_stopping_patience needs eval_strategy"),
         ("streaming: true\n", [], "streaming needs max_steps"),
         ("init_from: x\ndropout: 0.1\n", [], r"init_from has its own config, and \['dropout'\]"),

@@ -1,0 +1,96 @@
+import json
+
+import pytest
+from datasets import Dataset
+
+from h2c_hf.data.sources import DataSource, UnusableRecordError, reader
+
+
+CHAT = [
+    {"role": "system", "content": "Be brief."}, {"role": "user", "content": "One?"}, {"role": "assistant", "content": "1"},
+    {"role": "user", "content": "Two?"}, {"role": "assistant", "content": "2"},
+]  # fmt: skip
+
+
+def read(record: dict, **source) -> list:
+    source = DataSource("somewhere", **source)
+    return list(reader(list(record), source)(record))
+
+
+def test_every_layout_reads_the_same_exchange():
+    sharegpt = {"system": "system", "user": "human", "assistant": "gpt"}
+    layouts = [
+        {"conversations": [{"from": sharegpt[m["role"]], "value": m["content"]} for m in CHAT], "source": "x"},
+        {"messages": CHAT},
+        {"prompt": CHAT[:2], "completion": CHAT[2:]},
+    ]
+    for record in layouts:
+        assert read(record) == [(CHAT[:2], "1")]
+        assert read(record, turns="all") == [(CHAT[:2], "1"), (CHAT[:4], "2")]
+    assert read({"prompt": "One?", "completion": "1"}) == [([{"role": "user", "content": "One?"}], "1")]
+
+
+def test_questions_are_read_in_either_form():
+    question = {"question": "Which is snow?", "choices": ["hot", "cold"], "answer": 1, "subject": "physics"}
+    ((conversation, letter),) = read(question)
+    assert letter == "B" and "A. hot\nB. cold" in conversation[0]["content"]
+    assert read(question, form="open") == [([{"role": "user", "content": "Which is snow?"}], "cold")]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"messages": [{"role": "user", "content": "One?"}]}, "no assistant turn after a user turn"),
+        ({"messages": [{"role": "assistant", "content": "1"}]}, "no assistant turn after a user turn"),
+        ({"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "1"}]}, "no assistant turn after a user turn"),
+        ({"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "1"}]}, "empty message"),
+        ({"messages": [{"role": "user", "content": "One?"}, {"role": "assistant", "content": ""}]}, "empty message"),
+        ({"conversations": [{"from": "robot", "value": "One?"}]}, "unknown role"),
+        ({"question": "?", "choices": ["a", "b"], "answer": 2}, "answer is none of the choices"),
+        ({"question": "?", "choices": ["a", "b"], "answer": "A"}, "answer is none of the choices"),
+    ],
+)
+def test_a_record_without_an_example_says_why(record, reason):
+    with pytest.raises(UnusableRecordError, match=f"^{reason}$"):
+        read(record)
+
+
+def test_columns_in_no_layout_are_refused_with_those_that_are():
+    with pytest.raises(ValueError, match=r"somewhere train has the columns text; expected one of: question \+ choices \+ answer; conv"):
+        reader(["text"], DataSource("somewhere"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"path": "x", "weight": -1}, "The weight of x is -1.0; expected a number above 0"),
+        ({"path": "x", "form": "essay"}, "form of x is 'essay'; expected one of choice, open"),
+        ({"path": "x", "turns": "last"}, "turns of x is 'last'; expected one of first, all"),
+        ({"path": "x", "split": "test"}, "split of x is 'test': a test split is for reports"),
+        ("path=x,wieght=1", "no field 'wieght'; did you mean 'weight'"),
+        ({"split": "train"}, "has no path"),
+    ],
+)
+def test_a_source_that_cannot_be_is_refused(source, message):
+    with pytest.raises(ValueError, match=message):
+        DataSource.parse(source)
+
+
+def test_local_files_and_folders_load(tmp_path):
+    rows = [{"prompt": "One?", "completion": "1"}, {"prompt": "Two?", "completion": "2"}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Dataset.from_list(rows).to_parquet(tmp_path / "folder" / "train.parquet")
+    for path in ("pairs.jsonl", "folder"):
+        assert DataSource(str(tmp_path / path)).load().to_list() == rows
+        assert list(DataSource(str(tmp_path / path)).load(streaming=True)) == rows
+    assert len(DataSource(str(tmp_path / "folder"), split="train[:1]").load()) == 1
+
+
+def test_what_is_not_there_is_told_in_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"none train could not be loaded: "):
+        DataSource(str(tmp_path / "none")).load()
+    with pytest.raises(ValueError, match=r"atlas has no split 'nowhere'; expected one of train, validation, test"):
+        DataSource("atlas", split="nowhere").load()
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"notes.txt is a .txt file; expected .json, .jsonl, .csv, .parquet"):
+        DataSource(str(tmp_path / "notes.txt")).load()
