@@ -12,6 +12,7 @@ COMMANDS = {
     "quickstart": ("h2c_hf.quickstart", "train a bridge on Atlas, measure it, draw it, load it back and ask it"),
     "train": ("h2c_hf.training.train", "train a bridge for a pair of models on a mixture of data"),
     "precompute": ("h2c_hf.training.precompute", "write the Sharer's hidden states of a run's examples once, to train from them"),
+    "push": ("h2c_hf.hub.push", "upload a bridge, with its model card and results, to the Hub"),
     "atlas": ("h2c_hf.atlas.build", "rebuild the embedded world of facts and tiny models"),
 }
 

@@ -1,13 +1,16 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi, constants
 from server import Hub
 
 
 ROOT = Path(__file__).parents[2]
+ATLAS = ROOT / "hub_configs" / "atlas"
 
 
 @pytest.fixture
@@ -51,3 +54,20 @@ def fresh(wire, tmp_path):
         return done.stdout if status == 0 else done.stderr
 
     return run
+
+
+@pytest.fixture
+def online(hub, monkeypatch, tmp_path) -> HfApi:
+    """This process talks to the test Hub, as user `u`: the same client over the same wire as `wire`, without its seconds of start."""
+    settings = {"ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(tmp_path / "cache")}
+    for name, value in settings.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", "hf_u")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits half a minute before it gives up
+    return HfApi(endpoint=hub.endpoint, token="hf_u")
+
+
+@pytest.fixture
+def bridge(tmp_path) -> Path:
+    """A copy of the Atlas bridge's folder, to be pushed."""
+    return shutil.copytree(ATLAS, tmp_path / "bridge")
