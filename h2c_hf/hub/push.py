@@ -69,20 +69,23 @@ def push(
         raise ValueError(f"{repo!r} is no id of a repo: expected 'user/name'; {first_line(error)}") from error
     except LocalTokenNotFoundError as error:
         raise OSError(f"{repo} was not pushed: {ADVICE[401]}.") from error
-    except HfHubHTTPError as error:
-        raise OSError(f"{repo} was not pushed ({error.response.status_code} from the Hub): {advice(error, repo)}.") from error
-    except HTTPError as error:  # of the HTTP library: no connection, or one that was cut
-        raise OSError(
-            f"{repo} was not pushed: the connection to the Hub failed ({first_line(error) or type(error).__name__}); what was there is as "
-            "it was. Check the network and run the same command again: it goes on with what is not yet uploaded."
-        ) from error
+    except (HTTPError, RuntimeError) as error:
+        cause = error if isinstance(error, HTTPError) else error.__cause__  # `create_commit` wraps what fails in an upload
+        if not isinstance(cause, HTTPError):
+            raise
+        raise OSError(f"{repo} was not pushed{advice(cause, repo)}.") from error
 
 
-def advice(error: HfHubHTTPError, repo: str) -> str:
+def advice(error: HTTPError, repo: str) -> str:
+    """What went wrong between here and the Hub, and what to do."""
+    if not isinstance(error, HfHubHTTPError):  # of the HTTP library: no connection, or one that was cut
+        return (
+            f": the connection to the Hub failed ({first_line(error) or type(error).__name__}); what was there is as it was. Check the "
+            "network and run the same command again: it goes on with what is not yet uploaded"
+        )
     status = error.response.status_code
-    if status >= 500:
-        return "the Hub has a fault, and what was there is as it was: run the same command again later"
-    return ADVICE.get(status, first_line(error)).format(repo=repo)
+    fault = "the Hub has a fault, and what was there is as it was: run the same command again later"
+    return f" ({status} from the Hub): {(fault if status >= 500 else ADVICE.get(status, first_line(error))).format(repo=repo)}"
 
 
 def check_folder(directory: Path) -> H2CBridgeConfig:

@@ -24,14 +24,15 @@ LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".png", ".pth")
 class Fault:
     """What goes wrong with the next `times` requests whose method and path match.
 
-    status: answered instead; cut_after: the connection is reset after so many bytes of the body (of an upload, else of the
-    answer); wrong_byte: one byte of the answer's body, in the middle, is another.
+    status: answered instead; cut_after: the connection ends after so many bytes of the body (of an upload, else of the answer),
+    with `reset` without an orderly end; wrong_byte: one byte of the answer's body, in the middle, is another.
     """
 
     method: str
     path: str
     status: int | None = None
     cut_after: int | None = None
+    reset: bool = False
     wrong_byte: bool = False
     times: int = 1
 
@@ -174,8 +175,8 @@ class Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def cut(self) -> None:
-        """Reset the connection, so that no orderly end is seen."""
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if self.fault.reset:  # instead of an orderly end
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.shutdown(socket.SHUT_RDWR)
         self.close_connection = True
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file, save_file
 from server import Fault
 
@@ -140,7 +142,7 @@ def test_a_base_model_that_nobody_else_has_is_refused(hub, online, bridge, name,
     ("fault", "message"),
     [
         (Fault("POST", "/commit/", status=401, times=9), "hf auth login"),
-        (Fault("POST", "/api/repos/create", status=403, times=9), "use one with write access to u/r"),
+        (Fault("POST", "/commit/", status=403, times=9), "use one with write access to u/r"),
         (Fault("POST", "/preupload/", status=404, times=9), "check the id u/r and the token"),
         (Fault("POST", "/commit/", status=429, times=9), "wait some minutes and run the same command again"),
         (Fault("POST", "objects/batch", status=503, times=9), "run the same command again later"),
@@ -177,12 +179,18 @@ def test_tokens_and_rights_are_the_hubs_to_judge(hub, online, bridge, monkeypatc
     assert "'not an id' is no id of a repo" in capsys.readouterr().err and not hub.repos
 
 
-def test_a_download_that_is_cut_resumes_where_it_stopped(hub, online, pushed):
-    hub.fail(Fault("GET", "main/model.safetensors|[0-9a-f]{40}/model.safetensors", cut_after=1_000_000))
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_download_that_is_cut_goes_on(hub, online, pushed, reset, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)  # what is written at once: the file is smaller than the default
+    hub.fail(Fault("GET", "/model.safetensors", cut_after=1_000_000, reset=reset))
+    if reset:  # the client tells, and the next call fetches it
+        with pytest.raises(HTTPError):
+            online.hf_hub_download("u/r", "model.safetensors")
     path = online.hf_hub_download("u/r", "model.safetensors")
     assert Path(path).read_bytes() == (ATLAS / "model.safetensors").read_bytes()
-    resumed = [span for method, url, span in hub.requests if method == "GET" and url.endswith("/model.safetensors") and span]
-    assert len(resumed) == 1 and resumed[0].startswith("bytes=") and 0 < int(resumed[0][6:-1]) <= 1_000_000
+    if not reset:  # the same call goes on from where it was
+        (resumed,) = [span for method, url, span in hub.requests if method == "GET" and url.endswith("/model.safetensors") and span]
+        assert 0 < int(resumed.removeprefix("bytes=").split("-")[0]) <= 1_000_000
 
 
 def test_a_repo_with_pickled_weights_only_is_refused(hub, online, bridge, fresh):
