@@ -73,9 +73,10 @@ class WholeCheckpoints(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._staging is not None:  # pushed after the rename
             return
-        # The stock method pushes the weights with every save but the remote code at the end only: what is on the Hub in
-        # between could not be loaded.
+        # The stock method pushes the weights with every save but the remote code and the card at the end only: what is on the
+        # Hub in between could not be loaded, and would not say what it is.
         for file in os.listdir(checkpoint_folder):
             if file.endswith(".py"):
                 shutil.copyfile(os.path.join(checkpoint_folder, file), os.path.join(self.args.output_dir, file))
+        self.create_model_card()
         super()._push_from_checkpoint(checkpoint_folder)

@@ -20,6 +20,12 @@ from .sharer_states import StoredStatesCollator, open_states
 from .trainer import METRICS, H2CTrainer
 
 
+RECIPE = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "num_train_epochs", "max_steps",
+    "bf16", "fp16", "seed",
+)  # fmt: skip
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse, plan, train, save. Returns the exit status."""
     h2c, training = parse(arguments, "h2c train")
@@ -37,10 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     trainer = make_trainer(h2c, training, pair, processor, data)
     if trainer.is_world_process_zero():
         data.save(Path(training.output_dir))
+        save_recipe(training, Path(training.output_dir))
+        save_base_models(h2c, Path(training.output_dir))  # before the first push: each is to be loadable
     trainer.train(resume_from_checkpoint=checkpoint)
     if h2c.streaming and trainer.is_world_process_zero():
         data.save(Path(training.output_dir))  # what was read of the stream is known now
-    return finish(trainer, h2c)
+    return finish(trainer)
 
 
 def make_trainer(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data) -> H2CTrainer:
@@ -114,8 +122,8 @@ def checkpoint_to_resume(training: H2CTrainingArguments) -> str | None:
     return asked
 
 
-def finish(trainer: H2CTrainer, h2c: H2CArguments) -> int:
-    """Save the trained bridge into the output folder; or say how to go on, after a SIGTERM."""
+def finish(trainer: H2CTrainer) -> int:
+    """Save the trained bridge into the output folder, and push it where that is asked for; or say how to go on, after a SIGTERM."""
     state, output = trainer.state, trainer.args.output_dir
     patience = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)]
     stopped_early = any(callback.early_stopping_patience_counter >= callback.early_stopping_patience for callback in patience)
@@ -123,12 +131,19 @@ def finish(trainer: H2CTrainer, h2c: H2CArguments) -> int:
         last = Path(get_last_checkpoint(output)).name
         print(f"Stopped before step {state.max_steps}; --resume_from_checkpoint true goes on from {last} in {output}.")
         return 0
+    if trainer.is_world_process_zero():
+        (Path(output) / "log_history.json").write_text(json.dumps(state.log_history, indent=1) + "\n")
     trainer.save_model()
     if trainer.is_world_process_zero():
-        save_base_models(h2c, Path(output))
-        (Path(output) / "log_history.json").write_text(json.dumps(state.log_history, indent=1) + "\n")
         print(f"Wrote the bridge to {output}")
     return 0
+
+
+def save_recipe(training: H2CTrainingArguments, output: Path) -> None:
+    """`training.json`: what the model card tells of how the bridge was trained."""
+    recipe = {name: getattr(training, name) for name in RECIPE}
+    batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    (output / "training.json").write_text(json.dumps({**recipe, "total_train_batch_size": batch}, indent=1, default=str) + "\n")
 
 
 def save_base_models(h2c: H2CArguments, output: Path) -> None:

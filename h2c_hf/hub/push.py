@@ -1,0 +1,151 @@
+"""`h2c push DIR REPO`: a bridge's folder becomes a Hub repo that works with nothing but transformers, in one commit."""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
+
+from ..modeling import H2CBridgeConfig
+from ..modeling.configuration_h2c import REMOTE_CODE
+from .model_card import llama_version, write_model_card
+
+
+# What a repo is made of. No pickles: weights are safetensors or nothing.
+SUFFIXES = (".safetensors", ".json", ".py", ".jinja", ".md", ".txt", ".model", ".png")
+LEFT_OUT = ("checkpoint-", "_", ".")  # folders and files of a training run
+ADVICE = {
+    401: "the token is missing or not valid: log in with `hf auth login`, or set HF_TOKEN to a token that may write",
+    403: "the token may not write there: use one with write access to {repo}, or another repo id",
+    404: "there is no such repo, or the token may not see it: check the id {repo} and the token",
+    413: "a file is too large for the Hub: save the weights in smaller shards",
+    429: "too many requests: wait some minutes and run the same command again",
+}
+
+
+def push(
+    directory: str | Path,
+    repo: str,
+    revision: str | None = None,
+    private: bool | None = None,
+    report: str | Path | None = None,
+    license: str | None = None,
+    message: str = "Upload bridge",
+    token: str | None = None,
+) -> str:
+    """Write the model card into a bridge's folder and upload the folder. What is on the Hub changes in one commit, or not at all.
+
+    Args:
+        directory: as `save_pretrained` of model and processor wrote it, or `h2c train`.
+        repo: "user/name"; made where it is not there.
+        revision: a branch, made where it is not there; by default the main one.
+        private: of a new repo.
+        report: a `report.json` to take into the folder, with the `figures` beside it.
+        license: a licence id of the Hub for the card; see `write_model_card`.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        ValueError: where the folder is no whole bridge.
+        OSError: where the Hub cannot be reached or refuses, with what to do.
+    """
+    directory = Path(directory)
+    config = check_folder(directory)
+    if report is not None:
+        take_report(Path(report), directory)
+    write_model_card(directory, config, repo, license)
+    operations = [CommitOperationAdd(path.relative_to(directory).as_posix(), path) for path in files_to_push(directory)]
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        # One commit of ours: `upload_folder` may make several, between which the repo would be half of each.
+        return api.create_commit(repo, operations, commit_message=message, revision=revision).commit_url
+    except HFValidationError as error:
+        raise ValueError(f"{repo!r} is no id of a repo: expected 'user/name'; {first_line(error)}") from error
+    except LocalTokenNotFoundError as error:
+        raise OSError(f"{repo} was not pushed: {ADVICE[401]}.") from error
+    except (HTTPError, RuntimeError) as error:
+        cause = error if isinstance(error, HTTPError) else error.__cause__  # `create_commit` wraps what fails in an upload
+        if not isinstance(cause, HTTPError):
+            raise
+        raise OSError(f"{repo} was not pushed{advice(cause, repo)}.") from error
+
+
+def advice(error: HTTPError, repo: str) -> str:
+    """What went wrong between here and the Hub, and what to do."""
+    if not isinstance(error, HfHubHTTPError):  # of the HTTP library: no connection, or one that was cut
+        return (
+            f": the connection to the Hub failed ({first_line(error) or type(error).__name__}); what was there is as it was. Check the "
+            "network and run the same command again: it goes on with what is not yet uploaded"
+        )
+    status = error.response.status_code
+    fault = "the Hub has a fault, and what was there is as it was: run the same command again later"
+    return f" ({status} from the Hub): {(fault if status >= 500 else ADVICE.get(status, first_line(error))).format(repo=repo)}"
+
+
+def check_folder(directory: Path) -> H2CBridgeConfig:
+    """The bridge's config.
+
+    Raises:
+        ValueError: where something is missing without which the repo would not work.
+    """
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"{directory} holds no config.json; expected the folder of a bridge, as save_pretrained or `h2c train` writes it.")
+    config = H2CBridgeConfig.from_pretrained(directory)
+    if not any((directory / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        raise ValueError(f"{directory} holds no model.safetensors; expected the bridge's weights, as safetensors.")
+    if not (directory / "processor_config.json").is_file():
+        raise ValueError(f"{directory} holds no processor_config.json; expected both tokenizers: processor.save_pretrained(DIR).")
+    missing = [name for name in REMOTE_CODE if not (directory / name).is_file()]
+    if missing:
+        raise ValueError(f"{directory} lacks the code {', '.join(missing)}; expected what model.save_pretrained(DIR) writes.")
+    for role in ("sharer", "receiver"):
+        name = getattr(config, f"{role}_model_id")
+        beside = (name or "").startswith("./")
+        if beside and not (directory / name / "config.json").is_file():
+            raise ValueError(f"The config names {name!r} as the {role}, and {directory} holds no such folder with a model in it.")
+        if not name or (not beside and Path(name).is_absolute()):
+            raise ValueError(
+                f"The config names {name!r} as the {role}, which nobody else can load; expected a Hub id: set {role}_model_id."
+            )
+    return config
+
+
+def take_report(report: Path, directory: Path) -> None:
+    if not report.is_file():
+        raise ValueError(f"There is no report {report}; expected the report.json of `h2c evaluate` or `h2c quickstart`.")
+    shutil.copyfile(report, directory / "report.json")
+    if (report.parent / "figures").is_dir():
+        shutil.copytree(report.parent / "figures", directory / "figures", dirs_exist_ok=True)
+
+
+def files_to_push(directory: Path) -> list[Path]:
+    paths = (path for path in sorted(directory.rglob("*")) if path.is_file() and path.suffix in SUFFIXES)
+    return [path for path in paths if not any(part.startswith(LEFT_OUT) for part in path.relative_to(directory).parts)]
+
+
+def first_line(error: Exception) -> str:
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`h2c push`."""
+    parser = argparse.ArgumentParser(prog="h2c push", description=__doc__)
+    parser.add_argument("directory", metavar="DIR", help="the bridge's folder; its README.md is written anew")
+    parser.add_argument("repo", metavar="REPO", help="user/name on the Hub")
+    parser.add_argument("--revision", help="branch to push to (default: main)")
+    parser.add_argument("--private", action="store_true", default=None, help="where the repo is new")
+    parser.add_argument("--report", metavar="FILE", help="a report.json to take along, with the figures beside it")
+    parser.add_argument("--license", metavar="ID", help="licence id of the Hub; a Llama in the pair brings its own")
+    parser.add_argument("--message", default="Upload bridge", help="of the commit (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    url = push(**vars(options))
+    print(f"Pushed to {url}")
+    if llama_version(H2CBridgeConfig.from_pretrained(options.directory)) and not options.repo.split("/")[-1].lower().startswith("llama"):
+        print(f"The Llama licence asks that the name of {options.repo} begin with 'Llama'.", file=sys.stderr)
+    return 0
