@@ -11,6 +11,7 @@ from tqdm import tqdm
 COMMANDS = {
     "quickstart": ("h2c_hf.quickstart", "train a bridge on Atlas, measure it, draw it, load it back and ask it"),
     "train": ("h2c_hf.training.train", "train a bridge for a pair of models on a mixture of data"),
+    "plot": ("h2c_hf.visualization.figures", "draw the figures of a saved report"),
     "atlas": ("h2c_hf.atlas.build", "rebuild the embedded world of facts and tiny models"),
 }
 

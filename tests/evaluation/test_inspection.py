@@ -5,12 +5,12 @@ import random
 
 import pytest
 import torch
+from pairs import join, tiny_model
 
 from h2c_hf.atlas.questions import atlas_questions
 from h2c_hf.data.prompts import choice_prompt, letter_ids, user_turn
 from h2c_hf.evaluation.inspection import inspect
 from h2c_hf.evaluation.methods import METHODS
-from pairs import join, tiny_model
 
 
 QUESTIONS = atlas_questions("validation")[:9]

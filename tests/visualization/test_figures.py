@@ -1,34 +1,32 @@
+"""Every figure in both themes, drawn from a small, a large and a real report: its layout, its files, what is left out."""
+
+import json
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
+import matplotlib
+import pytest
+from layout import Drawn
 from PIL import Image
+from reports import LARGE, REPORTS, SMALL
 
-from h2c_hf.visualization.figures import FIGURES, draw
-
-
-REPORT = {
-    "methods": {
-        name: {"accuracy": a, "accuracy_low": a - 0.02, "accuracy_high": a + 0.02, "n": 1000, "ttft_ms_median": t}
-        for name, a, t in [("receiver", 0.25, 4), ("text_to_text", 0.9, 60), ("h2c", 0.9, 9), ("sharer", 0.95, 5), ("zeros", 0.25, 9)]
-    },
-    "gates": {"key": [None, 0.5], "value": [None, 0.7]},
-    "training": {"history": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_choice_accuracy": 0.5}]},
-}
+from h2c_hf.evaluation.report import load_report
+from h2c_hf.visualization.figures import FIGURES, draw, left_out, main
+from h2c_hf.visualization.style import THEMES
 
 
-def test_every_figure_is_drawn(tmp_path):
-    paths = draw(REPORT, tmp_path / "figures")
-    assert [path.stem for path in paths] == list(FIGURES)
-    for path in paths:
-        with Image.open(path) as image:
-            extremes = image.convert("L").getextrema()
-            assert image.width >= 800 and extremes[0] < 100 and extremes[1] == 255  # ink on paper
+SHIPPED = Path(__file__).parents[2] / "hub_configs" / "atlas" / "report.json"
+REPORTS = {**REPORTS, "shipped": load_report(SHIPPED)}
+CASES = [(name, size) for size, report in REPORTS.items() for name in FIGURES if name not in left_out(report)]
 
 
-def test_a_report_without_gates_or_training_still_draws(tmp_path):
-    assert [path.stem for path in draw({"methods": REPORT["methods"]}, tmp_path)] == ["accuracy", "latency"]
-
-
-def test_drawing_needs_no_model():
-    code = "import sys, h2c_hf.visualization.figures; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize(("name", "size"), CASES)
+def test_no_text_overlaps_or_leaves_the_page_and_every_axis_has_its_unit(name, size, theme):
+    with matplotlib.rc_context(THEMES[theme].settings):
+        drawn = Drawn(FIGURES[name][1](REPORTS[size], THEMES[theme]))
+    assert len(drawn.texts) > 3
+    assert drawn.problems() == []
