@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from .style import SMALL, VERMILLION, WIDTH, Look, Theme, inches, legend, page, plain_grid, printable, wrap
+from .style import BESIDE, SMALL, VERMILLION, WIDTH, Look, Theme, inches, legend, page, plain_grid, printable, wrap
 
 
 LABELLED_TOKENS = 64  # a longer prompt gets numbers along its axis, not its tokens
@@ -49,14 +49,14 @@ def gates(report: dict, theme: Theme) -> Figure:
     spread.set_title("all layers")
     for axes in (by_layer, spread):
         plain_grid(axes, "y")
-    figure.legend(*by_layer.get_legend_handles_labels(), loc="outside right upper")
+    spread.legend(*by_layer.get_legend_handles_labels(), **BESIDE)
     return figure
 
 
 def gate_limits(values: list[float]) -> tuple[float, float]:
-    """The part of 0 to 1 that holds the values, a fifth of it at least."""
+    """The part of 0 to 1 that holds the values, a twentieth of it at least."""
     low, high = np.nanmin(values), np.nanmax(values)
-    pad = max(0.08 * (high - low), (0.2 - (high - low)) / 2)
+    pad = max(0.08 * (high - low), (0.05 - (high - low)) / 2)
     return max(low - pad, -0.02), min(high + pad, 1.02)
 
 
@@ -91,17 +91,14 @@ def injection(report: dict, theme: Theme) -> Figure:
     data = report["injection"]
     tokens, layers = data["tokens"], len(data["key"])
     maps = {kind: np.array([np.full(len(tokens), math.nan) if row is None else row for row in data[kind]]) for kind in ("key", "value")}
-    found = np.concatenate([np.ravel(map_) for map_ in maps.values()])
-    found = found[found > 0]
-    colors = LogNorm if found.max() > 100 * found.min() else Normalize
-    norm = colors(found.min() if colors is LogNorm else 0, found.max())
+    norm = scale(np.concatenate([np.ravel(map_) for map_ in maps.values()]))
     labelled = len(tokens) <= LABELLED_TOKENS
     width = max(WIDTH, 0.165 * len(tokens) + 1.6) if labelled else 11
     words = [printable(token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")) for token in tokens]
     words = [wrap(word, 0.9, SMALL - 1, 1) for word in words]
     figure = page(
         "What the bridge changed in the Receiver's cache, for one prompt",
-        2 * max(1.1, 0.12 * layers) + 1.5 + (max(inches(word, SMALL - 1) for word in words) if labelled else 0),
+        2 * max(1.8, 0.12 * layers) + 1.5 + (max(inches(word, SMALL - 1) for word in words) if labelled else 0),
         width,
     )
     both = figure.subplots(2, 1, sharex=True)
@@ -119,9 +116,18 @@ def injection(report: dict, theme: Theme) -> Figure:
     else:
         both[1].xaxis.set_major_locator(MaxNLocator(10, integer=True))
         both[1].set_xlabel("position in the prompt, tokens")
-    bar = figure.colorbar(ScalarMappable(norm), ax=both, label=f"relative change, {CHANGE}")
+    bar = figure.colorbar(ScalarMappable(norm), ax=both, label=f"relative change, {CHANGE}", format="{x:g}")
+    bar.ax.minorticks_off()
     bar.outline.set_visible(False)
     return figure
+
+
+def scale(changes: np.ndarray) -> Normalize:
+    """From nothing to the largest change; by powers of ten where the changes differ by more than a hundred times."""
+    found = changes[np.isfinite(changes) & (changes > 0)]
+    if found.size and found.max() > 100 * found.min():
+        return LogNorm(found.min(), found.max())
+    return Normalize(0, found.max() if found.size else 1)
 
 
 def layer_radar(report: dict, theme: Theme) -> Figure:
@@ -131,7 +137,7 @@ def layer_radar(report: dict, theme: Theme) -> Figure:
     both = figure.subplots(1, 2, subplot_kw={"projection": "polar"})
     for axes, what, rows in ((both[0], GATE, report["gates"]), (both[1], f"mean {CHANGE}", changed)):
         radar(axes, what, rows, theme)
-    figure.legend(*both[0].get_legend_handles_labels(), loc="outside right upper")
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside right center")
     return figure
 
 
@@ -145,7 +151,7 @@ def radar(axes: Axes, what: str, rows: dict[str, list[float | None]], theme: The
     axes.set_xticks(angles[:-1:step], [str(layer) for layer in range(0, layers, step)])
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
-    axes.set_ylim(0, None)
+    axes.set_ylim(0, 1.08 * axes.get_ylim()[1])  # no number of the inner axis stands where the layers' numbers are
     axes.yaxis.set_major_locator(MaxNLocator(4, prune="both"))
     axes.set_rlabel_position(180 / layers if layers > 4 else 45)
     axes.set_xlabel(f"around: Receiver layer (no unit)\noutwards: {what}", fontsize=SMALL, labelpad=8)
@@ -167,16 +173,18 @@ def training(report: dict, theme: Theme) -> Figure:
                 *zip(*points, strict=True), color=look.color, marker=look.marker, ms=4,
                 ls=("-", "--", ":")[i // len(theme.sequence) % 3], markevery=max(1, len(points) // 12), label=label,
             )  # fmt: skip
-        axes.set(ylabel=wrap(unit, 1.3, SMALL, 3))
-        axes.yaxis.label.set_size(SMALL)
+        axes.set_ylabel(unit, fontsize=SMALL)
         if scale == "log":
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         elif scale == "percent":
             axes.set_ylim(0, 104)
             axes.set_yticks(range(0, 101, 25))
         else:
             axes.set_ylim(0, None)
             axes.locator_params(axis="y", nbins=4)
+            axes.yaxis.set_major_formatter("{x:g}")
         plain_grid(axes)
         legend(axes)
     stacked[-1].set_xlabel("training step, steps")
@@ -203,6 +211,6 @@ def training_panels(history: list[dict]) -> list[tuple[str, str, dict[str, list[
     return [
         ("loss, nats a token", "linear", {**loss, **validation("loss")}),
         ("exact answers, %", "percent", validation("accuracy", 100)),
-        ("gradient norm (no unit)", "log", parts or ({"all": curve("grad_norm")} if "grad_norm" in keys else {})),
-        ("learning rate (no unit)", "linear", {"learning rate": curve("learning_rate")} if "learning_rate" in keys else {}),
+        ("gradient norm\n(no unit)", "log", parts or ({"all": curve("grad_norm")} if "grad_norm" in keys else {})),
+        ("learning rate\n(no unit)", "linear", {"learning rate": curve("learning_rate")} if "learning_rate" in keys else {}),
     ]

@@ -51,12 +51,12 @@ def latency(report: dict, theme: Theme) -> Figure:
             fmt=looks[name].marker, ms=9, capsize=3, lw=1.2, mec=theme.paper, mew=0.8,
         )  # fmt: skip
     times = [row["ttft_ms_median"] for row in methods.values()]
-    axes.set(ylim=(0, 104), ylabel="accuracy, %  (whiskers: 95 % intervals)")
+    axes.set(ylim=(-4, 104), ylabel="accuracy, %  (whiskers: 95 % intervals)")
     axes.set_yticks(range(0, 101, 25))
     if max(times) > 20 * min(times):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if max(times) < 1000 * min(times) else (1,)))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axes.xaxis.set_major_formatter("{x:,g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xlim(0, None)
@@ -86,6 +86,7 @@ def latency_parts(report: dict, theme: Theme) -> Figure:
     room = 1 + (max(inches(text, SMALL) for text in totals) + 0.2) / 3  # the axes are at least some three inches wide
     axes.set(xlim=(0, left.max() * room), ylim=(len(rows) - 0.5, -0.5), xlabel="median time, ms, batch 1")
     axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter("{x:,g}")
     axes.set_yticks(range(len(rows)), names(rows))
     plain_grid(axes, "x")
     legend(axes)
@@ -108,6 +109,8 @@ def output_lengths(report: dict, theme: Theme) -> Figure:
         axes.plot(*zip(*points, strict=True), color=looks[name].color, marker=looks[name].marker, label=label)
     axes.set(xlim=(0, None), ylim=(0, None), xlabel="length of the answer, tokens", ylabel="median time, ms, batch 1")
     axes.locator_params(nbins=6)
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_major_formatter("{x:,g}")
     plain_grid(axes)
     legend(axes)
     return figure

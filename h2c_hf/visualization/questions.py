@@ -128,37 +128,35 @@ def probability_shift(report: dict, theme: Theme) -> Figure:
 
 def generations(report: dict, theme: Theme) -> Figure:
     """A page: what each method answered to a few questions, by letter and in words."""
-    width, line = 9.5, 0.165  # inches
-    columns = (0.15, 2.15, 4.75)
-    room = (1.85, 2.45, 4.55)
-    rows = [("heading", ["method", "letter, among the choices", "in words, without the choices"])]
+    width = 9.5  # inches, as all lengths here
+    columns, rooms = (0.15, 2.15, 4.75), (1.85, 2.45, 4.55)
+    rows = [("heading", ["Answers side by side"]), ("columns", ["method", "letter, among the choices", "in words, without the choices"])]
     for example in report["examples"]:
-        choices = "; ".join(example["choices"])
-        rows.append(("question", [wrap(f"{example['question']}", width - 0.4, SIZE, 6)]))
-        rows.append(("choices", [wrap(f"Choices: {choices}. Expected: {example['expected']}.", width - 0.4, SMALL, 6)]))
+        choices = f"Choices: {'; '.join(example['choices'])}. Expected: {example['expected']}."
+        rows.append(("question", [wrap(example["question"], width - 0.4, SIZE, 6)]))
+        rows.append(("choices", [wrap(choices, width - 0.4, SMALL, 6)]))
         for name, answer in example["answers"].items():
-            rightly = (answer["choice"].partition(". ")[2] == example["expected"], answer["open"] == example["expected"])
-            texts = [f"{'✓' if right else '✗'} {answer[form]}" for right, form in zip(rightly, ("choice", "open"), strict=True)]
-            wrapped = [wrap(text, space, SMALL, 6) for text, space in zip((title(name), *texts), room, strict=True)]
-            rows.append(("answers", wrapped))
-    heights = [max(text.count("\n") + 1 for text in texts) * line + GAPS[kind] for kind, texts in rows]
-    figure = page("Answers side by side", sum(heights) + 0.75, width)
-    figure.set_layout_engine("none")  # the page is laid out here, in inches
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(0, sum(heights) + 0.75))
-    axes.axis("off")
+            right = (answer["choice"].partition(". ")[2] == example["expected"], answer["open"] == example["expected"])
+            texts = [title(name), *(f"{'✓' if ok else '✗'} {answer[form]}" for ok, form in zip(right, ("choice", "open"), strict=True))]
+            rows.append(("answer", [wrap(text, room, SMALL, 6) for text, room in zip(texts, rooms, strict=True)]))
+    heights = [max(text.count("\n") + 1 for text in texts) * LINE[kind] + 0.08 for kind, texts in rows]
+
     top = sum(heights) + 0.2
+    figure = Figure(figsize=(width, top))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, top))
+    axes.axis("off")
+    top -= 0.1
     for (kind, texts), height in zip(rows, heights, strict=True):
-        bottom = top - height
-        if kind in ("heading", "question"):
-            axes.plot((0.15, width - 0.15), (top, top) if kind == "question" else (bottom, bottom), color=theme.grid, lw=0.8)
+        if kind == "question":
+            axes.plot((columns[0], width - 0.15), (top, top), color=theme.grid, lw=0.8)
         for x, text in zip(columns, texts, strict=False):
-            shade = {"✓": GREEN, "✗": VERMILLION}.get(text[0], theme.ink) if x != columns[0] else theme.ink
-            style = {"weight": "bold"} if kind in ("heading",) else {}
-            size = SIZE if kind == "question" else SMALL
-            axes.text(x, bottom + 0.04, text, va="bottom", fontsize=size, color=shade, linespacing=1.15, **style)
-        top = bottom
+            mark = {"✓": GREEN, "✗": VERMILLION}.get(text[:1]) if x != columns[0] else None
+            axes.text(
+                x, top - 0.05, text, va="top", color=mark or theme.ink, linespacing=1.15, weight="bold" if kind == "columns" else "normal",
+                fontsize={"heading": SIZE + 2, "question": SIZE}.get(kind, SMALL),
+            )  # fmt: skip
+        top -= height
     return figure
 
 
-GAPS = {"heading": 0.1, "question": 0.16, "choices": 0.08, "answers": 0.07}  # inches between the rows of the page
+LINE = {"heading": 0.24, "columns": 0.16, "question": 0.19, "choices": 0.16, "answer": 0.16}  # inches from line to line

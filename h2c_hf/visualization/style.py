@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import accumulate, takewhile
 
 import numpy as np
 from matplotlib import colormaps
@@ -94,21 +95,25 @@ def title(method: str) -> str:
     return TITLES.get(method, f"control: {method}" if method in CONTROLS else method.replace("_", " "))
 
 
+@cache
+def advance(character: str) -> float:
+    """The width of a character, in its font's size."""
+    font = get_font(findfont(FONT))
+    font.set_size(100, 72)
+    return font.load_char(ord(character)).linearHoriAdvance / 65536 / 100
+
+
 def inches(text: str, size: float = SIZE) -> float:
     """The width of a line of text."""
-    font = get_font(findfont(FONT))
-    font.set_size(size, 72)
-    font.set_text(text)
-    return font.get_width_height()[0] / 64 / 72
+    return size / 72 * sum(map(advance, text))
 
 
 def wrap(text: str, width: float, size: float = SIZE, lines: int = 3) -> str:
     """Text in at most so many lines of so many inches; an ellipsis where it went on. Breaks words that are too long for a line."""
     made, rest = [], printable(" ".join(text.split()))
     while rest and len(made) < lines:
-        end = len(rest)
-        while end > 1 and inches(rest[:end], size) > width:
-            end -= 1
+        widths = accumulate(inches(character, size) for character in rest)
+        end = max(1, sum(1 for _ in takewhile(lambda reached: reached <= width, widths)))
         if end < len(rest) and " " in rest[: end + 1]:
             end = rest.rindex(" ", 0, end + 1)
         made.append(rest[:end].rstrip())
@@ -122,8 +127,8 @@ def wrap(text: str, width: float, size: float = SIZE, lines: int = 3) -> str:
 
 def printable(text: str) -> str:
     """With a box for each character that the font lacks."""
-    known = get_font(findfont(FONT)).get_charmap()
-    return "".join(character if ord(character) in known else "▯" for character in text)
+    font = get_font(findfont(FONT))
+    return "".join(character if font.get_char_index(ord(character)) else "▯" for character in text)
 
 
 def widest(names: Iterable[str], size: float = SMALL) -> float:
@@ -147,9 +152,12 @@ def names(methods: Iterable[str], width: float = 1.9) -> list[str]:
     return [wrap(title(method), width, SMALL) for method in methods]
 
 
+BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.02), "borderaxespad": 0, "handlelength": 2.2}
+
+
 def legend(axes: Axes) -> None:
     """To the right of the axes, outside."""
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0, handlelength=2.2)
+    axes.legend(**BESIDE)
 
 
 def on_map(share: float) -> str:

@@ -3,7 +3,6 @@
 import re
 from itertools import combinations
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
@@ -27,16 +26,15 @@ class Drawn:
                 self.texts[text] = text.get_window_extent(renderer)
 
         figure.set_dpi(dpi)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()  # the layout settles
+        figure.draw_without_rendering()  # the layout settles
         Text.draw = recorded
         try:
-            canvas.draw()
+            figure.draw_without_rendering()
         finally:
             Text.draw = draw
 
     def problems(self) -> list[str]:
-        return [*self.overlaps(), *self.outside(), *self.covered(), *self.without_unit()]
+        return [*self.overlaps(), *self.outside(), *self.covered(), *self.without_unit(), *self.unreadable()]
 
     def overlaps(self):
         for (one, box), (other, second) in combinations(self.texts.items(), 2):
@@ -48,6 +46,10 @@ class Drawn:
         for text, box in self.texts.items():
             if box.x0 < -TOLERANCE or box.y0 < -TOLERANCE or box.x1 > canvas.x1 + TOLERANCE or box.y1 > canvas.y1 + TOLERANCE:
                 yield f"{text.get_text()!r} leaves the canvas"
+
+    def unreadable(self):
+        """Markup that is shown as it stands, since the figures print dollar signs as they are."""
+        return [text.get_text() for text in self.texts if "mathdefault" in text.get_text()]
 
     def covered(self):
         for legend in self.figure.findobj(Legend):
@@ -67,7 +69,7 @@ class Drawn:
                 axis = getattr(axes, direction)
                 ticks = [tick for tick in axis.get_ticklabels() if tick in self.texts]
                 named = axis.label in self.texts or common is not None or axes.name == "polar"
-                if any(re.search(r"^[\d.,−-]+$", tick.get_text()) for tick in ticks) and not named:
+                if any(re.search(r"^[\d.,e-]+$", tick.get_text()) for tick in ticks) and not named:
                     yield f"an axis of numbers, {ticks[0].get_text()} ..., has no label"
 
 

@@ -4,7 +4,8 @@ import math
 import random
 
 
-MMLU = """abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry college_computer_science
+MMLU = """
+abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry college_computer_science
 college_mathematics college_medicine college_physics computer_security conceptual_physics econometrics electrical_engineering
 elementary_mathematics formal_logic global_facts high_school_biology high_school_chemistry high_school_computer_science
 high_school_european_history high_school_geography high_school_government_and_politics high_school_macroeconomics
@@ -12,7 +13,8 @@ high_school_mathematics high_school_microeconomics high_school_physics high_scho
 high_school_us_history high_school_world_history human_aging human_sexuality international_law jurisprudence logical_fallacies
 machine_learning management marketing medical_genetics miscellaneous moral_disputes moral_scenarios nutrition philosophy prehistory
 professional_accounting professional_law professional_medicine professional_psychology public_relations security_studies sociology
-us_foreign_policy virology world_religions""".split()
+us_foreign_policy virology world_religions
+""".split()  # noqa: SIM905
 METHODS = [
     "receiver", "text_to_text", "text_to_text_answer", "text_to_text_reasoning", "h2c", "sharer", "shuffled", "zeros", "noise", "adapter",
     "a_new_method_with_an_uncommonly_long_name_of_many_words", "another",
@@ -21,7 +23,15 @@ PARTS = ["sharer_prefill", "sharer_writes", "receiver_prefill", "bridge", "decod
 
 
 def report(
-    methods: list[str], subjects: list[str], layers: int, unbridged: int, tokens: int, steps: int, sets: list[str], examples: int, words: int
+    methods: list[str],
+    subjects: list[str],
+    layers: int,
+    unbridged: int,
+    tokens: int,
+    steps: int,
+    sets: list[str],
+    examples: int,
+    words: int,
 ) -> dict:
     draw = random.Random(0)
     text = lambda n: " ".join(draw.choice(["Wm", "über-long-compound", "$5", "日本", "the", "of", "WWWW"]) for _ in range(n))  # noqa: E731
@@ -71,10 +81,11 @@ def history(draw: random.Random, layers: int, unbridged: int, steps: int, sets: 
             yield {"step": step, **{f"eval_{name}_{metric}" if name else f"eval_{metric}": value for metric, value in metrics.items()}}
 
 
-SMALL = report(["receiver", "h2c", "sharer", "zeros"], ["capital"], 2, 0, 5, 3, [""], 1, 6)
-LARGE = report(METHODS, MMLU, 32, 8, 200, 300, [f"validation_set_number_{n}_with_a_long_name" for n in range(9)], 4, 60)
+SMALL = report(["receiver", "h2c", "sharer", "zeros"], ["capital"], 2, 0, 5, 3, [""])
+LARGE = report(METHODS, MMLU, 32, 8, 200, 300, [f"validation_set_number_{n}_with_a_long_name" for n in range(9)], 2, 40)
 REPORTS = {
     "small": SMALL,
     "large": LARGE,
-    "labelled tokens": {"injection": report(["h2c"], ["capital"], 24, 0, 64, 2, [""], 1, 6)["injection"]},
+    "shut": {"injection": {"key": [[0.0, 0.0]], "value": [[0.0, 0.0]], "tokens": ["a", "b"]}, "gates": {"key": [0.0], "value": [0.0]}},
+    "labelled tokens": {"injection": report(["h2c"], ["capital"], 24, 0, 64, 2, [""])["injection"]},
 }

@@ -1,20 +1,15 @@
 """Every figure in both themes, drawn from a small, a large and a real report: its layout, its files, what is left out."""
 
-import json
-import subprocess
-import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import matplotlib
 import pytest
 from layout import Drawn
-from PIL import Image
-from reports import LARGE, REPORTS, SMALL
+from reports import REPORTS
 
 from h2c_hf.evaluation.report import load_report
-from h2c_hf.visualization.figures import FIGURES, draw, left_out, main
-from h2c_hf.visualization.style import THEMES
+from h2c_hf.visualization.figures import FIGURES, left_out
+from h2c_hf.visualization.style import THEMES, wrap
 
 
 SHIPPED = Path(__file__).parents[2] / "hub_configs" / "atlas" / "report.json"
@@ -30,3 +25,94 @@ def test_no_text_overlaps_or_leaves_the_page_and_every_axis_has_its_unit(name, s
         drawn = Drawn(FIGURES[name][1](REPORTS[size], THEMES[theme]))
     assert len(drawn.texts) > 3
     assert drawn.problems() == []
+
+
+BREAKS = {
+    "overlaps": lambda figure: [figure.text(0.5, 0.5, text) for text in ("one", "two")],
+    "leaves the canvas": lambda figure: figure.text(0.99, 0.5, "beyond"),
+    "covers": lambda figure: figure.axes[0].legend(["a"], loc="center"),
+    "names no unit": lambda figure: figure.axes[0].set_xlabel("time"),
+    "has no label": lambda figure: figure.axes[0].set_xlabel(""),
+    "mathdefault": lambda figure: figure.axes[0].set_title(r"$\mathdefault{x}$"),
+}
+
+
+@pytest.mark.parametrize("problem", BREAKS)
+def test_the_check_of_the_layout_sees_what_is_broken(problem):
+    theme = THEMES["light"]
+    with matplotlib.rc_context(theme.settings):
+        figure = FIGURES["output_lengths"][1](SMALL, theme)
+        assert Drawn(figure).problems() == []
+        BREAKS[problem](figure)
+        found = Drawn(figure).problems()
+    assert any(problem in line for line in found), found
+
+
+@pytest.mark.parametrize("name", THEMES)
+def test_methods_are_told_apart_without_colour(name):
+    looks = THEMES[name].looks([*METHODS, "another one"])
+    for of_look in ("marker", "hatch"):
+        assert len({getattr(look, of_look) for look in looks.values()}) >= len(looks) - (of_look == "hatch")
+    assert {method: look for method, look in THEMES[name].looks(["h2c"]).items() if method == "h2c"} == {"h2c": looks["h2c"]}
+
+
+def test_wrapped_text_fits_and_says_where_it_went_on():
+    text = "Wide WWWWWWWWWWWWWWWWWWWWWWWWWWWWWW words and iiiiii, " * 5
+    for width in (0.4, 1.0, 2.5):
+        for lines in (1, 2, 30):
+            wrapped = wrap(text, width, 9, lines)
+            assert wrapped.count("\n") < lines
+            assert wrapped.endswith("…") == (wrapped.replace("\n", "").replace(" ", "") != text.replace(" ", ""))
+            figure = Figure(dpi=200)
+            with matplotlib.rc_context(THEMES["light"].settings):
+                box = figure.text(0, 0, wrapped, fontsize=9).get_window_extent(figure.canvas.get_renderer())
+            assert box.width / 200 <= width + 0.05
+    assert wrap("日 $5_x", 9) == "▯ $5_x"
+
+
+def test_the_command_draws_every_figure_in_both_themes_and_formats(tmp_path, capsys):
+    (tmp_path / "report.json").write_text(json.dumps(SMALL))
+    assert main([str(tmp_path / "report.json"), "--theme", "both", "--output", str(tmp_path / "figures")]) == 0
+    files = {f"{name}{theme}.{suffix}" for name in FIGURES for theme in ("", "-dark") for suffix in ("png", "svg")}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == files
+    assert "Drew 14 of 14 figures" in capsys.readouterr().out
+    for path in (tmp_path / "figures").iterdir():
+        if path.suffix == ".svg":
+            assert ElementTree.parse(path).getroot().tag.endswith("svg") and "<dc:date>" not in path.read_text()
+            continue
+        with Image.open(path) as image:
+            grey = image.convert("L")
+            dark = grey.getpixel((1, 1)) < 50
+            assert dark == path.stem.endswith("-dark") and (dark or grey.getpixel((1, 1)) == 255)
+            low, high = grey.getextrema()
+            assert image.width >= 1000 and low < 60 and high > 200  # ink on paper
+
+
+def test_the_same_report_gives_the_same_bytes(tmp_path):
+    one, two = (draw(SMALL, tmp_path / run, formats=("svg", "png"), dpi=40) for run in ("one", "two"))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+
+
+def test_what_is_left_out_is_said(tmp_path, capsys):
+    report = {"schema_version": 1, "methods": SMALL["methods"], "gates": SMALL["gates"], "by_category": {}, "examples": []}
+    report["training"] = {"history": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert main([str(tmp_path / "report.json"), "--output", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "Drew 4 of 14 figures" in out
+    assert "Left out categories: the report has no by_category." in out
+    assert "Left out layer_radar: the report has no injection." in out
+    assert "Left out gates_over_training: the report has no training.history.*.gate/*." in out
+    assert out.count("Left out") == 10 and not (tmp_path / "generations.png").exists()
+
+
+def test_a_missing_report_is_told_in_a_sentence(tmp_path):
+    command = [sys.executable, "-m", "h2c_hf.cli", "plot", str(tmp_path / "none.json"), "--output", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and "No such file" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_drawing_needs_no_model():
+    code = "import sys, h2c_hf.visualization.figures; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
