@@ -14,6 +14,7 @@ from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..training.pair import QUANTIZATION
 from .arguments import EvaluationArguments, parse
 from .hand_off import hand_off_questions, hand_off_rows
+from .inspection import inspect
 from .latency import measure
 from .methods import METHODS, Batch
 from .page import TITLES, interval, percent
@@ -92,6 +93,7 @@ class Run:
             gates=self.model.gate_values(),
             **training(options, self.model),
             examples=[side_by_side(self.model, self.processor, asked, int(row), choice, **self.shared) for row in rows],
+            **inspect(self.model, self.processor, asked, len(asked) // 2, options.methods, **self.shared),
             models=models(options, self.model),
             config=options.to_dict(),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The 57 subjects of MMLU in its four categories, as its authors group them."""
+"""Categories of subjects: the 57 of MMLU in its four, as its authors group them; those of Atlas by what their entities are."""
 
 SUBJECTS = {
     "STEM": (
@@ -22,4 +22,12 @@ SUBJECTS = {
         "marketing", "medical_genetics", "miscellaneous", "nutrition", "professional_accounting", "professional_medicine", "virology",
     ),
 }  # fmt: skip
-CATEGORIES = {subject: category for category, subjects in SUBJECTS.items() for subject in subjects}
+ATLAS_SUBJECTS = {
+    "cities": ("country", "region"),
+    "countries": ("capital", "continent", "currency"),
+    "elements": ("symbol", "period", "block"),
+    "stars": ("constellation",),
+    "people": ("instrument", "position", "sport"),
+    "companies": ("sector",),
+}
+CATEGORIES = {subject: category for category, subjects in (SUBJECTS | ATLAS_SUBJECTS).items() for subject in subjects}

@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from h2c_hf.atlas.questions import atlas_questions
+from h2c_hf.atlas.questions import QUESTIONS, atlas_questions
 from h2c_hf.data.prompts import choice_prompt, user_turn
 from h2c_hf.evaluation.hand_off import atlas_passages, hand_off_questions, hand_off_rows
 from h2c_hf.evaluation.questions import fit, limits, load_questions
-from h2c_hf.evaluation.subjects import CATEGORIES
+from h2c_hf.evaluation.subjects import ATLAS_SUBJECTS, CATEGORIES, SUBJECTS
 
 
 def write(path, rows: list[dict]) -> str:
@@ -14,12 +14,18 @@ def write(path, rows: list[dict]) -> str:
     return str(path)
 
 
+def test_every_subject_of_atlas_has_a_category():
+    subjects = [subject for subjects in ATLAS_SUBJECTS.values() for subject in subjects]
+    assert sorted(subjects) == sorted(QUESTIONS) and len(CATEGORIES) == 57 + len(QUESTIONS)
+
+
 def test_mmlu_has_57_subjects_in_four_categories_and_five_shots_each(real_data):
     path = str(real_data / "mmlu")
     questions = load_questions(path, "all", "validation", shots=5)
     dev = load_questions(path, "all", "dev")
     assert len(dev) == 285 and len(questions) == 1531
-    assert {question["subject"] for question in dev} == set(CATEGORIES) and len(set(CATEGORIES.values())) == 4
+    assert {question["subject"] for question in dev} == {subject for subjects in SUBJECTS.values() for subject in subjects}
+    assert len(SUBJECTS) == 4
     for question in questions[::100]:
         assert question["shots"] == [shot for shot in dev if shot["subject"] == question["subject"]][:5]
     with pytest.raises(ValueError, match="has 5 questions in 'dev'; expected 6 shots"):
