@@ -1,8 +1,8 @@
 """What a drawn figure shows, measured: its texts, its legends, its axes."""
 
 import re
-from itertools import combinations
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
@@ -26,7 +26,6 @@ class Drawn:
                 self.texts[text] = text.get_window_extent(renderer)
 
         figure.set_dpi(dpi)
-        figure.draw_without_rendering()  # the layout settles
         Text.draw = recorded
         try:
             figure.draw_without_rendering()
@@ -37,9 +36,11 @@ class Drawn:
         return [*self.overlaps(), *self.outside(), *self.covered(), *self.without_unit(), *self.unreadable()]
 
     def overlaps(self):
-        for (one, box), (other, second) in combinations(self.texts.items(), 2):
-            if meet(box, second):
-                yield f"{one.get_text()!r} overlaps {other.get_text()!r}"
+        texts, boxes = list(self.texts), np.array([box.extents for box in self.texts.values()])
+        low, high = boxes[:, None], boxes[None]
+        shared = np.minimum(low[..., 2:], high[..., 2:]) - np.maximum(low[..., :2], high[..., :2])
+        for one, other in np.argwhere(np.triu((shared > TOLERANCE).all(-1), 1)):
+            yield f"{texts[one].get_text()!r} overlaps {texts[other].get_text()!r}"
 
     def outside(self):
         canvas = self.figure.bbox

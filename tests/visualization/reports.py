@@ -30,8 +30,8 @@ def report(
     tokens: int,
     steps: int,
     sets: list[str],
-    examples: int,
-    words: int,
+    examples: int = 1,
+    words: int = 6,
 ) -> dict:
     draw = random.Random(0)
     text = lambda n: " ".join(draw.choice(["Wm", "über-long-compound", "$5", "日本", "the", "of", "WWWW"]) for _ in range(n))  # noqa: E731
