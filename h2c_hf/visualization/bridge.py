@@ -134,6 +134,7 @@ def layer_radar(report: dict, theme: Theme) -> Figure:
     """Around the layers: the gates, and the mean change of the cache for one prompt."""
     changed = {kind: [None if row is None else float(np.mean(row)) for row in report["injection"][kind]] for kind in ("key", "value")}
     figure = page("Layer by layer: gates, and change of the cache for one prompt", 4.6, 8.5)
+    figure.get_layout_engine().set(h_pad=0.2)  # the numbers around a circle are not reckoned with
     both = figure.subplots(1, 2, subplot_kw={"projection": "polar"})
     for axes, what, rows in ((both[0], GATE, report["gates"]), (both[1], f"mean {CHANGE}", changed)):
         radar(axes, what, rows, theme)
