@@ -29,7 +29,7 @@ from .statistics import accuracy_row
 def main(arguments: list[str] | None = None) -> int:
     """Parse, ask, time, write. Returns the exit status."""
     options = parse(arguments)
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())  # else processes without a GPU would not find each other
     output = Path(options.output_dir)
     output.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be written to is refused here
     run = Run(options, state)

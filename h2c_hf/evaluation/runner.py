@@ -71,7 +71,8 @@ def evaluate(
             for name in methods:
                 pairs = zip(record["rows"], record["answers"][name]["predictions"], strict=True)
                 right[name] += sum(prediction == expected[row] for row, prediction in pairs)
-            bar.set_postfix({name: f"{right[name] / bar.n:.3f}" for name in methods})
+            answered = sum(len(record["rows"]) for record in records)  # a bar that is not shown does not count
+            bar.set_postfix({name: f"{right[name] / answered:.3f}" for name in methods})
     model.train(was_training)
     for record in progress.gather(records):
         for name, answers in record["answers"].items():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import debug_launcher
+from accelerate import PartialState, debug_launcher
 from scipy import stats
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -111,14 +111,15 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     assert (tmp_path / "killed" / "items.parquet").read_bytes() == (tmp_path / "whole" / "items.parquet").read_bytes()
 
 
-def two_processes(directory: str) -> None:
+def few_batches(directory: str) -> None:
+    PartialState._reset_state()  # a forked process has its parent's
     main(["evaluate", *FEW, "--limit", "30", "--batch_size", "4", "--output_dir", directory])
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_batches(tmp_path):
-    two_processes(str(tmp_path / "one"))
-    debug_launcher(two_processes, (str(tmp_path / "two"),), num_processes=2)
+    few_batches(str(tmp_path / "one"))
+    debug_launcher(few_batches, (str(tmp_path / "two"),), num_processes=2)
     one, two = (without_clock(tmp_path / name) for name in ("one", "two"))
     assert two[0]["methods"] == one[0]["methods"]
     assert [row["prediction"] for row in two[1]] == [row["prediction"] for row in one[1]]
