@@ -10,8 +10,8 @@ import pytest
 
 import h2c_hf.modeling
 from h2c_hf.atlas.questions import atlas_questions
-from h2c_hf.evaluation.report import load_report
 from h2c_hf.evaluation.runner import evaluate
+from h2c_hf.evaluation.schema import load_report
 from h2c_hf.evaluation.statistics import recovered
 from h2c_hf.modeling.configuration_h2c import REMOTE_CODE
 from h2c_hf.visualization.figures import FIGURES, left_out

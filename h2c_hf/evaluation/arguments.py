@@ -8,7 +8,7 @@ from transformers.hf_argparser import HfArg
 from ..arguments import ConfigParser
 from ..data.prompts import ANSWER_INSTRUCTION, CHOICE_INSTRUCTION, HINT_INSTRUCTION, HINT_PREFIX, REASONING_INSTRUCTION, Prompts
 from .methods import METHODS
-from .report import CONTROLS
+from .page import CONTROLS
 
 
 @dataclass

@@ -7,7 +7,7 @@ import numpy as np
 
 from .items import load_items
 from .page import TITLES, difference_cells, markdown, percent, table
-from .report import load_report
+from .schema import load_report
 from .statistics import difference
 
 

@@ -5,6 +5,7 @@ TITLES = {
     "text_to_text_reasoning": "text-to-text: reasoning", "h2c": "H2C", "sharer": "Sharer", "shuffled": "control: shuffled",
     "zeros": "control: zeros", "noise": "control: noise", "adapter": "control: adapter",
 }  # fmt: skip
+CONTROLS = ("shuffled", "zeros", "noise", "adapter")
 PARTS = {
     "sharer_prefill": "Sharer prefill", "sharer_writes": "Sharer writes", "receiver_prefill": "Receiver prefill", "bridge": "bridge",
     "decode": "decode", "other": "other",

@@ -1,25 +1,16 @@
-"""`report.json`: what a run measured, in one versioned file, checked when it is read; and `report.md`, the same for people."""
+"""`report.json`: what a run measured, in one versioned file; and `report.md`, the same for people."""
 
 import json
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 
 from .environment import environment
 from .items import item_rows, save_items
-from .page import TITLES as TITLES
-from .page import interval as interval
-from .page import markdown
-from .page import percent as percent
+from .page import CONTROLS, markdown
+from .schema import SCHEMA_VERSION, check_report
 from .statistics import accuracy_row, difference, macro_accuracy, recovered
 from .subjects import CATEGORIES
-
-
-SCHEMA_VERSION = 1
-CONTROLS = ("shuffled", "zeros", "noise", "adapter")
 
 
 def build_report(results: dict[str, dict], latency: dict[str, dict], questions: list[dict], **more) -> dict:
@@ -92,36 +83,3 @@ def save_report(report: dict, directory: str | Path, items: dict[str, tuple[list
         rows = [row for form, (questions, results) in items.items() for row in item_rows(form, questions, results)]
         paths.append(save_items(rows, Path(directory) / "items.parquet"))
     return paths
-
-
-def load_report(path: str | Path) -> dict:
-    """Read a `report.json`.
-
-    Raises:
-        ValueError: where it is no report, one of another schema version, or one that the schema refuses.
-    """
-    try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-        found = report["schema_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no report: expected JSON with a schema_version, {error!r}.") from None
-    if found != SCHEMA_VERSION:
-        raise ValueError(f"{path} has schema_version {found}; expected {SCHEMA_VERSION}.")
-    check_report(report, path)
-    return report
-
-
-def check_report(report: dict, name: str | Path) -> None:
-    """
-    Raises:
-        ValueError: naming the first place where `report.schema.json` is not met.
-    """
-    error = jsonschema.exceptions.best_match(schema().iter_errors(report))
-    if error is not None:
-        raise ValueError(f"{name} is not as the schema of reports has it: {error.json_path}: {error.message[:300]}")
-
-
-@cache
-def schema() -> jsonschema.Draft202012Validator:
-    text = files("h2c_hf.evaluation").joinpath("report.schema.json").read_text(encoding="utf-8")
-    return jsonschema.Draft202012Validator(json.loads(text))

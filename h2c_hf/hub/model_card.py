@@ -11,7 +11,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment
 
 from ..data.sources import NAMES
-from ..evaluation.report import TITLES, load_report, percent
+from ..evaluation.page import TITLES, percent
+from ..evaluation.schema import load_report
 from ..modeling import H2CBridgeConfig
 
 

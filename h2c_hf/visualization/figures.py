@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib
 
-from ..evaluation.report import load_report
+from ..evaluation.schema import load_report
 from . import bridge, methods, questions
 from .style import THEMES
 

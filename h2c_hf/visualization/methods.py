@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from ..evaluation.report import CONTROLS
+from ..evaluation.page import CONTROLS
 from .style import SMALL, Theme, inches, legend, names, page, plain_grid, wrap
 
 

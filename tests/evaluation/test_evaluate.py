@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Conf
 from h2c_hf.cli import main
 from h2c_hf.evaluation.items import load_items
 from h2c_hf.evaluation.methods import METHODS
-from h2c_hf.evaluation.report import load_report
+from h2c_hf.evaluation.schema import load_report
 from h2c_hf.modeling import H2CForCausalLM, H2CProcessor
 
 

@@ -83,13 +83,14 @@ def test_probabilities_are_those_of_single_passes(atlas):
 
 def test_every_method_answers_and_the_model_is_left_as_it_was(atlas):
     model, processor = atlas
+    names = [name for name in METHODS if name != "adapter"]
     model.train()
     try:
-        seen = inspect(model, processor, QUESTIONS, 0, ["h2c", "zeros"])
+        seen = inspect(model, processor, QUESTIONS, 0, names)
         assert model.training
         assert json.loads(json.dumps(seen)) == seen
-        assert list(seen["probability_shift"]["methods"]) == list(METHODS)
-        assert seen == inspect(model, processor, QUESTIONS, 0, ["h2c", "zeros"])  # no dropout
+        assert list(seen["probability_shift"]["methods"]) == names
+        assert seen == inspect(model, processor, QUESTIONS, 0, names)  # no dropout
     finally:
         model.eval()
 

@@ -3,7 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from h2c_hf.evaluation.report import beats_controls, build_report, load_report, markdown, save_report
+from h2c_hf.evaluation.page import markdown
+from h2c_hf.evaluation.report import beats_controls, build_report, save_report
+from h2c_hf.evaluation.schema import load_report
 
 
 METHODS = {"receiver": 0.25, "text_to_text": 0.9, "h2c": 0.85, "sharer": 0.95, "shuffled": 0.26, "zeros": 0.24}

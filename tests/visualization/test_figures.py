@@ -11,9 +11,9 @@ import pytest
 from layout import Drawn
 from matplotlib.figure import Figure
 from PIL import Image
-from reports import METHODS, REPORTS, SMALL
+from reports import METHODS, REPORTS, REQUIRED, SMALL
 
-from h2c_hf.evaluation.report import load_report
+from h2c_hf.evaluation.schema import load_report
 from h2c_hf.visualization.figures import FIGURES, draw, left_out, main
 from h2c_hf.visualization.style import THEMES, wrap
 
@@ -109,7 +109,7 @@ def test_the_same_report_gives_the_same_bytes(tmp_path):
 
 
 def test_what_is_left_out_is_said(tmp_path, capsys):
-    report = {"schema_version": 1, "methods": SMALL["methods"], "gates": SMALL["gates"], "by_category": {}, "examples": []}
+    report = {**REQUIRED, "methods": SMALL["methods"], "gates": SMALL["gates"], "by_category": {}, "examples": []}
     report["training"] = {"history": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]}
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert main([str(tmp_path / "report.json"), "--output", str(tmp_path)]) == 0
