@@ -30,7 +30,9 @@ class BridgeStatistics(TrainerCallback):
             for name, parameter in self.trainer.accelerator.unwrap_model(model).bridge.named_parameters():
                 part = next(part for part, modules in PARTS.items() if name.split(".")[0] in modules)
                 parts[part].append(parameter.grad)
-            self.norms = {f"grad_norm/{part}": torch.nn.utils.get_total_norm(grads) for part, grads in parts.items()}
+            norms = {f"grad_norm/{part}": torch.nn.utils.get_total_norm(grads) for part, grads in parts.items()}
+            # Under FSDP2 each rank has a part of it.
+            self.norms = {name: norm.full_tensor() if hasattr(norm, "full_tensor") else norm for name, norm in norms.items()}
 
     def on_log(self, args, state, control, model=None, logs=None, **kwargs):
         if "loss" in logs:

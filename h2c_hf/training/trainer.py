@@ -57,6 +57,12 @@ class H2CTrainer(WholeCheckpoints):
             )
         return loss
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As stock; gathers what FSDP2 left sharded, which safetensors cannot write. (Every rank comes here.)"""
+        if state_dict is not None:
+            state_dict = {name: x.full_tensor() if hasattr(x, "full_tensor") else x for name, x in state_dict.items()}
+        super()._save(output_dir, state_dict)
+
     def _prompts(self, inputs: dict) -> list[str]:
         """The end of each prompt of a batch, as text."""
         kept = (inputs["labels"] == IGNORE_INDEX) & inputs["attention_mask"].bool()

@@ -137,7 +137,9 @@ class H2CBridgeModel(PreTrainedModel):
     def gate_values(self) -> dict[str, list[float | None]]:
         """sigmoid(gate) of every block, {"key": [...], "value": [...]}; index = Receiver layer, None where it is not bridged."""
         values = {kind: [None] * self.config.receiver_num_hidden_layers for kind in ("key", "value")}
-        opened = torch.sigmoid(self.gate.detach().float()).tolist()
+        gate = self.gate.detach()
+        gate = gate.full_tensor() if hasattr(gate, "full_tensor") else gate  # FSDP2 leaves each rank a part
+        opened = torch.sigmoid(gate.float()).tolist()
         for i, (layer, _) in enumerate(self.alignment):
             values["key"][layer], values["value"][layer] = opened[2 * i], opened[2 * i + 1]
         return values
