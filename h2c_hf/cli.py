@@ -12,7 +12,11 @@ COMMANDS = {
     "quickstart": ("h2c_hf.quickstart", "train a bridge on Atlas, measure it, draw it, load it back and ask it"),
     "train": ("h2c_hf.training.train", "train a bridge for a pair of models on a mixture of data"),
     "precompute": ("h2c_hf.training.precompute", "write the Sharer's hidden states of a run's examples once, to train from them"),
+    "evaluate": ("h2c_hf.evaluation.evaluate", "measure a bridge against baselines and controls, and write a report"),
+    "report": ("h2c_hf.evaluation.compare", "print a report, or compare two"),
+    "lm-eval": ("h2c_hf.evaluation.lm_eval_command", "run tasks of the lm-evaluation-harness, for any method or control"),
     "push": ("h2c_hf.hub.push", "upload a bridge, with its model card and results, to the Hub"),
+    "plot": ("h2c_hf.visualization.figures", "draw the figures of a saved report"),
     "atlas": ("h2c_hf.atlas.build", "rebuild the embedded world of facts and tiny models"),
 }
 

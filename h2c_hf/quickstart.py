@@ -12,11 +12,13 @@ from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, set
 from .atlas import MODELS
 from .atlas.questions import atlas_questions
 from .data.examples import encode_questions
-from .data.prompts import LETTERS, open_answer, open_prompt, user_turn
-from .evaluation.latency import time_to_first_token
-from .evaluation.methods import METHODS, Batch
-from .evaluation.report import TITLES, accuracy_row, beats_controls, build_report, interval, percent, save_report
+from .data.prompts import open_prompt, user_turn
+from .evaluation.evaluate import print_summary, side_by_side
+from .evaluation.latency import measure as measure_latency
+from .evaluation.page import TITLES, interval
+from .evaluation.report import beats_controls, build_report, save_report
 from .evaluation.runner import MAX_ANSWER_TOKENS, evaluate
+from .evaluation.statistics import accuracy_row
 from .modeling import H2CForCausalLM, H2CProcessor
 from .training.arguments import H2CTrainingArguments
 from .training.trainer import H2CTrainer
@@ -48,10 +50,11 @@ def quickstart(output: str | Path = "outputs/quickstart", seed: int = 0, epochs:
 
     questions = atlas_questions("test")
     print(f"\nAsking {len(questions):,} questions about entities that no training question was about.")
-    report = measure(model, processor, questions, history, seed)
-    written = save_report(report, output)
+    report, items = measure(model, processor, questions, history, seed)
+    written = save_report(report, output, items)
     written += draw(report, output / "figures")
     print_summary(report)
+    print_examples(report)
 
     answer = ask_loaded(output / "bridge", questions[0])
     print(f"\nLoaded {output / 'bridge'} through AutoModelForCausalLM and asked it: {open_prompt(questions[0])} -> {answer}")
@@ -117,42 +120,27 @@ def save_bridge(model: H2CForCausalLM, processor: H2CProcessor, directory: Path,
     beside.replace(directory)
 
 
-def measure(model: H2CForCausalLM, processor: H2CProcessor, questions: list[dict], history: list[dict], seed: int) -> dict:
-    """Evaluate, time, and put into a report."""
+def measure(
+    model: H2CForCausalLM, processor: H2CProcessor, questions: list[dict], history: list[dict], seed: int
+) -> tuple[dict, dict[str, tuple]]:
+    """Evaluate, time, and put into a report; and its items, as `save_report` takes them."""
     results = evaluate(model, processor, questions, REPORTED)
     in_words = evaluate(model, processor, questions, ASKED_IN_WORDS, form="open")
-    return build_report(
+    timing = measure_latency(model, processor, questions[:TIMED_QUESTIONS], REPORTED)
+    report = build_report(
         results,
-        time_to_first_token(model, processor, questions[:TIMED_QUESTIONS], REPORTED),
+        timing.pop("latency"),
         questions,
+        **timing,
         open_form={name: accuracy_row(result["correct"]) for name, result in in_words.items()},
         examples=[side_by_side(model, processor, questions, n * len(questions) // EXAMPLES, results) for n in range(EXAMPLES)],
         gates=model.gate_values(),
         training={"seed": seed, "bridge_parameters": model.bridge.num_parameters(), "history": history},
     )
+    return report, {"choice": (questions, results), "open": (questions, in_words)}
 
 
-def side_by_side(model: H2CForCausalLM, processor: H2CProcessor, questions: list[dict], row: int, results: dict) -> dict:
-    """One question with every method's answer, by letter and in words."""
-    question = questions[row]
-    batch = Batch(model, processor, [question], "open", donor=Batch(model, processor, [questions[row - 1]], "open"))
-    answers = {}
-    for name, result in results.items():
-        letter = result["predictions"][row]
-        text = METHODS[name].generate(batch, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)[0].strip()
-        answers[name] = {"choice": f"{LETTERS[letter]}. {question['choices'][letter]}", "open": text}
-    return {"question": question["question"], "choices": question["choices"], "expected": open_answer(question), "answers": answers}
-
-
-def print_summary(report: dict) -> None:
-    print(f"\n{'method':<20} {'accuracy':>9} {'95 % interval':>18} {'first token':>12}")
-    for name, row in report["methods"].items():
-        bounds = f"{percent(row['accuracy_low'])} - {percent(row['accuracy_high'])}"
-        print(f"{TITLES[name]:<20} {percent(row['accuracy']):>9} {bounds:>18} {row['ttft_ms_median']:>9.1f} ms")
-    print(f"\nrecovered         {interval(report['recovered'])}")
-    print(f"information gain  {interval(report['information_gain'])}")
-    for name, row in report["open_form"].items():
-        print(f"in words: {TITLES[name]:<20} {percent(row['accuracy'])}")
+def print_examples(report: dict) -> None:
     for example in report["examples"]:
         print(f"\n{example['question']}  ({', '.join(example['choices'])})  expected: {example['expected']}")
         for name, row in example["answers"].items():

@@ -1,0 +1,16 @@
+"""Benchmarks, each against a plain form of the same, in one process, by turns; only ratios are worth quoting."""
+
+import argparse
+from importlib import import_module
+
+
+# name: the module whose `main(arguments)` runs it and returns the exit status
+BENCHMARKS = {"train": "h2c_hf.benchmarks.train"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__)
+    parser.add_argument("benchmark", choices=BENCHMARKS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
+    options = parser.parse_args(arguments)
+    return import_module(BENCHMARKS[options.benchmark]).main(options.arguments)

@@ -54,7 +54,7 @@ class StatesReport:
                 f"  stored    {spread(self.stored_seconds)}: {self.speedup:.2f} x as fast",
                 f"  writing   {self.precompute_seconds:.1f} s, won back after {self.epochs_to_pay:.2f} epochs",
                 f"  disk      {self.mb_per_thousand_tokens:.3f} MB per thousand tokens ({self.bytes_per_token:,} bytes a token by formula)",
-                f"  losses    differ by at most {difference:.1e} over {len(self.live_losses)} steps",
+                f"  losses    differ by at most {difference:.1e} over the {len(self.live_losses)} steps of the first epoch",
             ]
         )
 
@@ -92,17 +92,19 @@ def measure_states(
         compute(live.model, store, store.missing([dataset]), batch_size, SHARD_BYTES // token_bytes)
         precompute_seconds = time.perf_counter() - start
         stored = trainer(sharer.config, StoredStatesCollator(processor, store))
-        seconds = {"live": [], "stored": []}
+        seconds, curves = {"live": [], "stored": []}, {}
         for round in range(rounds):
             for name, run in (("live", live), ("stored", stored)):
                 set_seed(round)  # the same dropout, so that the losses can be compared
                 seconds[name].append(run.train().metrics["train_runtime"])
+                # Of the first round: both bridges are the same at its start.
+                curves.setdefault(name, [entry["loss"] for entry in run.state.log_history if "loss" in entry])
         prompts, tokens, size = store.size()
     saved = median(seconds["live"]) - median(seconds["stored"])
     return StatesReport(
         sharer_parameters=sharer.num_parameters(), prompts=prompts, tokens=tokens, bytes_per_token=token_bytes,
         mb_per_thousand_tokens=size / tokens / 1e3, precompute_seconds=precompute_seconds,
-        live_seconds=seconds["live"], stored_seconds=seconds["stored"], live_losses=losses(live), stored_losses=losses(stored),
+        live_seconds=seconds["live"], stored_seconds=seconds["stored"], live_losses=curves["live"], stored_losses=curves["stored"],
         speedup=median(seconds["live"]) / median(seconds["stored"]),
         epochs_to_pay=precompute_seconds / saved if saved > 0 else float("inf"),
     )  # fmt: skip
@@ -115,11 +117,6 @@ def random_sharer(hidden_size: int, layers: int, vocabulary: int) -> LlamaForCau
         num_attention_heads=hidden_size // 64, max_position_embeddings=512,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
-
-
-def losses(trainer: H2CTrainer) -> list[float]:
-    """Of the last training."""
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def main(arguments: list[str] | None = None) -> int:

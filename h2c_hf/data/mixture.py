@@ -2,13 +2,11 @@
 
 import hashlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import datasets
 from datasets import Dataset, IterableDataset, Value
-from datasets.fingerprint import Hasher
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from ..modeling import H2CProcessor
 from .examples import encode_example
@@ -140,8 +138,6 @@ def encode_source(source: DataSource, processor: H2CProcessor, max_length: int, 
             {name: datasets.List(Value("int32")) for name in IDS} | {"group": Value("int64"), "dropped": Value("string")}
         ),
         num_proc=num_proc,
-        # The stock fingerprint pickles the tokenizers, which change when they are used: the cache would never be found again.
-        new_fingerprint=Hasher.hash((records._fingerprint, encode.fingerprint())),
         desc=f"encoding {source.title}",
     )
     reasons = encoded["dropped"][:]
@@ -173,13 +169,9 @@ class RecordEncoder:
     """Batches of records to examples: `IDS`, the record's `group`, and in `dropped` why there is none ("" where there is)."""
 
     def __init__(self, processor: H2CProcessor, source: DataSource, columns: list[str], max_length: int):
-        self.processor, self.source, self.max_length = processor, source, max_length
-        self.read = reader(columns, source)
-
-    def fingerprint(self) -> str:
-        tokenizers = self.processor.sharer_tokenizer, self.processor.receiver_tokenizer
-        settings = (self.source.form, self.source.turns, self.max_length, ENCODING)
-        return Hasher.hash((settings, [tokenizer_fingerprint(tokenizer) for tokenizer in tokenizers]))
+        self.processor, self.max_length, self.encoding = processor, max_length, ENCODING
+        self.source = replace(source, weight=None)  # with the rest it is the key in the datasets cache, and weighs nothing here
+        self.read = reader(columns, self.source)
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         rows = []
@@ -210,10 +202,3 @@ class RecordEncoder:
     @staticmethod
     def _dropped(reason: str) -> dict:
         return {**{name: [] for name in IDS}, "group": 0, "dropped": reason}
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of what decides its tokens: vocabulary, rules and chat template."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-    return Hasher.hash((rules, tokenizer.chat_template, tokenizer.eos_token))

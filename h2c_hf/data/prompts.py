@@ -3,28 +3,52 @@
 A question is a dict in the columns of ``cais/mmlu``: ``question``, ``choices`` (list of str), ``answer`` (index), ``subject``.
 """
 
+from dataclasses import dataclass
+
 from transformers import PreTrainedTokenizerBase
 
 
 LETTERS = "ABCDEFGHIJ"
 CHOICE_INSTRUCTION = "Answer with one letter."
 HINT_INSTRUCTION = "Explain your answer in one sentence."
+ANSWER_INSTRUCTION = "Answer in one sentence."
+REASONING_INSTRUCTION = "Think step by step, then give your answer."
 HINT_PREFIX = "Hint:"
 
 
-def choice_prompt(question: dict, hint: str | None = None) -> str:
+@dataclass(frozen=True)
+class Prompts:
+    """The words of an evaluation that a config may change. ``hint``, ``answer`` and ``reasoning`` are what the Sharer is asked
+    in the variants of text-to-text, after the question with its choices."""
+
+    choice: str = CHOICE_INSTRUCTION
+    hint: str = HINT_INSTRUCTION
+    answer: str = ANSWER_INSTRUCTION
+    reasoning: str = REASONING_INSTRUCTION
+    prefix: str = HINT_PREFIX
+
+
+PROMPTS = Prompts()
+
+
+def choice_prompt(question: dict, hint: str | None = None, prompts: Prompts = PROMPTS) -> str:
     """The question with its lettered choices; ``hint`` is what another model said about it (text-to-text)."""
-    return "\n".join([_with_choices(question), *_hint_line(hint), CHOICE_INSTRUCTION])
+    return "\n".join([_with_choices(question), *_hint_line(hint, prompts), prompts.choice])
 
 
-def hint_prompt(question: dict) -> str:
+def hint_prompt(question: dict, variant: str = "hint", prompts: Prompts = PROMPTS, choices: bool = True) -> str:
     """What the Sharer is asked in text-to-text: it sees the same question and may answer and explain."""
-    return f"{_with_choices(question)}\n{HINT_INSTRUCTION}"
+    return "\n".join([_with_choices(question) if choices else question["question"], getattr(prompts, variant)])
 
 
-def open_prompt(question: dict, hint: str | None = None) -> str:
+def open_prompt(question: dict, hint: str | None = None, prompts: Prompts = PROMPTS) -> str:
     """The question alone: the answer is the text of the right choice."""
-    return "\n".join([question["question"], *_hint_line(hint)])
+    return "\n".join([question["question"], *_hint_line(hint, prompts)])
+
+
+def with_passage(passage: str, text: str) -> str:
+    """A prompt after a passage that it is about (context hand-off)."""
+    return f"{passage}\n\n{text}"
 
 
 def choice_answer(question: dict) -> str:
@@ -46,8 +70,8 @@ def user_turn(text: str) -> list[dict]:
     return [{"role": "user", "content": text}]
 
 
-def answer_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], answer: str) -> list[int]:
-    """The token ids with which the assistant's turn says ``answer``, through its end token.
+def answer_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], answer: str, ended: bool = True) -> list[int]:
+    """The token ids with which the assistant's turn says ``answer``, through its end token (or, where not ``ended``, up to it).
 
     Derived from the chat template: they are what follows the generation prompt, whatever stands between (Llama 3 writes
     two line ends and then "A", not " A").
@@ -56,21 +80,27 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], ans
         ValueError: for a template whose generation prompt is not how the assistant's turn begins, or an answer without tokens.
     """
     prompt = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([*conversation, {"role": "assistant", "content": answer}], tokenize=False)
+    turns = [*conversation, {"role": "assistant", "content": answer}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=not ended)
     name = tokenizer.name_or_path or type(tokenizer).__name__
     if not whole.startswith(prompt):
         raise ValueError(
             f"The chat template of {name} does not begin the assistant's turn with its generation prompt: "
             f"expected {prompt[-40:]!r} and the answer, got {whole[-40 - len(answer) :]!r}."
         )
-    prompt_ids, whole_ids = _encode(tokenizer, prompt), _encode(tokenizer, whole)
-    # The prompt's last token may merge with the answer (a line end, and an answer that begins with one): in generation the
-    # prompt stands as it is, so the answer is encoded on its own then.
-    merged = whole_ids[: len(prompt_ids)] != prompt_ids
-    ids = _encode(tokenizer, whole[len(prompt) :]) if merged else whole_ids[len(prompt_ids) :]
+    ids = following_ids(tokenizer, prompt, whole[len(prompt) :])
     if not ids:
         raise ValueError(f"The answer {answer!r} has no tokens in the chat template of {name}; expected at least one.")
     return ids[: ids.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in ids else ids
+
+
+def following_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:
+    """The token ids of ``text`` where it follows ``prompt``; both as they stand, without special tokens added."""
+    prompt_ids, whole_ids = _encode(tokenizer, prompt), _encode(tokenizer, prompt + text)
+    # The prompt's last token may merge with the text (a line end, and an answer that begins with one): in generation the
+    # prompt stands as it is, so the text is encoded on its own then.
+    merged = whole_ids[: len(prompt_ids)] != prompt_ids
+    return _encode(tokenizer, text) if merged else whole_ids[len(prompt_ids) :]
 
 
 def letter_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], count: int = 4) -> list[int]:
@@ -111,5 +141,5 @@ def _with_choices(question: dict) -> str:
     return "\n".join([question["question"], *lines])
 
 
-def _hint_line(hint: str | None) -> list[str]:
-    return [] if hint is None else [f"{HINT_PREFIX} {hint}"]
+def _hint_line(hint: str | None, prompts: Prompts) -> list[str]:
+    return [] if hint is None else [f"{prompts.prefix} {hint}"]

@@ -5,6 +5,7 @@ the Sharer's pass and the Receiver's prefill, the batch computes once. To add on
 with `@register`.
 """
 
+import contextlib
 import copy
 from functools import cached_property
 
@@ -12,16 +13,19 @@ import torch
 from transformers import BatchFeature
 from transformers.cache_utils import Cache
 
-from ..data.prompts import choice_prompt, hint_prompt, open_prompt, user_turn
-from ..modeling import H2CForCausalLM, H2CProcessor
+from ..data.prompts import FORMS, PROMPTS, Prompts, hint_prompt, user_turn, with_passage
+from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 
 
-PROMPTS = {"choice": choice_prompt, "open": open_prompt}
-MAX_HINT_TOKENS = 48
+MAX_HINT_TOKENS, MAX_REASONING_TOKENS = 48, 96
 
 
 class Batch:
-    """Questions as prompts of one ``form``, and what the methods share of them. Shapes as in `H2CForCausalLM.forward`."""
+    """Questions as prompts of one ``form``, and what the methods share of them. Shapes as in `H2CForCausalLM.forward`.
+
+    A question may have ``shots`` (questions with their answers, as turns before it) and a ``passage`` (which the Sharer reads
+    before it, and the Receiver does not).
+    """
 
     def __init__(
         self,
@@ -30,26 +34,38 @@ class Batch:
         questions: list[dict],
         form: str = "choice",
         donor: "Batch | None" = None,
+        adapter: H2CBridgeModel | None = None,
+        prompts: Prompts = PROMPTS,
     ):
-        """``donor``: the questions whose states the shuffled control gives, by default the batch's own, moved by one."""
+        """
+        Args:
+            donor: the questions whose states the shuffled control gives, by default the batch's own, moved by one.
+            adapter: the bridge of the adapter control, trained with `h2c train --blank_sharer true`.
+            prompts: the words around the questions.
+        """
         self.model, self.processor, self.questions, self.form, self.donor = model, processor, questions, form, donor
+        self.adapter, self.prompts = adapter, prompts
+        self.cut_texts = 0  # of the Sharer's texts, those that ran on to their limit of tokens
 
     @cached_property
     def inputs(self) -> BatchFeature:
-        return self.encode([PROMPTS[self.form](question) for question in self.questions])
+        conversations = [conversation(question, self.form, prompts=self.prompts) for question in self.questions]
+        return self.encode(conversations, [for_sharer(*pair) for pair in zip(conversations, self.questions, strict=True)])
 
-    def encode(self, texts: list[str]) -> BatchFeature:
-        return self.processor.apply_chat_template([user_turn(text) for text in texts]).to(self.model.receiver.device)
+    def encode(self, conversations: list[list[dict]], sharer_conversations: list[list[dict]] | None = None) -> BatchFeature:
+        return self.processor.apply_chat_template(conversations, sharer_conversations).to(self.model.receiver.device)
 
     @cached_property
     def sharer_hidden_states(self) -> tuple[torch.Tensor, ...]:
         # Those that the bridge reads, and the last: the Sharer's own answer.
         layers = [*self.model.bridge.read_layers, self.model.config.sharer_num_hidden_layers]
-        return self.model.read(self.inputs["sharer_input_ids"], self.inputs["sharer_attention_mask"], layers)
+        with self.part("sharer_prefill"):
+            return self.model.read(self.inputs["sharer_input_ids"], self.inputs["sharer_attention_mask"], layers)
 
     @cached_property
     def _prefilled(self) -> Cache:
-        return self.model.prefill(self.inputs["input_ids"], self.inputs["attention_mask"])
+        with self.part("receiver_prefill"):
+            return self.model.prefill(self.inputs["input_ids"], self.inputs["attention_mask"])
 
     @property
     def receiver_cache(self) -> Cache:
@@ -57,6 +73,34 @@ class Batch:
         cache = copy.copy(self._prefilled)
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         return cache
+
+    def part(self, name: str) -> contextlib.AbstractContextManager:
+        """Around each step of a method; `h2c_hf.evaluation.latency` has a clock here."""
+        return contextlib.nullcontext()
+
+    def with_inputs(self, inputs: BatchFeature) -> "Batch":
+        """The same questions in other words, nothing computed yet."""
+        batch = copy.copy(self)
+        for computed in ("sharer_hidden_states", "_prefilled"):
+            batch.__dict__.pop(computed, None)
+        batch.inputs = inputs
+        return batch
+
+
+def conversation(question: dict, form: str, hint: str | None = None, prompts: Prompts = PROMPTS) -> list[dict]:
+    """What the Receiver reads: the question after its few-shot turns."""
+    prompt, answer = FORMS[form]
+    turns = []
+    for shot in question.get("shots", []):
+        turns += [*user_turn(prompt(shot, prompts=prompts)), {"role": "assistant", "content": answer(shot)}]
+    return [*turns, *user_turn(prompt(question, hint, prompts))]
+
+
+def for_sharer(messages: list[dict], question: dict) -> list[dict]:
+    """The same conversation with the question's passage, where it has one, before the last turn."""
+    if "passage" not in question:
+        return messages
+    return [*messages[:-1], *user_turn(with_passage(question["passage"], messages[-1]["content"]))]
 
 
 class Method:
@@ -68,13 +112,15 @@ class Method:
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits of the first answer token, (batch, vocabulary)."""
         inputs = batch.inputs
-        outputs = batch.model(inputs["input_ids"], inputs["attention_mask"], past_key_values=self.cache(batch))
-        return outputs.logits[:, -1]
+        cache = self.cache(batch)
+        with batch.part("decode"):
+            return batch.model(inputs["input_ids"], inputs["attention_mask"], past_key_values=cache).logits[:, -1]
 
     def generate(self, batch: Batch, **kwargs) -> list[str]:
         """The whole answers; ``kwargs`` as for transformers' ``generate``."""
-        inputs = batch.inputs
-        ids = batch.model.generate(inputs["input_ids"], inputs["attention_mask"], past_key_values=self.cache(batch), **kwargs)
+        inputs, cache = batch.inputs, self.cache(batch)
+        with batch.part("decode"):
+            ids = batch.model.generate(inputs["input_ids"], inputs["attention_mask"], past_key_values=cache, **kwargs)
         return batch.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
     def cache(self, batch: Batch) -> Cache:
@@ -102,23 +148,45 @@ class Receiver(Method):
 
 @register
 class TextToText(Method):
-    """The Sharer answers in its own words; the Receiver reads them before the question."""
+    """The Sharer answers in its own words, whose prompt is a variant's; the Receiver reads them, whole, with the question."""
 
     name = "text_to_text"
+    variant, max_tokens = "hint", MAX_HINT_TOKENS
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        return METHODS["receiver"].logits(self._hinted(batch))
+        return METHODS["receiver"].logits(self.hinted(batch))
 
     def generate(self, batch: Batch, **kwargs) -> list[str]:
-        return METHODS["receiver"].generate(self._hinted(batch), **kwargs)
+        return METHODS["receiver"].generate(self.hinted(batch), **kwargs)
 
-    def _hinted(self, batch: Batch) -> Batch:
-        asked = batch.encode([hint_prompt(question) for question in batch.questions])
-        hints = sharer_text(batch, asked, max_new_tokens=MAX_HINT_TOKENS, do_sample=False)
-        hinted = Batch(batch.model, batch.processor, batch.questions, batch.form)
-        texts = [PROMPTS[batch.form](question, hint) for question, hint in zip(batch.questions, hints, strict=True)]
-        hinted.inputs = hinted.encode(texts)
-        return hinted
+    def cache(self, batch: Batch) -> Cache:
+        raise TypeError("text_to_text answers another prompt, so it has no cache for this one; see `hinted`.")
+
+    def hinted(self, batch: Batch) -> Batch:
+        """The batch that the Receiver answers: with the Sharer's words in its prompts."""
+        asked = [
+            for_sharer(user_turn(hint_prompt(question, self.variant, batch.prompts, choices=batch.form == "choice")), question)
+            for question in batch.questions
+        ]
+        inputs = batch.encode(asked)
+        with batch.part("sharer_writes"):
+            hints = sharer_text(batch, inputs, max_new_tokens=self.max_tokens, do_sample=False)
+        pairs = zip(batch.questions, hints, strict=True)
+        return batch.with_inputs(batch.encode([conversation(question, batch.form, hint, batch.prompts) for question, hint in pairs]))
+
+
+@register
+class TextToTextAnswer(TextToText):
+    """As text-to-text; the Sharer is asked for its answer."""
+
+    name, variant = "text_to_text_answer", "answer"
+
+
+@register
+class TextToTextReasoning(TextToText):
+    """As text-to-text; the Sharer is asked to reason."""
+
+    name, variant, max_tokens = "text_to_text_reasoning", "reasoning", MAX_REASONING_TOKENS
 
 
 @register
@@ -128,11 +196,12 @@ class H2C(Method):
     name = "h2c"
 
     def cache(self, batch: Batch) -> Cache:
-        states, mask = self.states(batch)
-        return batch.model.bridged_cache(
-            batch.inputs["input_ids"], batch.inputs["attention_mask"], sharer_attention_mask=mask,
-            sharer_hidden_states=states, receiver_cache=batch.receiver_cache,
-        )  # fmt: skip
+        (states, mask), cache = self.states(batch), batch.receiver_cache
+        with batch.part("bridge"):
+            return batch.model.bridged_cache(
+                batch.inputs["input_ids"], batch.inputs["attention_mask"], sharer_attention_mask=mask,
+                sharer_hidden_states=states, receiver_cache=cache,
+            )  # fmt: skip
 
     def states(self, batch: Batch) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """What the bridge reads: the Sharer's hidden states and their mask. The controls override this."""
@@ -147,10 +216,13 @@ class Sharer(Method):
     reader = "sharer"
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        return batch.model.sharer.get_output_embeddings()(batch.sharer_hidden_states[-1][:, -1])
+        last = batch.sharer_hidden_states[-1][:, -1]
+        with batch.part("decode"):
+            return batch.model.sharer.get_output_embeddings()(last)
 
     def generate(self, batch: Batch, **kwargs) -> list[str]:
-        return sharer_text(batch, batch.inputs, **kwargs)
+        with batch.part("decode"):
+            return sharer_text(batch, batch.inputs, **kwargs)
 
 
 @register
@@ -199,9 +271,25 @@ class Noise(H2C):
         return tuple(noise), mask
 
 
+@register
+class Adapter(Zeros):
+    """Control: another bridge, of the same size and trained on the same data, that never had the Sharer's states."""
+
+    name = "adapter"
+
+    def cache(self, batch: Batch) -> Cache:
+        if batch.adapter is None:
+            raise ValueError("The adapter control needs a bridge trained with --blank_sharer true: got none, expected adapter: DIR.")
+        (states, mask), cache = self.states(batch), batch.receiver_cache
+        with batch.part("bridge"):
+            return batch.adapter(states, cache, mask, batch.inputs["attention_mask"][:, :-1])
+
+
 def sharer_text(batch: Batch, inputs: BatchFeature, **kwargs) -> list[str]:
-    """What the Sharer writes after its prompts in ``inputs``."""
+    """What the Sharer writes after its prompts in ``inputs``. Texts that ran on to their limit of tokens are counted in the batch."""
     sharer = batch.model.sharer
     ids, mask = (inputs[name].to(sharer.device) for name in ("sharer_input_ids", "sharer_attention_mask"))
     new = sharer.generate(input_ids=ids, attention_mask=mask, **kwargs)[:, ids.shape[1] :]
+    ends = torch.tensor(sharer.generation_config.eos_token_id or [], device=new.device).flatten()
+    batch.cut_texts += int((~torch.isin(new, ends).any(1)).sum())
     return batch.processor.sharer_tokenizer.batch_decode(new, skip_special_tokens=True)

@@ -1,23 +1,25 @@
-"""`report.json`: what a run measured, in one versioned file; and `report.md`, the same for people."""
+"""`report.json`: what a run measured, in one versioned file, checked when it is read; and `report.md`, the same for people."""
 
 import json
-import os
-import platform
-from importlib.metadata import version
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 
-from .statistics import accuracy_interval, difference, recovered
+from .environment import environment
+from .items import item_rows, save_items
+from .page import TITLES as TITLES
+from .page import interval as interval
+from .page import markdown
+from .page import percent as percent
+from .statistics import accuracy_row, difference, macro_accuracy, recovered
+from .subjects import CATEGORIES
 
 
 SCHEMA_VERSION = 1
-CONTROLS = ("shuffled", "zeros", "noise")
-LIBRARIES = ("h2c_hf", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "scipy")
-TITLES = {
-    "receiver": "Receiver", "text_to_text": "text-to-text", "h2c": "H2C", "sharer": "Sharer",
-    "shuffled": "control: shuffled", "zeros": "control: zeros", "noise": "control: noise",
-}  # fmt: skip
+CONTROLS = ("shuffled", "zeros", "noise", "adapter")
 
 
 def build_report(results: dict[str, dict], latency: dict[str, dict], questions: list[dict], **more) -> dict:
@@ -25,42 +27,49 @@ def build_report(results: dict[str, dict], latency: dict[str, dict], questions: 
 
     Args:
         results: what `h2c_hf.evaluation.runner.evaluate` returned; with `h2c`, `receiver`, `sharer` and a control.
-        latency: what `h2c_hf.evaluation.latency.time_to_first_token` returned.
+        latency: {method: row}, as in what `h2c_hf.evaluation.latency.measure` returned; may be empty.
         questions: those that were asked.
         more: further keys of the report.
     """
     correct = {name: result["correct"] for name, result in results.items()}
+    subjects = [question["subject"] for question in questions]
     control = max((name for name in CONTROLS if name in correct), key=lambda name: correct[name].mean())
-    return {
+    report = {
         "schema_version": SCHEMA_VERSION,
-        "methods": {name: {**accuracy_row(values), **latency[name]} for name, values in correct.items()},
+        "methods": {
+            name: {**accuracy_row(values), "macro_accuracy": macro_accuracy(values, subjects), **latency.get(name, {})}
+            for name, values in correct.items()
+        },
         "recovered": recovered(correct["h2c"], correct["receiver"], correct["sharer"]),
         "information_gain": {**difference(correct["h2c"], correct[control]), "control": control},
-        "by_subject": by_subject(correct, questions),
-        "environment": {
-            "python": platform.python_version(),
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-            **{library: version(library) for library in LIBRARIES},
-        },
-        **more,
+        "comparisons": [{"first": "h2c", "second": name, **difference(correct["h2c"], correct[name])} for name in correct if name != "h2c"],
+        "by_subject": by_group(correct, subjects),
     }
+    if known := [CATEGORIES[subject] for subject in subjects if subject in CATEGORIES]:
+        kept = np.array([subject in CATEGORIES for subject in subjects])
+        report["by_category"] = by_group({name: values[kept] for name, values in correct.items()}, known)
+    report["confusion"] = {name: confusion(result["predictions"], questions) for name, result in results.items()}
+    return {**report, "environment": environment(), **more}
 
 
-def accuracy_row(correct: np.ndarray) -> dict[str, float | int]:
-    accuracy, low, high = accuracy_interval(correct)
-    return {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "n": len(correct)}
-
-
-def by_subject(correct: dict[str, np.ndarray], questions: list[dict]) -> dict[str, dict]:
-    """{subject: {"n", method: accuracy ...}}."""
-    subjects = np.array([question["subject"] for question in questions])
+def by_group(correct: dict[str, np.ndarray], groups: list[str]) -> dict[str, dict]:
+    """{group: {"n", method: accuracy ...}}."""
+    groups = np.array(groups)
     return {
-        str(subject): {
-            "n": int((subjects == subject).sum()),
-            **{name: float(values[subjects == subject].mean()) for name, values in correct.items()},
+        str(group): {
+            "n": int((groups == group).sum()),
+            **{name: float(values[groups == group].mean()) for name, values in correct.items()},
         }
-        for subject in np.unique(subjects)
+        for group in np.unique(groups)
     }
+
+
+def confusion(predictions: list[int], questions: list[dict]) -> list[list[int]]:
+    """Counts, expected letter x predicted letter."""
+    size = len(questions[0]["choices"])
+    counts = np.zeros((size, size), int)
+    np.add.at(counts, ([question["answer"] for question in questions], predictions), 1)
+    return counts.tolist()
 
 
 def beats_controls(report: dict) -> bool:
@@ -69,57 +78,19 @@ def beats_controls(report: dict) -> bool:
     return low is not None and low > 0
 
 
-def markdown(report: dict) -> str:
-    """The report as a page."""
-    gain, share = report["information_gain"], report["recovered"]
-    lines = [
-        "| method | accuracy | 95 % interval | questions | time to first token, ms |",
-        "| --- | ---: | :---: | ---: | ---: |",
-        *(
-            f"| {TITLES[name]} | {percent(row['accuracy'])} | {percent(row['accuracy_low'])} - {percent(row['accuracy_high'])} "
-            f"| {row['n']:,} | {row['ttft_ms_median']:.1f} |"
-            for name, row in report["methods"].items()
-        ),
-        "",
-        f"- recovered, (H2C - Receiver) / (Sharer - Receiver): {interval(share)}",
-        f"- information gain, H2C - best control ({gain['control']}): {interval(gain)}, McNemar p = {gain['p']:.1g}",
-    ]
-    if "open_form" in report:
-        rows = [f"{TITLES[name]} {percent(row['accuracy'])}" for name, row in report["open_form"].items()]
-        lines.append(f"- open form (the answer in words, exact match): {', '.join(rows)}")
-    lines += ["", "By subject:", "", *subject_table(report["by_subject"])]
-    for example in report.get("examples", []):
-        lines += ["", f"**{example['question']}** {'; '.join(example['choices'])}. Expected: {example['expected']}.", ""]
-        lines += ["| method | letter | in words, without the choices |", "| --- | --- | --- |"]
-        lines += [f"| {TITLES[name]} | {row['choice']} | {row['open']} |" for name, row in example["answers"].items()]
-    return "\n".join(lines) + "\n"
-
-
-def subject_table(subjects: dict[str, dict]) -> list[str]:
-    names = [name for name in next(iter(subjects.values())) if name != "n"]
-    return [
-        f"| subject | questions | {' | '.join(TITLES[name] for name in names)} |",
-        f"| --- | ---: |{' ---: |' * len(names)}",
-        *(f"| {subject} | {row['n']} | {' | '.join(percent(row[name]) for name in names)} |" for subject, row in subjects.items()),
-    ]
-
-
-def percent(fraction: float | None) -> str:
-    return "not defined" if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def interval(row: dict) -> str:
-    return f"{percent(row['value'])} (95 % interval {percent(row['low'])} to {percent(row['high'])})"
-
-
-def save_report(report: dict, directory: str | Path) -> list[Path]:
-    """Write `report.json` and `report.md`; each beside its place first, so that no half of one is ever there."""
+def save_report(report: dict, directory: str | Path, items: dict[str, tuple[list[dict], dict]] | None = None) -> list[Path]:
+    """Write `report.json`, `report.md` and, with ``items`` {form: (questions, results)}, `items.parquet`; each beside its place
+    first, so that no half of one is ever there."""
+    check_report(report, "The report")
     texts = {"report.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n", "report.md": markdown(report)}
     paths = []
     for name, text in texts.items():
         path = Path(directory) / name
         path.with_suffix(path.suffix + ".part").write_text(text, encoding="utf-8")
         paths.append(path.with_suffix(path.suffix + ".part").replace(path))
+    if items:
+        rows = [row for form, (questions, results) in items.items() for row in item_rows(form, questions, results)]
+        paths.append(save_items(rows, Path(directory) / "items.parquet"))
     return paths
 
 
@@ -127,7 +98,7 @@ def load_report(path: str | Path) -> dict:
     """Read a `report.json`.
 
     Raises:
-        ValueError: where it is no report, or one of another schema version.
+        ValueError: where it is no report, one of another schema version, or one that the schema refuses.
     """
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -136,4 +107,21 @@ def load_report(path: str | Path) -> dict:
         raise ValueError(f"{path} is no report: expected JSON with a schema_version, {error!r}.") from None
     if found != SCHEMA_VERSION:
         raise ValueError(f"{path} has schema_version {found}; expected {SCHEMA_VERSION}.")
+    check_report(report, path)
     return report
+
+
+def check_report(report: dict, name: str | Path) -> None:
+    """
+    Raises:
+        ValueError: naming the first place where `report.schema.json` is not met.
+    """
+    error = jsonschema.exceptions.best_match(schema().iter_errors(report))
+    if error is not None:
+        raise ValueError(f"{name} is not as the schema of reports has it: {error.json_path}: {error.message[:300]}")
+
+
+@cache
+def schema() -> jsonschema.Draft202012Validator:
+    text = files("h2c_hf.evaluation").joinpath("report.schema.json").read_text(encoding="utf-8")
+    return jsonschema.Draft202012Validator(json.loads(text))

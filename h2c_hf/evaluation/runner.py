@@ -1,12 +1,15 @@
 """Runs methods over questions: sorted by length, in batches, one Sharer pass and one Receiver prefill a batch for all."""
 
+from dataclasses import asdict
+
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.prompts import choice_prompt, letter_ids, open_answer, user_turn
-from ..modeling import H2CForCausalLM, H2CProcessor
-from .methods import METHODS, PROMPTS, Batch
+from ..data.prompts import FORMS, PROMPTS, Prompts, letter_ids, open_answer
+from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
+from .methods import METHODS, Batch, conversation
+from .progress import Progress, fingerprint
 
 
 MAX_ANSWER_TOKENS = 24
@@ -20,61 +23,101 @@ def evaluate(
     methods: list[str],
     form: str = "choice",
     batch_size: int = 64,
+    adapter: H2CBridgeModel | None = None,
+    prompts: Prompts = PROMPTS,
+    progress: Progress | None = None,
 ) -> dict[str, dict]:
     """Ask every method every question.
 
     Args:
-        questions: in the columns of `cais/mmlu`, all with as many choices.
+        questions: in the columns of `cais/mmlu`, all with as many choices; see `Batch` for more that they may hold.
         methods: names in `h2c_hf.evaluation.methods.METHODS`.
         form: "choice", the best-scored letter; or "open", the whole text, greedily written, compared exactly.
+        adapter, prompts: see `Batch`.
+        progress: where finished batches are kept, and how many processes share them.
 
     Returns:
-        {method: {"predictions": list of letter indices or texts, "correct": bool array}}, in the order of `questions`.
+        {method: {"predictions": list of letter indices or texts, "correct": bool array, "scores": list of the letters' logits or
+        None, "cut_texts": how many texts of the Sharer ran on to their limit}}, in the order of `questions`.
 
     Raises:
         ValueError: for an unknown method, no questions, or questions with different numbers of choices.
     """
-    check(questions, methods)
-    count = len(questions[0]["choices"])
-    first = user_turn(choice_prompt(questions[0]))
-    letters = {role: letter_ids(getattr(processor, f"{role}_tokenizer"), first, count) for role in ("receiver", "sharer")}
-    predictions = {name: [None] * len(questions) for name in methods}
-    correct = {name: np.zeros(len(questions), bool) for name in methods}
+    check(questions, methods, form, adapter)
+    progress, count = progress or Progress(), len(questions[0]["choices"])
+    letters = {}
+    if form == "choice":
+        first = conversation(questions[0], form, prompts=prompts)
+        letters = {role: letter_ids(getattr(processor, f"{role}_tokenizer"), first, count) for role in ("receiver", "sharer")}
+    parts = batches(questions, form, batch_size)
+    results = {name: {"predictions": [None] * len(questions), "scores": [None] * len(questions), "cut_texts": 0} for name in methods}
+    expected = [question["answer"] if form == "choice" else open_answer(question) for question in questions]
 
+    def compute(number: int) -> dict:
+        batch = Batch(model, processor, [questions[row] for row in parts[number]], form, adapter=adapter, prompts=prompts)
+        return {"rows": parts[number], "answers": {name: answer(METHODS[name], batch, letters) for name in methods}}
+
+    asked = {
+        "questions": questions, "methods": methods, "form": form, "batch_size": batch_size, "prompts": asdict(prompts),
+        "bridge": fingerprint(model.bridge), "adapter": fingerprint(adapter), "letters": letters,
+    }  # fmt: skip
+    records, right = [], dict.fromkeys(methods, 0)
     was_training = model.training
     model.eval()
-    with tqdm(total=len(questions), desc=f"evaluate ({form})", unit="question") as bar:
-        for rows in batches(questions, form, batch_size):
-            batch = Batch(model, processor, [questions[row] for row in rows], form)
+    with tqdm(total=len(questions), desc=f"evaluate ({form})", unit="question", disable=progress.rank > 0) as bar:
+        for record in progress.each(asked, len(parts), compute):
+            records.append(record)
+            bar.update(len(record["rows"]))
             for name in methods:
-                for row, answer in zip(rows, answers(METHODS[name], batch, letters), strict=True):
-                    expected = questions[row]["answer"] if form == "choice" else open_answer(questions[row])
-                    predictions[name][row], correct[name][row] = answer, answer == expected
-            bar.update(len(rows))
-            bar.set_postfix({name: f"{correct[name].sum() / bar.n:.3f}" for name in methods})
+                pairs = zip(record["rows"], record["answers"][name]["predictions"], strict=True)
+                right[name] += sum(prediction == expected[row] for row, prediction in pairs)
+            answered = sum(len(record["rows"]) for record in records)  # a bar that is not shown does not count
+            bar.set_postfix({name: f"{right[name] / answered:.3f}" for name in methods})
     model.train(was_training)
-    return {name: {"predictions": predictions[name], "correct": correct[name]} for name in methods}
+    for record in progress.gather(records):
+        for name, answers in record["answers"].items():
+            results[name]["cut_texts"] += answers["cut_texts"]
+            for row, prediction, scores in zip(record["rows"], answers["predictions"], answers["scores"], strict=True):
+                results[name]["predictions"][row], results[name]["scores"][row] = prediction, scores
+    for result in results.values():
+        result["correct"] = np.array([p == e for p, e in zip(result["predictions"], expected, strict=True)], bool)
+    return results
 
 
-def answers(method, batch: Batch, letters: dict[str, list[int]]) -> list:
-    """A method's answers to a batch: the index of the best-scored letter, or the text."""
+def answer(method, batch: Batch, letters: dict[str, list[int]]) -> dict[str, list | int]:
+    """A method's answers to a batch: the index of the best-scored letter and every letter's logit; or the text."""
+    before = batch.cut_texts
     if batch.form == "choice":
-        return method.logits(batch)[:, letters[method.reader]].argmax(-1).tolist()
-    return [text.strip() for text in method.generate(batch, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)]
+        scores = method.logits(batch)[:, letters[method.reader]].float()
+        found = {"predictions": scores.argmax(-1).tolist(), "scores": scores.tolist()}
+    else:
+        texts = method.generate(batch, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)
+        found = {"predictions": [text.strip() for text in texts], "scores": [None] * len(texts)}
+    return {**found, "cut_texts": batch.cut_texts - before}
 
 
 def batches(questions: list[dict], form: str, batch_size: int) -> list[list[int]]:
     """Row numbers in batches of near-equal size, shortest questions first (little padding, none left alone)."""
-    order = sorted(range(len(questions)), key=lambda row: len(PROMPTS[form](questions[row])))
+    order = sorted(range(len(questions)), key=lambda row: prompt_length(questions[row], form))
     return [part.tolist() for part in np.array_split(order, -(-len(order) // batch_size))]
 
 
-def check(questions: list[dict], methods: list[str]) -> None:
+def prompt_length(question: dict, form: str) -> int:
+    """Characters of all that is read."""
+    prompt, _ = FORMS[form]
+    return len(question.get("passage", "")) + sum(len(prompt(asked)) for asked in [*question.get("shots", []), question])
+
+
+def check(questions: list[dict], methods: list[str], form: str, adapter: H2CBridgeModel | None) -> None:
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
         raise ValueError(f"There is no method {unknown[0]!r}; expected one of {', '.join(METHODS)}.")
+    if "adapter" in methods and adapter is None:
+        raise ValueError("The adapter control needs a bridge trained with --blank_sharer true: got none, expected adapter: DIR.")
     if not questions:
         raise ValueError("There are no questions: got 0, expected at least 1.")
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; expected one of {', '.join(FORMS)}.")
     counts = sorted({len(question["choices"]) for question in questions})
     if len(counts) != 1:
         raise ValueError(f"All questions must have as many choices; got {counts}.")

@@ -1,12 +1,14 @@
-"""Intervals for accuracies and for the two headline figures, by scipy. All at 95 %."""
+"""Intervals, tests and sample sizes, by scipy and statsmodels. All at 95 %, two-sided."""
 
 import warnings
 
 import numpy as np
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.power import normal_sample_size_one_tail
 
 
-CONFIDENCE = 0.95
+CONFIDENCE, POWER = 0.95, 0.8
 RESAMPLES = 2000
 
 
@@ -15,6 +17,27 @@ def accuracy_interval(correct: np.ndarray) -> tuple[float, float, float]:
     test = stats.binomtest(int(np.sum(correct)), len(correct))
     interval = test.proportion_ci(CONFIDENCE, method="wilson")
     return float(test.statistic), float(interval.low), float(interval.high)
+
+
+def accuracy_row(correct: np.ndarray) -> dict[str, float | int]:
+    accuracy, low, high = accuracy_interval(correct)
+    return {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "n": len(correct)}
+
+
+def macro_accuracy(correct: np.ndarray, subjects: list[str]) -> float:
+    """The mean over subjects of each subject's accuracy; the micro mean is the accuracy itself."""
+    subjects, correct = np.array(subjects), np.asarray(correct, float)
+    return float(np.mean([correct[subjects == subject].mean() for subject in np.unique(subjects)]))
+
+
+def perplexity_row(nll: list[float], tokens: list[int]) -> dict[str, float | int]:
+    """exp(nats a token), with a bootstrap interval over examples.
+
+    Args:
+        nll, tokens: of each example, summed over its tokens.
+    """
+    row = _paired(lambda nll, tokens, axis=-1: np.exp(nll.sum(axis) / tokens.sum(axis)), nll, tokens)
+    return {"perplexity": row["value"], "low": row["low"], "high": row["high"], "n": len(nll), "tokens": int(np.sum(tokens))}
 
 
 def recovered(h2c: np.ndarray, receiver: np.ndarray, sharer: np.ndarray) -> dict[str, float | None]:
@@ -31,12 +54,29 @@ def recovered(h2c: np.ndarray, receiver: np.ndarray, sharer: np.ndarray) -> dict
     return _paired(statistic, h2c, receiver, sharer)
 
 
-def difference(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
-    """accuracy(first) - accuracy(second) over the same questions, with a bootstrap interval; `p` is McNemar's exact test."""
+def difference(first: np.ndarray, second: np.ndarray) -> dict[str, float | int | None]:
+    """accuracy(first) - accuracy(second) over the same questions, with a bootstrap interval; `p` is McNemar's exact test, and
+    `questions_needed` see there."""
     first, second = np.asarray(first, bool), np.asarray(second, bool)
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    p = stats.binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
-    return {**_paired(lambda a, b, axis=-1: a.mean(axis) - b.mean(axis), first, second), "p": float(p)}
+    p = float(mcnemar(discordance(first, second), exact=True).pvalue)
+    needed = questions_needed(first, second) if p >= 1 - CONFIDENCE else None
+    return {**_paired(lambda a, b, axis=-1: a.mean(axis) - b.mean(axis), first, second), "p": p, "questions_needed": needed}
+
+
+def discordance(first: np.ndarray, second: np.ndarray) -> list[list[int]]:
+    """Counts of questions: [[both right, the first alone], [the second alone, neither]]."""
+    return [[int((first & second).sum()), int((first & ~second).sum())], [int((second & ~first).sum()), int((~first & ~second).sum())]]
+
+
+def questions_needed(first: np.ndarray, second: np.ndarray) -> int | None:
+    """How many questions McNemar's test would need to find the observed difference, at the observed discordance, in 80 % of
+    tries (R. J. Connor, Biometrics 43, 1987); None where the methods do not differ at all."""
+    (_, only_first), (only_second, _) = discordance(first, second)
+    share, lead = (only_first + only_second) / len(first), abs(only_first - only_second) / len(first)
+    if not lead:
+        return None
+    spread, spread_alternative = share**0.5, max(share - lead**2, 0) ** 0.5
+    return int(np.ceil(normal_sample_size_one_tail(lead, POWER, (1 - CONFIDENCE) / 2, spread, spread_alternative)))
 
 
 def _paired(statistic, *samples: np.ndarray) -> dict[str, float | None]:

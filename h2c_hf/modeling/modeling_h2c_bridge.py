@@ -22,6 +22,11 @@ from transformers.cache_utils import Cache, DynamicLayer
 from .configuration_h2c import H2CBridgeConfig
 
 
+def normalized(x: torch.Tensor) -> torch.Tensor:
+    """A layer norm without its affine part."""
+    return F.layer_norm(x, x.shape[-1:])
+
+
 class StackedNorm(nn.Module):
     """The affine parameters of `blocks` layer norms."""
 
@@ -32,7 +37,7 @@ class StackedNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (blocks, tokens, size)."""
-        return torch.addcmul(self.bias[:, None], F.layer_norm(x, x.shape[-1:]), self.weight[:, None])
+        return torch.addcmul(self.bias[:, None], normalized(x), self.weight[:, None])
 
 
 class StackedLinear(nn.Module):
@@ -164,7 +169,9 @@ class H2CBridgeModel(PreTrainedModel):
         # (blocks, batch * length, size): keys and values of the bridged layers, heads flattened
         cached = torch.stack([states.to(device) for layer in layers for states in (layer.keys, layer.values)])
         receiver = cached.transpose(2, 3).reshape(len(cached), batch * length, heads * head_dim)
-        sharer = torch.stack([sharer_hidden_states[index].to(device, dtype) for _, index in self.alignment])
+        # (blocks / 2, tokens, sharer_hidden_size): normalised without the affine part, and without padding
+        read = slice(None) if sharer_attention_mask is None else sharer_attention_mask.to(device).bool().flatten().nonzero()[:, 0]
+        sharer = torch.stack([normalized(sharer_hidden_states[index].to(device, dtype).flatten(0, 1)[read]) for _, index in self.alignment])
 
         update = self._attend(receiver.to(dtype), sharer, batch, sharer_attention_mask)
         update = self.ffn_in(self.norm_ffn(update))
@@ -183,8 +190,8 @@ class H2CBridgeModel(PreTrainedModel):
         return new_cache
 
     def _attend(self, receiver, sharer, batch, sharer_attention_mask) -> torch.Tensor:
-        """Cross-attention of every block. receiver: (blocks, batch * length, size); sharer: (blocks / 2, batch, sharer length,
-        sharer_hidden_size) -> (blocks, batch * length, size)."""
+        """Cross-attention of every block. receiver: (blocks, batch * length, size); sharer: (blocks / 2, tokens that are not
+        padding, sharer_hidden_size), normalised -> (blocks, batch * length, size)."""
         blocks, tokens, size = receiver.shape
         heads = self.config.num_attention_heads
 
@@ -192,16 +199,18 @@ class H2CBridgeModel(PreTrainedModel):
         # folded into the projections, and both blocks' projections in one matmul.
         weight = self.kv_proj.weight * self.norm_sharer.weight[:, None]
         bias = self.kv_proj.bias + torch.einsum("boi,bi->bo", self.kv_proj.weight, self.norm_sharer.bias)
-        hidden = F.layer_norm(sharer, sharer.shape[-1:]).flatten(1, 2)
-        kv = torch.baddbmm(bias.view(blocks // 2, 1, -1), hidden, weight.view(blocks // 2, 4 * size, -1).transpose(1, 2))
+        kv = torch.baddbmm(bias.view(blocks // 2, 1, -1), sharer, weight.view(blocks // 2, 4 * size, -1).transpose(1, 2))
+        mask = None
+        if sharer_attention_mask is not None:
+            mask = sharer_attention_mask.to(kv.device, torch.bool)
+            # Padded again: what stands there is not attended.
+            kv = kv.index_select(1, (mask.flatten().cumsum(0) - 1).clamp(min=0))
+            mask = mask[:, None, None].repeat(blocks, 1, 1, 1)
         kv = kv.view(blocks // 2, batch, -1, 2, 2, heads, size // heads)  # layer, batch, token, block, k or v, head, dim
         key, value = kv.permute(4, 0, 3, 1, 5, 2, 6).reshape(2, blocks * batch, heads, -1, size // heads)
 
         query = self.q_proj(self.norm_receiver(receiver))
         query = query.view(blocks * batch, tokens // batch, heads, size // heads).transpose(1, 2)
-        mask = None
-        if sharer_attention_mask is not None:
-            mask = sharer_attention_mask.to(query.device, torch.bool)[:, None, None].repeat(blocks, 1, 1, 1)
         attended = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=self.config.dropout if self.training else 0.0
         )

@@ -59,6 +59,8 @@ class H2CArguments:
     sharer_states: str | None = HfArg(default=None, help="folder of Sharer states that 'h2c precompute' wrote; no Sharer is loaded then")
     sharer_states_dtype: Literal["float32", "bfloat16", "float8_e4m3fn"] = HfArg(default="bfloat16", help="how sharer_states are stored")
 
+    blank_sharer: bool = HfArg(default=False, help="train the adapter control: zeros instead of the Sharer's states; no Sharer is loaded")
+
     early_stopping_patience: int | None = HfArg(default=None, help="stop after so many evaluations without a better metric_for_best_model")
     generations: int = HfArg(default=4, help="so many validation examples are answered in words after each evaluation")
     dry_run: bool = HfArg(default=False, help="print what the run would do and need, and stop; loads no weights")
@@ -102,6 +104,7 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
         "eval_strategy asks for evaluation, but there is no validation_data and no validation_fraction": evaluates and not validated,
         "early_stopping_patience needs eval_strategy 'steps' or 'epoch'": h2c.early_stopping_patience and not evaluates,
         "early_stopping_patience needs load_best_model_at_end": h2c.early_stopping_patience and not training.load_best_model_at_end,
+        "blank_sharer and sharer_states are both given; expected either": h2c.blank_sharer and h2c.sharer_states,
         "streaming needs max_steps: the length of a stream is not known": h2c.streaming and training.max_steps <= 0,
         "streaming cannot hold out a validation_fraction; give validation_data": h2c.streaming and h2c.validation_fraction,
         "streaming counts in the main process what it reads; expected dataloader_num_workers 0": (

@@ -55,10 +55,10 @@ class Pair:
         return H2CBridgeConfig.from_pair(*configs, **beside, **{name: value for name, value in given.items() if value is not None})
 
     def model(self, device: torch.device) -> H2CForCausalLM:
-        """All three, with weights; the Sharer's config alone where its states are read from disk."""
+        """All three, with weights; the Sharer's config alone where its states are read from disk, or blanked."""
         config = self.bridge_config()
         receiver = AutoModelForCausalLM.from_pretrained(**self.source("receiver"), **self._loading())
-        sharer = self.config("sharer") if self.arguments.sharer_states else self._sharer(device)
+        sharer = self.config("sharer") if self.arguments.sharer_states or self.arguments.blank_sharer else self._sharer(device)
         # Made here, after `set_seed`: every rank draws the same weights.
         bridge = H2CBridgeModel.from_pretrained(self.arguments.init_from, dtype=torch.float32) if self.arguments.init_from else None
         return H2CForCausalLM(config, sharer, receiver, bridge)

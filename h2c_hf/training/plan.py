@@ -77,7 +77,7 @@ def memory(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, config
     sharer_tokens, prompt_tokens, target_tokens = (
         batch * length for length in (lengths.sharer_max, lengths.prompt_max, lengths.target_max)
     )
-    if not h2c.sharer_states:
+    if not (h2c.sharer_states or h2c.blank_sharer):
         text = sharer.get_text_config(decoder=True)
         parts["Sharer weights"] = weight_bytes(sharer, h2c.base_dtype, h2c.sharer_quantization)
         parts["Sharer pass (one layer)"] = half * sharer_tokens * (3 * text.intermediate_size + 6 * text.hidden_size)

@@ -11,6 +11,7 @@ from ..atlas import MODELS
 from ..data.examples import H2CCollator
 from ..modeling import H2CProcessor
 from .arguments import H2CArguments, H2CTrainingArguments, parse
+from .blank import BlankSharerCollator
 from .callbacks import WrittenAnswers
 from .data import Data, load_data
 from .pair import Pair
@@ -52,25 +53,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 def make_trainer(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data) -> H2CTrainer:
     set_seed(training.seed)  # the data may have drawn numbers; the new bridge's weights depend on the seed alone
-    collator = H2CCollator(processor)
-    if h2c.sharer_states:
-        datasets = [data.train, *data.validation.values()]
-        collator = StoredStatesCollator(processor, open_states(h2c, training, pair, processor.sharer_tokenizer, datasets))
+    model = pair.model(training.device)
     # One set is passed as it is, so that its metrics are plain `eval_loss` ...
     validation = next(iter(data.validation.values())) if len(data.validation) == 1 else data.validation or None
     trainer = H2CTrainer(
-        pair.model(training.device),
+        model,
         training,
         processor,
         train_dataset=data.train,
         eval_dataset=validation,
-        data_collator=collator,
+        data_collator=make_collator(h2c, training, pair, processor, data),
     )
     if h2c.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(h2c.early_stopping_patience))
     if h2c.generations and data.answered:
         trainer.add_callback(WrittenAnswers(trainer, data.answered))
     return trainer
+
+
+def make_collator(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data) -> H2CCollator:
+    """What batches hold of the Sharer: its prompt, its stored states, or zeros for the adapter control."""
+    if h2c.blank_sharer:
+        return BlankSharerCollator(processor, pair.bridge_config())
+    if h2c.sharer_states:
+        datasets = [data.train, *data.validation.values()]
+        return StoredStatesCollator(processor, open_states(h2c, training, pair, processor.sharer_tokenizer, datasets))
+    return H2CCollator(processor)
 
 
 def choose_metric(training: H2CTrainingArguments, names: list[str]) -> None:

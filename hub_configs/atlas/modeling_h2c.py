@@ -21,6 +21,8 @@ from .modeling_h2c_bridge import H2CBridgeModel
 
 # transformers 5.24 calls `past_key_values` `cache`, in calls and in outputs; earlier versions know the old name alone.
 CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(CausalLMOutputWithPast)} else "past_key_values"
+# With fewer tokens a pass through a large model hardly gets faster: it waits for the weights.
+PASS_TOKENS = 512
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
 
 
@@ -197,7 +199,27 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         if self.sharer is None:
             raise ValueError("This model was made without the Sharer's weights: expected sharer_hidden_states, got sharer_input_ids.")
         self.sharer.eval()
-        inputs = model_inputs(self.sharer, sharer_input_ids, sharer_attention_mask)
+        if sharer_attention_mask is None:
+            return self._read(sharer_input_ids, None, layers)
+        passes = passes_by_length(sharer_attention_mask)
+        if len(passes) == 1:
+            return self._read(sharer_input_ids, sharer_attention_mask, layers)
+        # Rows of like lengths at a time, each without the padding that longer ones would bring; then padded as they came.
+        read = [None] * (self.config.sharer_num_hidden_layers + 1)
+        for rows, length in passes:
+            states = self._read(sharer_input_ids[rows, -length:], sharer_attention_mask[rows, -length:], layers)
+            for index, state in enumerate(states):
+                if state is not None:
+                    if read[index] is None:
+                        read[index] = state.new_zeros(*sharer_input_ids.shape, state.shape[-1])
+                    read[index][rows, -length:] = state
+        return tuple(read)
+
+    def _read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: list[int] | None) -> tuple:
+        """`read` in one pass."""
+        if attention_mask is not None and attention_mask.all():
+            attention_mask = None
+        inputs = model_inputs(self.sharer, input_ids, attention_mask)
         kept = True if layers is None else layers
         states = self.sharer.base_model(**inputs, output_hidden_states=kept, use_cache=False).hidden_states
         # Architectures that know `output_hidden_states` as a flag alone return every layer.
@@ -394,6 +416,20 @@ def model_inputs(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask
     attention_mask = attention_mask.to(model.device)
     position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
     return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+
+
+def passes_by_length(attention_mask: torch.Tensor) -> list[tuple[list[int], int]]:
+    """Rows of a left-padded batch (batch, length) in groups of like lengths, shortest first: (rows, the longest's length) of each.
+    A group takes rows until it has `PASS_TOKENS`."""
+    groups = [([], 0)]
+    lengths = attention_mask.sum(1).tolist()
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        rows, length = groups[-1]
+        if len(rows) * length >= PASS_TOKENS:
+            groups.append(([row], lengths[row]))
+        else:
+            groups[-1] = ([*rows, row], lengths[row])
+    return groups
 
 
 def target_start(labels: torch.Tensor, input_ids: torch.Tensor) -> int:

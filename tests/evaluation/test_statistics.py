@@ -2,8 +2,16 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from h2c_hf.evaluation.statistics import accuracy_interval, difference, recovered
+from h2c_hf.evaluation.statistics import (
+    accuracy_interval,
+    difference,
+    macro_accuracy,
+    perplexity_row,
+    questions_needed,
+    recovered,
+)
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 10), (7, 10), (250, 1000), (1000, 1000)])
@@ -47,3 +55,32 @@ def test_a_difference_is_paired_over_questions():
 def test_intervals_are_the_same_every_time():
     first, second = answers(0.6, seed=4), answers(0.5, seed=5)
     assert difference(first, second) == difference(first, second)
+
+
+def test_mcnemar_is_the_binomial_test_of_the_discordant():
+    first, second = answers(0.6, 300, seed=6), answers(0.5, 300, seed=7)
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    assert difference(first, second)["p"] == pytest.approx(stats.binomtest(only_first, only_first + only_second).pvalue)
+
+
+def test_so_many_questions_as_needed_find_the_difference_in_80_percent_of_tries():
+    """By simulation: 15 % of questions only the first has right, 10 % only the second."""
+    rng = np.random.default_rng(0)
+    kinds = np.repeat([0, 1, 2], [15, 10, 75])
+    needed = questions_needed(kinds == 0, kinds == 1)
+    found = 0
+    for _ in range(400):
+        drawn = rng.choice(kinds, needed)
+        found += stats.chi2.sf(((drawn == 0).sum() - (drawn == 1).sum()) ** 2 / (drawn < 2).sum(), 1) < 0.05
+    assert found / 400 == pytest.approx(0.8, abs=0.06)
+    assert questions_needed(kinds == 0, kinds == 0) is None
+
+
+def test_macro_mean_gives_each_subject_the_same_weight():
+    assert macro_accuracy(np.array([True, True, True, False]), ["a", "a", "a", "b"]) == 0.5
+
+
+def test_perplexity_is_that_of_all_tokens():
+    row = perplexity_row([2.0, 6.0, 1.0], [4, 2, 3])
+    assert row["perplexity"] == pytest.approx(math.exp(9 / 9)) and row["tokens"] == 9 and row["n"] == 3
+    assert row["low"] <= row["perplexity"] <= row["high"]

@@ -1,32 +1,131 @@
+"""Every figure in both themes, drawn from a small, a large and a real report: its layout, its files, what is left out."""
+
+import json
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
+import matplotlib
+import pytest
+from layout import Drawn
+from matplotlib.figure import Figure
 from PIL import Image
+from reports import METHODS, REPORTS, SMALL
 
-from h2c_hf.visualization.figures import FIGURES, draw
+from h2c_hf.evaluation.report import load_report
+from h2c_hf.visualization.figures import FIGURES, draw, left_out, main
+from h2c_hf.visualization.style import THEMES, wrap
 
 
-REPORT = {
-    "methods": {
-        name: {"accuracy": a, "accuracy_low": a - 0.02, "accuracy_high": a + 0.02, "n": 1000, "ttft_ms_median": t}
-        for name, a, t in [("receiver", 0.25, 4), ("text_to_text", 0.9, 60), ("h2c", 0.9, 9), ("sharer", 0.95, 5), ("zeros", 0.25, 9)]
-    },
-    "gates": {"key": [None, 0.5], "value": [None, 0.7]},
-    "training": {"history": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_choice_accuracy": 0.5}]},
+SHIPPED = Path(__file__).parents[2] / "hub_configs" / "atlas" / "report.json"
+REPORTS = {**REPORTS, "shipped": load_report(SHIPPED)}
+# The themes differ in colours alone: the real report is laid out in one.
+CASES = [
+    (name, size, theme)
+    for size, report in REPORTS.items()
+    for theme in (THEMES if size in ("small", "large") else ["light"])
+    for name in FIGURES
+    if name not in left_out(report)
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("name", "size", "theme"), CASES)
+def test_no_text_overlaps_or_leaves_the_page_and_every_axis_has_its_unit(name, size, theme):
+    with matplotlib.rc_context(THEMES[theme].settings):
+        drawn = Drawn(FIGURES[name][1](REPORTS[size], THEMES[theme]))
+    assert len(drawn.texts) > 3
+    assert drawn.problems() == []
+
+
+BREAKS = {
+    "overlaps": lambda figure: [figure.text(0.5, 0.5, text) for text in ("one", "two")],
+    "leaves the canvas": lambda figure: figure.text(0.99, 0.5, "beyond"),
+    "covers": lambda figure: figure.axes[0].legend(["a"], loc="center"),
+    "names no unit": lambda figure: figure.axes[0].set_xlabel("time"),
+    "has no label": lambda figure: figure.axes[0].set_xlabel(""),
+    "mathdefault": lambda figure: figure.axes[0].set_title(r"$\mathdefault{x}$"),
 }
 
 
-def test_every_figure_is_drawn(tmp_path):
-    paths = draw(REPORT, tmp_path / "figures")
-    assert [path.stem for path in paths] == list(FIGURES)
-    for path in paths:
+@pytest.mark.parametrize("problem", BREAKS)
+def test_the_check_of_the_layout_sees_what_is_broken(problem):
+    theme = THEMES["light"]
+    with matplotlib.rc_context(theme.settings):
+        figure = FIGURES["output_lengths"][1](SMALL, theme)
+        assert Drawn(figure).problems() == []
+        BREAKS[problem](figure)
+        found = Drawn(figure).problems()
+    assert any(problem in line for line in found), found
+
+
+@pytest.mark.parametrize("name", THEMES)
+def test_methods_are_told_apart_without_colour(name):
+    looks = THEMES[name].looks([*METHODS, "another one"])
+    for of_look in ("marker", "hatch"):
+        assert len({getattr(look, of_look) for look in looks.values()}) >= len(looks) - (of_look == "hatch")
+    assert {method: look for method, look in THEMES[name].looks(["h2c"]).items() if method == "h2c"} == {"h2c": looks["h2c"]}
+
+
+def test_wrapped_text_fits_and_says_where_it_went_on():
+    text = "Wide WWWWWWWWWWWWWWWWWWWWWWWWWWWWWW words and iiiiii, " * 5
+    for width in (0.4, 1.0, 2.5):
+        for lines in (1, 2, 30):
+            wrapped = wrap(text, width, 9, lines)
+            assert wrapped.count("\n") < lines
+            assert wrapped.endswith("…") == (wrapped.replace("\n", "").replace(" ", "") != text.replace(" ", ""))
+            figure = Figure()
+            with matplotlib.rc_context(THEMES["light"].settings):
+                figure.text(0, 0, wrapped, fontsize=9)
+                (box,) = Drawn(figure, dpi=200).texts.values()
+            assert box.width / 200 <= width + 0.05
+    assert wrap("日 $5_x", 9) == "▯ $5_x"
+
+
+def test_the_command_draws_every_figure_in_both_themes_and_formats(tmp_path, capsys):
+    (tmp_path / "report.json").write_text(json.dumps(SMALL))
+    assert main([str(tmp_path / "report.json"), "--theme", "both", "--output", str(tmp_path / "figures")]) == 0
+    files = {f"{name}{theme}.{suffix}" for name in FIGURES for theme in ("", "-dark") for suffix in ("png", "svg")}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == files
+    assert "Drew 14 of 14 figures" in capsys.readouterr().out
+    for path in (tmp_path / "figures").iterdir():
+        if path.suffix == ".svg":
+            assert ElementTree.parse(path).getroot().tag.endswith("svg") and "<dc:date>" not in path.read_text()
+            continue
         with Image.open(path) as image:
-            extremes = image.convert("L").getextrema()
-            assert image.width >= 800 and extremes[0] < 100 and extremes[1] == 255  # ink on paper
+            grey = image.convert("L")
+            dark = grey.getpixel((1, 1)) < 50
+            assert dark == path.stem.endswith("-dark") and (dark or grey.getpixel((1, 1)) == 255)
+            low, high = grey.getextrema()
+            assert image.width >= 1000 and low < 60 and high > 200  # ink on paper
 
 
-def test_a_report_without_gates_or_training_still_draws(tmp_path):
-    assert [path.stem for path in draw({"methods": REPORT["methods"]}, tmp_path)] == ["accuracy", "latency"]
+def test_the_same_report_gives_the_same_bytes(tmp_path):
+    report = {key: SMALL[key] for key in ("latency_parts", "injection", "examples")}
+    one, two = (draw(report, tmp_path / run, formats=("svg", "png"), dpi=40) for run in ("one", "two"))
+    assert len(one) == 6
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+
+
+def test_what_is_left_out_is_said(tmp_path, capsys):
+    report = {"schema_version": 1, "methods": SMALL["methods"], "gates": SMALL["gates"], "by_category": {}, "examples": []}
+    report["training"] = {"history": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert main([str(tmp_path / "report.json"), "--output", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "Drew 4 of 14 figures" in out
+    assert "Left out categories: the report has no by_category." in out
+    assert "Left out layer_radar: the report has no injection." in out
+    assert "Left out gates_over_training: the report has no training.history.*.gate/*." in out
+    assert out.count("Left out") == 10 and not (tmp_path / "generations.png").exists()
+
+
+def test_a_missing_report_is_told_in_a_sentence(tmp_path):
+    command = [sys.executable, "-m", "h2c_hf.cli", "plot", str(tmp_path / "none.json"), "--output", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and "No such file" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_drawing_needs_no_model():

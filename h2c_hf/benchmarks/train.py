@@ -1,0 +1,242 @@
+"""`scripts/benchmark.py train`: a training step of ours against that of the first implementation (`per_layer`).
+
+Both steps are forward, backward, clipping and AdamW on the same frozen pair (random weights), with equal bridges and the same
+batches, by turns in one process. That both compute the same loss is checked first.
+
+Time: on CUDA by the clock, synchronised; on CPU the process's CPU seconds on one thread, which other processes do not disturb.
+Memory: the most bytes alive in a step beyond what is kept between steps (weights, moments): on CUDA the allocator's own peak, on
+CPU the running sum of every allocation and release that torch.profiler records. The ratio with weights and moments is beside it.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from ..hub.conversion import stack_blocks
+from ..modeling import H2CForCausalLM
+from ..visualization.figures import BLUE, GREY, STYLE
+from . import per_layer
+
+
+# All widths and vocabularies of Llama-3.1-8B and Qwen2.5-0.5B divided by this; layers, and query heads to a key-value head, as there.
+PAIRS = {"tiny": 32, "scaled": 16, "reference": 1}
+SPREAD = 0.35  # of log lengths: as in 80 % instructions, 20 % MMLU auxiliary in the pair's own tokens
+STEPS = ("ours", "first")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="benchmark.py train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pair", choices=PAIRS, default="scaled", help="scaled: 1/16 of the reference pair's widths (default)")
+    parser.add_argument("--batch", type=int, default=4, help="examples a batch (default: 4, as in the reference training.yaml)")
+    parser.add_argument("--prompt_tokens", type=int, default=64, help="median length of a prompt; 64 in that mixture (default)")
+    parser.add_argument("--target_tokens", type=int, default=64, help="median length of a target (default: 64)")
+    parser.add_argument("--dropout", type=float, default=0.1, help="of both bridges (default: 0.1)")
+    parser.add_argument("--rounds", type=int, default=10, help="batches that are measured (default: 10)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="a .json file for the results; the figure goes beside it as .png")
+    options = parser.parse_args(arguments)
+    result = measure(options)
+    print(describe(result))
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+        with matplotlib.rc_context(STYLE):
+            draw(result).savefig(options.output.with_suffix(".png"))
+    return 0
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """All rounds; times in seconds, memory in bytes."""
+    torch.manual_seed(options.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    model = pair(PAIRS[options.pair], options.dropout, device)
+    first = per_layer.PerLayerBridge(model.config)
+    model.bridge.load_state_dict(stack_blocks(first.state_dict(), model.config))
+    first.to(device)
+    batches = [random_batch(model, options) for _ in range(options.rounds)]
+    check_same_loss(model, first, batches[0])
+    steps = {"ours": our_step(model), "first": first_step(model, first)}
+    for step in steps.values():
+        step(batches[0])  # makes the optimizer's moments, warms up
+
+    seconds, peak = ({name: [] for name in STEPS} for _ in range(2))
+    for number, batch in enumerate(batches):
+        for name in STEPS if number % 2 else STEPS[::-1]:
+            start = now(device)
+            steps[name](batch)
+            seconds[name].append(now(device) - start)
+            peak[name].append(peak_bytes(steps[name], batch, device))
+    frozen = sum(p.numel() * p.element_size() for p in (*model.sharer.parameters(), *model.receiver.parameters()))
+    kept = frozen + 3 * sum(p.numel() * p.element_size() for p in first.parameters())
+    ratios = {
+        "throughput": [theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)],
+        "memory": [ours / theirs for ours, theirs in zip(*peak.values(), strict=True)],
+        "memory_with_weights": [(kept + ours) / (kept + theirs) for ours, theirs in zip(*peak.values(), strict=True)],
+    }
+    return {
+        "settings": {name: value for name, value in vars(options).items() if name != "output"},
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu, 1 thread",
+        "torch": torch.__version__,
+        "filled": [float(batch["sharer_attention_mask"].float().mean()) for batch in batches],
+        "seconds": seconds,
+        "peak_bytes": peak,
+        "kept_bytes": kept,
+        "ratios": {name: {"min": min(x), "median": statistics.median(x), "max": max(x)} for name, x in ratios.items()},
+    }
+
+
+def pair(scale: int, dropout: float, device: torch.device) -> H2CForCausalLM:
+    """The reference pair with all widths divided by `scale`, in bf16 on CUDA; the bridge in fp32."""
+    whole = scale == 1
+    common = {"max_position_embeddings": 4096, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
+    sharer = LlamaConfig(
+        hidden_size=4096 // scale, intermediate_size=14336 // scale, num_hidden_layers=32, vocab_size=128256 // scale,
+        num_attention_heads=32 if whole else 4, num_key_value_heads=8 if whole else 1, **common,
+    )  # fmt: skip
+    receiver = Qwen2Config(
+        hidden_size=896 // scale, intermediate_size=4864 // scale, num_hidden_layers=24, vocab_size=151936 // scale,
+        num_attention_heads=14 if whole else 7, num_key_value_heads=2 if whole else 1, head_dim=64 if whole else 128 // scale,
+        tie_word_embeddings=True, **common,
+    )  # fmt: skip
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with device:
+        models = [LlamaForCausalLM._from_config(sharer, dtype=dtype), Qwen2ForCausalLM._from_config(receiver, dtype=dtype)]
+    # Heads of the reference's width, 8: with heads of width 1 the scores, which do not shrink, would outweigh all else.
+    return H2CForCausalLM.from_pair(*models, num_attention_heads=max(1, 16 // scale), dropout=dropout)
+
+
+def random_batch(model: H2CForCausalLM, options: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """A batch as `H2CCollator` makes it, of random tokens; lengths are log-normal."""
+
+    def mask(median: int) -> torch.Tensor:
+        lengths = (median * torch.exp(SPREAD * torch.randn(options.batch))).round().clamp(min=2)
+        return (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+
+    def tokens(model, mask: torch.Tensor) -> torch.Tensor:
+        return torch.randint(1, model.config.vocab_size, mask.shape) * mask
+
+    prompt_mask, target_mask = mask(options.prompt_tokens).flip(1), mask(options.target_tokens)
+    prompt, target = tokens(model.receiver, prompt_mask), tokens(model.receiver, target_mask)
+    batch = {
+        "input_ids": torch.cat([prompt, target], 1),
+        "attention_mask": torch.cat([prompt_mask, target_mask], 1),
+        "labels": torch.cat([torch.full_like(prompt, -100), target.masked_fill(target_mask == 0, -100)], 1),
+        "sharer_input_ids": tokens(model.sharer, prompt_mask),
+        "sharer_attention_mask": prompt_mask,
+    }
+    return {name: tensor.to(model.receiver.device) for name, tensor in batch.items()}
+
+
+def check_same_loss(model: H2CForCausalLM, first: per_layer.PerLayerBridge, batch: dict) -> None:
+    """
+    Raises:
+        ValueError: where the two steps would not do the same work.
+    """
+    model.eval(), first.eval()
+    with torch.no_grad(), autocast(model):
+        ours, theirs = float(model(**batch).loss), float(per_layer.loss(model, first, batch))
+    model.train(), first.train()
+    if abs(ours - theirs) > (1e-4 if model.receiver.dtype == torch.float32 else 5e-2):
+        raise ValueError(f"The two steps differ: our loss is {ours}, the first implementation's {theirs}.")
+
+
+def autocast(model: H2CForCausalLM):
+    return torch.autocast("cuda", torch.bfloat16, enabled=model.receiver.dtype == torch.bfloat16)
+
+
+def our_step(model: H2CForCausalLM) -> Callable[[dict], None]:
+    update = updates(model.bridge)
+
+    def step(batch):
+        with autocast(model):
+            loss = model(**batch, use_cache=False).loss
+        update(loss)
+
+    return step
+
+
+def first_step(model: H2CForCausalLM, bridge: per_layer.PerLayerBridge) -> Callable[[dict], None]:
+    update = updates(bridge)
+
+    def step(batch):
+        with autocast(model):
+            loss = per_layer.loss(model, bridge, batch)
+        update(loss)
+        per_layer.collect()
+
+    return step
+
+
+def updates(bridge: torch.nn.Module) -> Callable[[torch.Tensor], None]:
+    """Backward, clipping and the Trainer's default optimizer, the same for both."""
+    optimizer = torch.optim.AdamW(bridge.parameters(), lr=1e-4, fused=True)
+
+    def update(loss):
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(bridge.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_bytes(step: Callable[[dict], None], batch: dict, device: torch.device) -> int:
+    """The most bytes alive in a step beyond those before it."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step(batch)
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step(batch)
+    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())))
+
+
+def describe(result: dict) -> str:
+    titles = {
+        "throughput": "throughput, ours / first",
+        "memory": "peak memory of a step beyond weights, ours / first",
+        "memory_with_weights": "peak memory with weights and moments, ours / first",
+    }
+    settings = ", ".join(f"{name} {value}" for name, value in result["settings"].items())
+    lines = [f"{settings}; {result['device']}; prompts fill {100 * statistics.mean(result['filled']):.0f} % of their batches"]
+    lines += [f"{'':<52} {'min':>7} {'median':>7} {'max':>7}"]
+    lines += [f"{titles[key]:<52} {x['min']:>7.2f} {x['median']:>7.2f} {x['max']:>7.2f}" for key, x in result["ratios"].items()]
+    return "\n".join(lines)
+
+
+def draw(result: dict) -> Figure:
+    """Time and memory of every measured step, and their medians."""
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    titles = {"ours": "ours", "first": "first implementation"}
+    panels = (("seconds", 1e3, "throughput", "time of a step, ms"), ("peak_bytes", 1e-6, "memory", "peak memory beyond weights, MB"))
+    for axes, (key, unit, ratio, label) in zip(figure.subplots(1, 2), panels, strict=True):
+        for row, (name, shade) in enumerate((("first", GREY), ("ours", BLUE))):
+            values = [unit * value for value in result[key][name]]
+            axes.barh(row, statistics.median(values), color=shade, height=0.6, alpha=0.5)
+            axes.plot(values, [row] * len(values), "|", color=shade, ms=12, mew=1.5)
+        axes.set_yticks([0, 1], [titles["first"], titles["ours"]] if key == "seconds" else ["", ""])
+        axes.set(xlabel=label, xlim=(0, None))
+        values = result["ratios"][ratio]
+        axes.set_title(f"{ratio} x {values['median']:.2f} ({values['min']:.2f} - {values['max']:.2f})")
+    return figure

@@ -1,0 +1,190 @@
+"""`h2c evaluate CONFIG.yaml` and `accelerate launch scripts/evaluate.py CONFIG.yaml`: methods, controls, intervals, latency, a report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import BitsAndBytesConfig, set_seed
+from transformers.utils import cached_file
+
+from ..data.prompts import LETTERS, open_answer
+from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
+from ..training.pair import QUANTIZATION
+from .arguments import EvaluationArguments, parse
+from .hand_off import hand_off_questions, hand_off_rows
+from .inspection import inspect
+from .latency import measure
+from .methods import METHODS, Batch
+from .page import TITLES, interval, percent
+from .perplexity import load_exchanges, perplexity
+from .progress import Progress
+from .questions import fit, limits, load_questions
+from .report import build_report, save_report
+from .runner import MAX_ANSWER_TOKENS, evaluate
+from .statistics import accuracy_row
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, ask, time, write. Returns the exit status."""
+    options = parse(arguments)
+    state = PartialState(cpu=not torch.cuda.is_available())  # else processes without a GPU would not find each other
+    output = Path(options.output_dir)
+    output.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be written to is refused here
+    run = Run(options, state)
+    report, items = run.report()
+    if state.is_main_process:
+        written = save_report(report, output, items)
+        print_summary(report)
+        print("\nWrote:", *written, sep="\n  ")
+    return 0
+
+
+class Run:
+    """One evaluation: what its stages share. The data is read, and what is wrong with it told, before the models are loaded."""
+
+    def __init__(self, options: EvaluationArguments, state: PartialState):
+        set_seed(options.seed)
+        self.options = options
+        with state.main_process_first():
+            self.questions = load_questions(options.data, options.data_name, options.split, options.shots, options.shots_split)
+            self.questions = spread(self.questions, options.limit)
+            self.passages = self.exchanges = None
+            if options.hand_off:
+                name, split, limit = options.hand_off_name, options.hand_off_split, options.hand_off_limit
+                self.passages = hand_off_questions(options.hand_off, name, split, limit)
+            if options.perplexity_data:
+                name, split, limit = options.perplexity_name, options.perplexity_split, options.perplexity_limit
+                self.exchanges, self.unusable = load_exchanges(options.perplexity_data, name, split, limit)
+        self.model, self.processor, self.adapter = load(options, state.device)
+        self.progress, self.is_main = Progress(options.output_dir, state), state.is_main_process
+        self.shared = {"adapter": self.adapter, "prompts": options.prompts}
+        self.counts, self.items = {}, {}
+
+    def report(self) -> tuple[dict, dict]:
+        """The report, and its items as `save_report` takes them."""
+        options = self.options
+        choice = self.ask("choice", self.questions, "choice")
+        asked = self.items["choice"][0]
+        more = {}
+        if "open" in options.forms:
+            more["open_form"] = {name: accuracy_row(result["correct"]) for name, result in self.ask("open", self.questions, "open").items()}
+        if self.passages:
+            answers = self.ask("hand_off", self.passages, "open")
+            more["hand_off"] = hand_off_rows(answers, self.items["hand_off"][0])
+        if self.exchanges:
+            longest = limits(self.model, [], "choice", options.max_length)
+            more["perplexity"], self.counts["perplexity"] = perplexity(
+                self.model, self.processor, self.exchanges, options.methods, longest, options.perplexity_batch_size,
+                progress=self.progress, **self.shared,
+            )  # fmt: skip
+            self.counts["perplexity"]["unusable"] = self.unusable
+        if not self.is_main:
+            return {}, {}
+        timing = {"latency": {}}
+        if options.timed_questions:
+            timed = spread(asked, options.timed_questions)
+            timing = measure(self.model, self.processor, timed, options.methods, options.output_lengths, **self.shared)
+        rows = np.linspace(0, len(asked) - 1, min(options.examples, len(asked)), dtype=int)
+        report = build_report(
+            choice, timing.pop("latency"), asked, **more, **timing,
+            counts=self.counts,
+            gates=self.model.gate_values(),
+            **training(options, self.model),
+            examples=[side_by_side(self.model, self.processor, asked, int(row), choice, **self.shared) for row in rows],
+            **inspect(self.model, self.processor, asked, len(asked) // 2, options.methods, **self.shared),
+            models=models(options, self.model),
+            config=options.to_dict(),
+        )  # fmt: skip
+        return report, self.items
+
+    def ask(self, stage: str, questions: list[dict], form: str) -> dict[str, dict]:
+        options = self.options
+        longest = limits(self.model, options.methods, form, options.max_length)
+        asked, counts = fit(questions, self.processor, longest, form, options.prompts)
+        if len(asked) < 2:
+            raise ValueError(
+                f"{counts['refused']} of {len(questions)} questions ({stage}) are longer than {longest}; expected at least 2 to fit."
+            )
+        results = evaluate(
+            self.model, self.processor, asked, options.methods, form, options.batch_size, progress=self.progress, **self.shared
+        )
+        counts["cut_sharer_texts"] = {name: result["cut_texts"] for name, result in results.items() if result["cut_texts"]}
+        self.counts[stage], self.items[stage] = counts, (asked, results)
+        return results
+
+
+def load(options: EvaluationArguments, device: torch.device) -> tuple[H2CForCausalLM, H2CProcessor, H2CBridgeModel | None]:
+    arguments = {"revision": options.revision, "dtype": options.dtype, "device_map": {"": device}}
+    arguments |= {role: value for role in ("sharer", "receiver") if (value := getattr(options, role))}
+    if options.attn_implementation:
+        arguments["attn_implementation"] = options.attn_implementation
+    if options.sharer_quantization != "none":
+        arguments["sharer_quantization_config"] = BitsAndBytesConfig(**QUANTIZATION[options.sharer_quantization])
+    model = H2CForCausalLM.from_pretrained(options.model, **{k: v for k, v in arguments.items() if v is not None}).eval()
+    adapter = None
+    if options.adapter:
+        adapter = H2CBridgeModel.from_pretrained(options.adapter, dtype=model.bridge.dtype).to(model.bridge.device).eval()
+        adapter.config.check_pair(model.sharer.config, model.receiver.config)
+    return model, H2CProcessor.from_pretrained(options.model, revision=options.revision), adapter
+
+
+def models(options: EvaluationArguments, model: H2CForCausalLM) -> dict[str, dict]:
+    """Which models, at which commits, where those are known."""
+    found = {"bridge": {"id": options.model, "revision": getattr(model.bridge.config, "_commit_hash", None)}}
+    for role in ("sharer", "receiver"):
+        config = getattr(model, role).config
+        name = getattr(options, role) or getattr(model.config, f"{role}_model_id") or config._name_or_path
+        found[role] = {"id": name, "revision": getattr(config, "_commit_hash", None)}
+    return found
+
+
+def training(options: EvaluationArguments, model: H2CForCausalLM) -> dict:
+    """{"training": ...} where the bridge's repo holds the `log_history.json` that `h2c train` wrote."""
+    path = cached_file(
+        options.model, "log_history.json", revision=options.revision,
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    if path is None:
+        return {}
+    history = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {"training": {"bridge_parameters": model.bridge.num_parameters(), "history": history}}
+
+
+def spread(items: list, limit: int | None) -> list:
+    """So many items from all over a list."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[row] for row in np.linspace(0, len(items) - 1, limit, dtype=int)]
+
+
+def side_by_side(model: H2CForCausalLM, processor: H2CProcessor, questions: list[dict], row: int, results: dict, **shared) -> dict:
+    """One question with every method's answer, by letter and in words.
+
+    Args:
+        results: what `evaluate` returned for `questions` in choice form.
+        shared: `adapter` and `prompts` of `Batch`.
+    """
+    question = questions[row]
+    donor = Batch(model, processor, [questions[row - 1]], "open", **shared)
+    batch = Batch(model, processor, [question], "open", donor, **shared)
+    answers = {}
+    for name, result in results.items():
+        letter = result["predictions"][row]
+        text = METHODS[name].generate(batch, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)[0].strip()
+        answers[name] = {"choice": f"{LETTERS[letter]}. {question['choices'][letter]}", "open": text}
+    return {"question": question["question"], "choices": question["choices"], "expected": open_answer(question), "answers": answers}
+
+
+def print_summary(report: dict) -> None:
+    print(f"\n{'method':<26} {'accuracy':>9} {'95 % interval':>18} {'first token':>14}")
+    for name, row in report["methods"].items():
+        bounds = f"{percent(row['accuracy_low'])} - {percent(row['accuracy_high'])}"
+        time = f"{row['ttft_ms_median']:.1f} ms" if "ttft_ms_median" in row else "-"
+        print(f"{TITLES[name]:<26} {percent(row['accuracy']):>9} {bounds:>18} {time:>14}")
+    gain = report["information_gain"]
+    print(f"\nrecovered         {interval(report['recovered'])}")
+    print(f"information gain  {interval(gain)}, McNemar p = {gain['p']:.1g}")
+    for name, row in report.get("open_form", {}).items():
+        print(f"in words: {TITLES[name]:<26} {percent(row['accuracy'])}")

@@ -1,0 +1,72 @@
+"""A look into one question: what the bridge changes in the Receiver's cache, and what that does to the answer. Plain JSON, for figures."""
+
+from collections.abc import Iterable
+
+import torch
+
+from ..data.prompts import LETTERS, choice_prompt, letter_ids, user_turn
+from ..modeling import H2CForCausalLM, H2CProcessor
+from .methods import METHODS, Batch
+
+
+@torch.no_grad()
+def inspect(
+    model: H2CForCausalLM, processor: H2CProcessor, questions: list[dict], row: int, methods: Iterable[str], **shared
+) -> dict[str, dict]:
+    """Look into question `row`; the question before it is the donor of the shuffled control. `shared`: `adapter` and `prompts` of `Batch`.
+
+    Returns:
+        {"injection": what `injection` returns, "probability_shift": what `probability_shift` returns}.
+
+    Raises:
+        ValueError: for fewer than two questions, or a row that is none of them.
+    """
+    if len(questions) < 2:
+        raise ValueError(f"The shuffled control needs another question: got {len(questions)}, expected at least 2.")
+    if not 0 <= row < len(questions):
+        raise ValueError(f"There is no question {row}; expected 0 to {len(questions) - 1}.")
+    was_training = model.training
+    model.eval()
+    donor = Batch(model, processor, [questions[row - 1]], **shared)
+    batch = Batch(model, processor, [questions[row]], donor=donor, **shared)
+    seen = {"injection": injection(batch), "probability_shift": probability_shift(batch, methods)}
+    model.train(was_training)
+    return seen
+
+
+def injection(batch: Batch) -> dict[str, list]:
+    """How much the bridge changes the cache of a batch of one.
+
+    Returns:
+        {"key", "value": for each Receiver layer |new - old| / |old| (norms over heads and dimensions, no unit) of each of the prompt's
+        N - 1 positions, None where a layer is not bridged; "tokens": the text of these positions}.
+    """
+    old, new = batch.receiver_cache, METHODS["h2c"].cache(batch)
+    bridged = {layer for layer, _ in batch.model.bridge.alignment}
+    layers = [
+        [_relative_change(getattr(before, states), getattr(after, states)) if layer in bridged else None for states in ("keys", "values")]
+        for layer, (before, after) in enumerate(zip(old.layers, new.layers, strict=True))
+    ]
+    ids = batch.inputs["input_ids"][0, :-1].tolist()
+    keys, values = (list(kind) for kind in zip(*layers, strict=True))
+    return {"key": keys, "value": values, "tokens": [batch.processor.receiver_tokenizer.decode([token]) for token in ids]}
+
+
+def _relative_change(old: torch.Tensor, new: torch.Tensor) -> list[float]:
+    """(1, heads, positions, head_dim) each -> one number a position."""
+    old, new = (states[0].float().transpose(0, 1).flatten(1) for states in (old, new))
+    return ((new - old).norm(dim=-1) / old.norm(dim=-1)).tolist()
+
+
+def probability_shift(batch: Batch, methods: Iterable[str]) -> dict:
+    """What each method thinks of each letter, in a batch of one.
+
+    Returns:
+        {"question", "choices", "expected": the right letter, "methods": {name: [probability, over the whole vocabulary, that the
+        answer begins with the letter]}}.
+    """
+    (question,) = batch.questions
+    count, first = len(question["choices"]), user_turn(choice_prompt(question))
+    letters = {role: letter_ids(getattr(batch.processor, f"{role}_tokenizer"), first, count) for role in ("receiver", "sharer")}
+    shares = {name: METHODS[name].logits(batch)[0].float().softmax(-1)[letters[METHODS[name].reader]].tolist() for name in methods}
+    return {"question": question["question"], "choices": question["choices"], "expected": LETTERS[question["answer"]], "methods": shares}

@@ -1,0 +1,312 @@
+"""The pair as a model of EleutherAI's lm-evaluation-harness, one `method` or control at a time: `--model h2c`.
+
+lm-eval hands a model strings. Here two models with chat templates of their own read them, so `apply_chat_template` returns
+the conversation, marked, and each model renders it; see `lm_eval_prompts`. Tokens of answers are what follows each model's
+generation prompt. lm-eval finds the name "h2c" once this module is imported; `h2c lm-eval` does that.
+"""
+
+import copy
+import itertools
+import json
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers import BatchFeature, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+
+from ..modeling import H2CForCausalLM, H2CProcessor
+from ..modeling.modeling_h2c import CACHE, model_inputs
+from ..modeling.processing_h2c import left_pad, padding_id
+from . import lm_eval_prompts as prompts
+from .methods import H2C, MAX_HINT_TOKENS, METHODS, Batch, TextToText, sharer_text
+
+
+logger = logging.getLogger(__name__)
+PREFIXES = {"receiver": "", "sharer": "sharer_"}  # of the names of each model's inputs
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class Context:
+    """What stands before the tokens that are scored or written."""
+
+    text: str  # a marked conversation, plain text, or nothing
+    room: int  # tokens that must still fit after it, into the window of the model that answers
+    ids: list[int] | None = None  # the answering model's tokens of `text`, where they are fixed already (a rolling window)
+
+
+@register_model("h2c")
+class H2CLM(LM):
+    """lm-eval's `LM` itself, and not `HFLM`: what differs is the reading of prompts and the model's call, which is nearly all of it.
+
+    - A prompt longer than a window loses its oldest content, never its frame; how many did is warned of, and counted in the
+      results' config.
+    - An empty context is the answering model's begin (or end) token, for the Receiver twice: one to bridge, and the kickstart.
+    - `loglikelihood_rolling` scores text in the answering model's tokens. Each window after the first goes on from half a window
+      of the text before it, which the Sharer reads too.
+    - `shuffled` gives a context the states of the context before it, whatever the batch. `noise` depends on the batch.
+    - lm-eval's response cache (`--use_cache`) does not know the model or the method: one path for each.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | tuple[H2CForCausalLM, H2CProcessor],
+        method: str = "h2c",
+        batch_size: int | str = 16,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+        **loading,
+    ):
+        """
+        Args:
+            pretrained: the bridge's repo or folder, or a model and its processor.
+            method: a name in `h2c_hf.evaluation.methods.METHODS`.
+            batch_size: contexts a batch.
+            max_batch_size: for `batch_size` "auto" in other models; not used.
+            device: of both models; by default the GPU; where there is none, the CPU.
+            trust_remote_code: for the two base models.
+            loading: more arguments of `H2CForCausalLM.from_pretrained` (`sharer`, `receiver`, `dtype`, `revision` ...).
+
+        Raises:
+            ValueError: for a method that there is not, or a batch size that is no number.
+        """
+        super().__init__()
+        if method not in METHODS:
+            raise ValueError(f"There is no method {method!r}; expected one of {', '.join(METHODS)}.")
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of contexts, at least 1.")
+        self.method, self.answers, self.batch_size = method, METHODS[method], int(batch_size)
+        if isinstance(pretrained, str):
+            device = device or "cuda"
+            if device.startswith("cuda") and not torch.cuda.is_available():  # lm-eval's command says "cuda:0" where nobody named one
+                device = "cpu"
+            base = {"trust_remote_code": trust_remote_code} if trust_remote_code else {}
+            model = H2CForCausalLM.from_pretrained(pretrained, device_map=device, sharer_kwargs=base, receiver_kwargs=base, **loading)
+            pretrained = model, H2CProcessor.from_pretrained(pretrained, revision=loading.get("revision"))
+        self.model, self.processor = pretrained[0].eval(), pretrained[1]
+        self._device = self.model.receiver.device
+        self.tokenizers = {role: getattr(self.processor, f"{role}_tokenizer") for role in PREFIXES}
+        # Who reads a prompt; the one that answers first.
+        if self.answers.reader == "sharer":
+            self.roles = ["sharer"]
+        else:
+            self.roles = ["receiver", "sharer"] if isinstance(self.answers, H2C) else ["receiver"]
+        self.tokenizer = self.tokenizers[self.roles[0]]
+        self.shortened = dict.fromkeys(PREFIXES, 0)
+
+    # What lm-eval asks of a model that knows chat templates
+
+    def apply_chat_template(self, chat_history: list[dict], add_generation_prompt: bool = True) -> str:
+        return prompts.pack(chat_history, add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """Both templates, for the results' fingerprint."""
+        if isinstance(chat_template, str):
+            raise ValueError(f"Got the chat template {chat_template!r}; expected --apply_chat_template alone: each model has its own.")
+        return json.dumps({role: tokenizer.chat_template for role, tokenizer in self.tokenizers.items()})
+
+    @property
+    def tokenizer_name(self) -> str:
+        """lm-eval keeps built requests by this name. Ours hold conversations, which no tokenizer has touched."""
+        return "h2c-conversation"
+
+    def get_model_info(self) -> dict:
+        return {"method": self.method, "shortened_prompts": self.shortened}
+
+    # The three kinds of request
+
+    @torch.inference_mode()
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-likelihood of the continuation, whether it is what greedy decoding writes), by request."""
+        asked: dict[str, list[tuple[int, list[int]]]] = {}  # context: its (request, continuation's tokens)
+        for row, request in enumerate(requests):
+            context, continuation = prompts.split(*request.args[:2])
+            ids = prompts.continuation_ids(self.tokenizer, context, continuation)
+            asked.setdefault(context, []).append((row, ids))
+        contexts = [Context(text, room=max(len(ids) for _, ids in rows) - 1) for text, rows in asked.items()]
+        targets = [[ids for _, ids in rows] for rows in asked.values()]
+        results: list[tuple[float, bool]] = [None] * len(requests)
+        for index, scores in self._score(contexts, targets, "loglikelihood", disable_tqdm):
+            for (row, _), score in zip(asked[contexts[index].text], scores, strict=True):
+                results[row] = score
+                self.cache_hook.add_partial("loglikelihood", requests[row].args, score)
+        return results
+
+    @torch.inference_mode()
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of each whole text, every token predicted once."""
+        contexts, targets, owners = [], [], []
+        for row, request in enumerate(requests):
+            for context, target in self._windows(request.args[0]):
+                contexts.append(context)
+                targets.append([target])
+                owners.append(row)
+        totals = [0.0] * len(requests)
+        for index, [(score, _)] in self._score(contexts, targets, "loglikelihood_rolling", disable_tqdm):
+            totals[owners[index]] += score
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    @torch.inference_mode()
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The text up to the first stop sequence, by request."""
+        kinds: dict[str, list[int]] = {}  # requests that generate alike
+        for row, request in enumerate(requests):
+            kinds.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(row)
+        results = [""] * len(requests)
+        with tqdm(total=len(requests), desc=f"generate_until ({self.method})", unit="request", disable=disable_tqdm) as bar:
+            for rows in kinds.values():
+                kwargs = normalize_gen_kwargs(requests[rows[0]].args[1])
+                until = handle_stop_sequences(kwargs.pop("until", None), eos=None)
+                room = kwargs.pop("max_gen_toks")
+                if not kwargs["do_sample"]:
+                    kwargs.pop("temperature", None)  # 0 is how lm-eval says greedy
+                contexts = [Context(requests[row].args[0], room) for row in rows]
+                for indices, batch in self._batches(contexts):
+                    texts = self._generate(batch, until, max_new_tokens=room, **kwargs)
+                    for index, text in zip(indices, texts, strict=True):
+                        results[rows[index]] = text
+                        self.cache_hook.add_partial("generate_until", requests[rows[index]].args, text)
+                    bar.update(len(indices))
+        self._warn_of_shortened()
+        return results
+
+    def _generate(self, batch: Batch, until: list[str], **kwargs) -> list[str]:
+        method = METHODS["receiver"] if isinstance(self.answers, TextToText) else self.answers  # the batch holds the hints
+        stop = {"stop_strings": until, "tokenizer": self.tokenizer} if until else {}
+        return [postprocess_generated_text(text, until, None) for text in method.generate(batch, **stop, **kwargs)]
+
+    def _windows(self, text: str):
+        """The (context, tokens) pairs into which a text is cut."""
+        window = self._window(self.roles[0]) - 1  # an empty context takes one token more for the Receiver
+        if isinstance(self.answers, TextToText):
+            window -= 2 * MAX_HINT_TOKENS  # the hint, and what it becomes in the Receiver's tokens
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        prefix = self._prefix_id(self.roles[0])
+        windows = get_rolling_token_windows(ids, prefix, max_seq_len=window, context_len=window // 2)
+        for number, pair in enumerate(windows):
+            context, target = make_disjoint_window(pair)
+            yield Context(self.tokenizer.decode(context) if number else "", len(target) - 1, context), target
+
+    # Batches
+
+    def _score(self, contexts: list[Context], targets: list[list[list[int]]], what: str, disable_tqdm: bool):
+        """Yield (index of the context, [(log-likelihood, greedy) of each of its targets])."""
+        with tqdm(total=sum(map(len, targets)), desc=f"{what} ({self.method})", unit="request", disable=disable_tqdm) as bar:
+            for indices, batch in self._batches(contexts):
+                rows = [(row, target) for row, index in enumerate(indices) for target in targets[index]]
+                cache, scores = self._cache(batch), []
+                for start in range(0, len(rows), self.batch_size):
+                    scores += self._continuations(batch, cache, rows[start : start + self.batch_size])
+                    bar.update(len(rows[start : start + self.batch_size]))
+                scored = iter(scores)
+                for index in indices:
+                    yield index, list(itertools.islice(scored, len(targets[index])))
+        self._warn_of_shortened()
+
+    def _batches(self, contexts: list[Context]):
+        """Yield (indices, batch): contexts of like length together, the longest first (memory runs out at once, or never)."""
+        order = sorted(range(len(contexts)), key=lambda index: -len(contexts[index].text))
+        for start in range(0, len(order), self.batch_size):
+            indices = order[start : start + self.batch_size]
+            batch = [contexts[index] for index in indices]
+            if isinstance(self.answers, TextToText):
+                batch = self._hinted(batch)
+            donor = None
+            if self.method == "shuffled" and len(contexts) > 1:
+                donor = self._batch([Context(contexts[index - 1].text, room=0) for index in indices], ["sharer"])
+            yield indices, self._batch(batch, self.roles, donor)
+
+    def _batch(self, contexts: list[Context], roles: list[str], donor: Batch | None = None) -> Batch:
+        """The contexts as `roles` read them; the first one answers, and leaves their room."""
+        batch = Batch(self.model, self.processor, contexts, donor=donor)
+        inputs = {}
+        for role in roles:
+            rows, prefix = [self._encode(role, context, answers=role == roles[0]) for context in contexts], PREFIXES[role]
+            inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"] = left_pad(rows, padding_id(self.tokenizers[role]))
+        batch.inputs = BatchFeature(inputs).to(self.model.receiver.device)
+        return batch
+
+    def _encode(self, role: str, context: Context, answers: bool) -> list[int]:
+        """The context as one model reads it, in its window."""
+        if answers and context.ids is not None:
+            ids = context.ids
+        else:
+            ids, cut = prompts.newest(self.tokenizers[role], context.text, self._window(role) - (context.room if answers else 0))
+            self.shortened[role] += cut
+        least = 2 if role == "receiver" else 1
+        return [self._prefix_id(role)] * (least - len(ids)) + ids
+
+    def _hinted(self, contexts: list[Context]) -> list[Context]:
+        """The contexts with what the Sharer says to each; an empty one has nothing to explain."""
+        asking = [context for context in contexts if context.text]
+        if not asking:
+            return contexts
+        asked = self._batch([Context(prompts.hint_request(context.text), MAX_HINT_TOKENS) for context in asking], ["sharer"])
+        hints = iter(sharer_text(asked, asked.inputs, max_new_tokens=MAX_HINT_TOKENS, do_sample=False))
+        return [
+            replace(context, text=prompts.with_hint(context.text, next(hints)), ids=None) if context.text else context
+            for context in contexts
+        ]
+
+    def _window(self, role: str) -> int:
+        config = getattr(self.model, role).config.get_text_config(decoder=True)
+        return getattr(config, "max_position_embeddings", None) or self.tokenizers[role].model_max_length
+
+    def _prefix_id(self, role: str) -> int:
+        tokenizer = self.tokenizers[role]
+        return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+    def _warn_of_shortened(self) -> None:
+        if any(self.shortened.values()):
+            logger.warning("Prompts longer than a context window, whose oldest content was left out, so far: %s", self.shortened)
+
+    # The models' calls
+
+    def _answering(self, batch: Batch) -> tuple[PreTrainedModel, torch.Tensor, torch.Tensor]:
+        role = self.roles[0]
+        return getattr(self.model, role), *(batch.inputs[f"{PREFIXES[role]}{name}"] for name in ("input_ids", "attention_mask"))
+
+    def _cache(self, batch: Batch) -> Cache:
+        """The answering model's cache of all but the last token of its prompts."""
+        if self.answers.reader == "receiver":
+            return METHODS["receiver" if isinstance(self.answers, TextToText) else self.method].cache(batch)
+        sharer, ids, mask = self._answering(batch)
+        cache = DynamicCache(config=sharer.config)
+        if ids.shape[1] > 1:
+            sharer.base_model(**model_inputs(sharer, ids[:, :-1], mask[:, :-1]), **{CACHE: cache}, use_cache=True)
+        return cache
+
+    def _continuations(self, batch: Batch, cache: Cache, rows: list[tuple[int, list[int]]]) -> list[tuple[float, bool]]:
+        """(log-likelihood, greedy) of each (row of the batch, tokens that follow its prompt)."""
+        model, ids, mask = self._answering(batch)
+        index = torch.tensor([row for row, _ in rows])
+        targets = pad_sequence([torch.tensor(target) for _, target in rows], batch_first=True, padding_value=IGNORE_INDEX)
+        real = targets != IGNORE_INDEX
+        # What is read: the kickstart and the target but for its last token, padded on the right behind the left-padded prompt.
+        read = torch.cat([ids[index, -1:].cpu(), targets[:, :-1].clamp(min=0)], 1)
+        whole_mask = torch.cat([mask[index].cpu(), real[:, 1:].long()], 1)
+        inputs = model_inputs(model, read, whole_mask)
+        logits = model(**inputs, **{CACHE: rows_of(cache, index.to(model.device))}, use_cache=True).logits.float()
+        targets, real = targets.to(logits.device), real.to(logits.device)
+        scores = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+        greedy = (logits.argmax(-1) == targets) | ~real
+        return list(zip((scores * real).sum(1).tolist(), greedy.all(1).tolist(), strict=True))
+
+
+def rows_of(cache: Cache, index: torch.Tensor) -> Cache:
+    """A new cache of some rows of another, which stays as it is."""
+    cache = copy.copy(cache)
+    cache.layers = [copy.copy(layer) for layer in cache.layers]
+    cache.batch_select_indices(index)
+    return cache

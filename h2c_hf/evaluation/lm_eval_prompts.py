@@ -1,0 +1,139 @@
+"""What a request of lm-eval says to each of two models: its context is one string, and each model has its own chat template.
+
+Where lm-eval applies a chat template, its context is therefore not a rendered prompt but the conversation itself, marked
+(`pack`), and each model renders it. Any other context is plain text, and both models read that text.
+"""
+
+import bisect
+import json
+
+from transformers import PreTrainedTokenizerBase
+
+from ..data.prompts import HINT_INSTRUCTION, HINT_PREFIX, answer_ids, following_ids, user_turn
+
+
+MARK = "<h2c conversation>"
+
+
+def pack(conversation: list[dict], add_generation_prompt: bool = True) -> str:
+    """The conversation as a string that `unpack` reads. Without a generation prompt its last message is to be continued."""
+    return MARK + json.dumps({"messages": conversation, "continue_final_message": not add_generation_prompt}, ensure_ascii=False)
+
+
+def unpack(context: str) -> tuple[list[dict], bool] | None:
+    """The messages, and whether the last is to be continued; None for plain text."""
+    if not context.startswith(MARK):
+        return None
+    packed = json.loads(context[len(MARK) :])
+    return packed["messages"], packed["continue_final_message"]
+
+
+def content(context: str) -> str:
+    """What is asked: the last user message (plain text: all of it)."""
+    packed = unpack(context)
+    return context if packed is None else packed[0][_users(packed[0])[-1]]["content"]
+
+
+def with_content(context: str, text: str) -> str:
+    """The same context, asking ``text``."""
+    packed = unpack(context)
+    if packed is None:
+        return text
+    messages, continued = packed
+    last = messages[_users(messages)[-1]]
+    return pack([{**message, "content": text} if message is last else message for message in messages], not continued)
+
+
+def hint_request(context: str) -> str:
+    """What the Sharer is asked in text-to-text: the same conversation, and to explain. Always a conversation: it is an instruction."""
+    packed = unpack(context)
+    messages = user_turn(context) if packed is None else packed[0][:-1] if packed[1] else packed[0]
+    return with_content(pack(messages), f"{content(context)}\n{HINT_INSTRUCTION}")
+
+
+def with_hint(context: str, hint: str) -> str:
+    """The context with what the Sharer said, before what is asked."""
+    return with_content(context, f"{HINT_PREFIX} {hint}\n{content(context)}")
+
+
+def _users(messages: list[dict]) -> list[int]:
+    rows = [row for row, message in enumerate(messages) if message["role"] == "user"]
+    if not rows:
+        raise ValueError(f"A conversation has messages of {sorted({m['role'] for m in messages})} alone; expected one of the user.")
+    return rows
+
+
+def render(tokenizer: PreTrainedTokenizerBase, context: str) -> str:
+    """The text that a model reads, its special tokens written out by the chat template (plain text: as it is).
+
+    Raises:
+        ValueError: for a conversation, where the tokenizer has no chat template.
+    """
+    packed = unpack(context)
+    if packed is None:
+        return context
+    if tokenizer.chat_template is None:
+        raise ValueError(f"The tokenizer of {tokenizer.name_or_path} has no chat template; expected one, or no --apply_chat_template.")
+    messages, continued = packed
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not continued, continue_final_message=continued)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, context: str) -> list[int]:
+    return tokenizer(render(tokenizer, context), add_special_tokens=unpack(context) is None)["input_ids"]
+
+
+def split(context: str, continuation: str) -> tuple[str, str]:
+    """As lm-eval does: spaces at the end of plain text belong to the continuation's first word. A conversation's frame stands."""
+    if unpack(context) is not None:
+        return context, continuation
+    text = context.rstrip()
+    return text, context[len(text) :] + continuation
+
+
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, context: str, continuation: str) -> list[int]:
+    """The token ids of the continuation, where it follows the context: in a conversation, its generation prompt.
+
+    Raises:
+        ValueError: where it has no tokens.
+    """
+    packed = unpack(context)
+    if packed is None or packed[1] or not continuation.strip():
+        ids = following_ids(tokenizer, render(tokenizer, context), continuation)
+    else:  # a template may write something between the generation prompt and the content: a space, a line end
+        ids = answer_ids(tokenizer, packed[0], continuation, ended=False)
+    if not ids:
+        raise ValueError(f"The continuation {continuation!r} has no tokens; expected at least one.")
+    return ids
+
+
+def newest(tokenizer: PreTrainedTokenizerBase, context: str, limit: int) -> tuple[list[int], bool]:
+    """The context in at most ``limit`` tokens, and whether it was cut: the oldest turns go first, then the oldest of the content.
+
+    The frame (the system message, and what the chat template writes) stays whole.
+
+    Raises:
+        ValueError: where even the last character of the content does not fit.
+    """
+    ids = encode(tokenizer, context)
+    if len(ids) <= limit:
+        return ids, False
+    if unpack(context) is not None:
+        context = _newest_turns(tokenizer, context, limit)
+    text = content(context)
+
+    def tail(length: int) -> list[int]:
+        return encode(tokenizer, with_content(context, text[len(text) - length :]))
+
+    kept = bisect.bisect_left(range(len(text) + 1), True, key=lambda length: len(tail(length)) > limit) - 1
+    if kept < 1:
+        raise ValueError(f"A prompt has {len(ids)} tokens and there is room for {limit}; expected room for its frame and some content.")
+    return tail(kept), True
+
+
+def _newest_turns(tokenizer: PreTrainedTokenizerBase, context: str, limit: int) -> str:
+    """The conversation without its oldest turns: as many as it takes to fit, but for the last."""
+    messages, continued = unpack(context)
+    while len(users := _users(messages)) > 1 and len(encode(tokenizer, context)) > limit:
+        messages = messages[: users[0]] + messages[users[1] :]
+        context = pack(messages, not continued)
+    return context

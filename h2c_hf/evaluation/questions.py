@@ -1,0 +1,115 @@
+"""What is asked: Atlas, or any dataset in the columns of `cais/mmlu`; few-shot turns; and what is too long for a model."""
+
+from collections import Counter
+from pathlib import Path
+
+from datasets import load_dataset
+
+from ..atlas.questions import atlas_questions
+from ..data.prompts import PROMPTS, Prompts, open_answer
+from ..data.sources import FILES, NAMES
+from ..modeling import H2CProcessor
+from .methods import METHODS, TextToText, conversation, for_sharer
+from .runner import MAX_ANSWER_TOKENS
+
+
+HINT_GROWTH = 3  # the Receiver's tokens a token of the Sharer's text, at most
+
+
+def read_rows(path: str, name: str | None, split: str, columns: tuple[str, ...] = ()) -> list[dict]:
+    """The rows of a dataset by short name, Hub id, folder or file. (`DataSource` reads training data, and refuses test splits.)
+
+    Raises:
+        ValueError: where there is no such dataset, configuration or split, or a column is missing.
+    """
+    path, default = NAMES.get(path, (path, None))
+    suffix, name = Path(path).suffix, name or default
+    try:
+        if suffix in FILES and Path(path).is_file():
+            rows = load_dataset(FILES[suffix], data_files=path, split="train")
+        else:
+            rows = load_dataset(path, name, split=split)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The dataset {path!r} ({name or 'default'}, split {split!r}) cannot be read: {str(error).splitlines()[0]}"
+        ) from None
+    if missing := sorted(set(columns) - set(rows.column_names)):
+        raise ValueError(f"{path} has no column {missing[0]!r}; expected {', '.join(columns)}, got {', '.join(rows.column_names)}.")
+    return rows.to_list()
+
+
+def load_questions(path: str, name: str | None, split: str, shots: int = 0, shots_split: str = "dev") -> list[dict]:
+    """Questions in the columns of `cais/mmlu`; 'atlas' is the embedded world. Each with the first ``shots`` questions of its
+    subject in ``shots_split`` as few-shot turns.
+
+    Raises:
+        ValueError: for data that cannot be read, an answer that is none of the choices, or a subject with fewer shots.
+    """
+    questions = _questions(path, name, split)
+    if not shots:
+        return questions
+    before: dict[str, list[dict]] = {}
+    for question in _questions(path, name, shots_split):
+        before.setdefault(question["subject"], []).append(question)
+    for question in questions:
+        found = before.get(question["subject"], [])[:shots]
+        if len(found) < shots:
+            raise ValueError(f"Subject {question['subject']!r} has {len(found)} questions in {shots_split!r}; expected {shots} shots.")
+        question["shots"] = found
+    return questions
+
+
+def _questions(path: str, name: str | None, split: str) -> list[dict]:
+    if path == "atlas":
+        if split not in ("train", "validation", "test"):
+            raise ValueError(f"atlas has no split {split!r}; expected train, validation or test.")
+        return atlas_questions(split)
+    columns = ("question", "choices", "answer", "subject")
+    questions = [{column: row[column] for column in columns} for row in read_rows(path, name, split, columns)]
+    for question in questions:
+        open_answer(question)  # refuses an answer that is no index of a choice
+    return questions
+
+
+def limits(model, methods: list[str], form: str, max_length: int | None = None) -> dict[str, int]:
+    """{"receiver", "sharer"}: the longest prompt that leaves room, in the model's context window, for what these methods write."""
+    texts = [METHODS[name].max_tokens for name in methods if isinstance(METHODS[name], TextToText)]
+    written = {"receiver": HINT_GROWTH * max(texts, default=0), "sharer": max(texts, default=0)}
+    answered = MAX_ANSWER_TOKENS if form == "open" else 0
+    found = {}
+    for role in ("receiver", "sharer"):
+        window = getattr(getattr(model, role).config.get_text_config(decoder=True), "max_position_embeddings", None)
+        room = float("inf") if window is None else window - written[role] - answered
+        found[role] = min(room, max_length or float("inf"))
+    return found
+
+
+def fit(
+    questions: list[dict], processor: H2CProcessor, longest: dict[str, int], form: str, prompts: Prompts = PROMPTS
+) -> tuple[list[dict], dict]:
+    """Make every prompt fit: the earliest few-shot turns are dropped first (truncated); what is still too long is refused.
+
+    Args:
+        longest: tokens, as `limits` gives them.
+
+    Returns:
+        The questions that are asked; and counts: `questions`, `asked`, `truncated`, `refused`, and `refused_rows`.
+    """
+    asked, refused, counts = [], [], Counter(truncated=0)
+    for row, question in enumerate(questions):
+        fitted = dict(question)
+        while not fits(fitted, processor, longest, form, prompts) and fitted.get("shots"):
+            fitted["shots"] = fitted["shots"][1:]
+        if not fits(fitted, processor, longest, form, prompts):
+            refused.append(row)
+            continue
+        counts["truncated"] += len(fitted.get("shots", [])) < len(question.get("shots", []))
+        asked.append(fitted)
+    return asked, {"questions": len(questions), "asked": len(asked), **counts, "refused": len(refused), "refused_rows": refused}
+
+
+def fits(question: dict, processor: H2CProcessor, longest: dict[str, int], form: str, prompts: Prompts) -> bool:
+    messages = conversation(question, form, prompts=prompts)
+    inputs = processor.apply_chat_template([messages], [for_sharer(messages, question)])
+    lengths = {"receiver": inputs["input_ids"].shape[1], "sharer": inputs["sharer_input_ids"].shape[1]}
+    return all(lengths[role] <= longest[role] for role in lengths)

@@ -1,0 +1,89 @@
+import json
+
+import pytest
+
+from h2c_hf.atlas.questions import QUESTIONS, atlas_questions
+from h2c_hf.data.prompts import choice_prompt, user_turn
+from h2c_hf.evaluation.hand_off import atlas_passages, hand_off_questions, hand_off_rows
+from h2c_hf.evaluation.questions import fit, limits, load_questions
+from h2c_hf.evaluation.subjects import ATLAS_SUBJECTS, CATEGORIES, SUBJECTS
+
+
+def write(path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_every_subject_of_atlas_has_a_category():
+    subjects = [subject for subjects in ATLAS_SUBJECTS.values() for subject in subjects]
+    assert sorted(subjects) == sorted(QUESTIONS) and len(CATEGORIES) == 57 + len(QUESTIONS)
+
+
+def test_mmlu_has_57_subjects_in_four_categories_and_five_shots_each(real_data):
+    path = str(real_data / "mmlu")
+    questions = load_questions(path, "all", "validation", shots=5)
+    dev = load_questions(path, "all", "dev")
+    assert len(dev) == 285 and len(questions) == 1531
+    assert {question["subject"] for question in dev} == {subject for subjects in SUBJECTS.values() for subject in subjects}
+    assert len(SUBJECTS) == 4
+    for question in questions[::100]:
+        assert question["shots"] == [shot for shot in dev if shot["subject"] == question["subject"]][:5]
+    with pytest.raises(ValueError, match="has 5 questions in 'dev'; expected 6 shots"):
+        load_questions(path, "all", "validation", shots=6)
+
+
+def test_any_file_in_the_same_columns(tmp_path):
+    row = {"question": "Which?", "choices": ["this", "that"], "answer": 1, "subject": "s"}
+    assert load_questions(write(tmp_path / "a.jsonl", [row, row]), None, "test") == [row, row]
+    with pytest.raises(ValueError, match="has no column 'subject'; expected question, choices, answer, subject"):
+        load_questions(
+            write(tmp_path / "b.jsonl", [{**row, "subject": None} and {k: row[k] for k in ("question", "choices", "answer")}]), None, "test"
+        )
+    with pytest.raises(ValueError, match="expected the index of one of its 2 choices"):
+        load_questions(write(tmp_path / "c.jsonl", [{**row, "answer": 2}]), None, "test")
+
+
+def test_shots_are_dropped_before_a_question_is_refused(atlas):
+    """Against the lengths of each prompt, by a plain way."""
+    _, processor = atlas
+    questions = [{**question, "shots": atlas_questions("train")[:3]} for question in atlas_questions("validation")[:20]]
+    turns = [processor.apply_chat_template(user_turn(choice_prompt(question))) for question in questions]
+    lengths = [max(turn["input_ids"].shape[1], turn["sharer_input_ids"].shape[1]) for turn in turns]
+    middle = sorted(lengths)[10]
+    asked, counts = fit(questions, processor, {"receiver": middle, "sharer": middle}, "choice")
+    kept = [question["question"] for question, length in zip(questions, lengths, strict=True) if length <= middle]
+    assert [question["question"] for question in asked] == kept and all(question["shots"] == [] for question in asked)
+    refused = [row for row, length in enumerate(lengths) if length > middle]
+    assert counts == {"questions": 20, "asked": len(kept), "truncated": len(kept), "refused": len(refused), "refused_rows": refused}
+    asked, counts = fit(questions, processor, {"receiver": 500, "sharer": 500}, "choice")
+    assert asked == questions and not counts["truncated"] and not counts["refused"]
+
+
+def test_room_is_left_for_what_is_written(atlas):
+    model, _ = atlas
+    assert limits(model, ["receiver", "h2c"], "choice") == {"receiver": 512, "sharer": 512}
+    assert limits(model, ["receiver", "text_to_text"], "choice") == {"receiver": 512 - 3 * 48, "sharer": 512 - 48}
+    assert limits(model, ["h2c"], "open", 40) == {"receiver": 40, "sharer": 40}
+
+
+def test_a_passage_holds_the_fact_that_is_asked_for():
+    asked = {question["entity"]: question for question in atlas_questions("test")}
+    true, invented = atlas_passages("test"), atlas_passages("test", invented=True)
+    assert len(true) == len(invented) == len(atlas_questions("test"))
+    for question in true[::50] + invented[::50]:
+        assert question["passage"].count(".") >= 4 and f" {question['answers'][0]}." in question["passage"]
+        assert any(entity in question["passage"] and entity in question["question"] for entity in asked)
+    changed = sum(a["answers"] != b["answers"] for a, b in zip(true, invented, strict=True))
+    assert changed > len(true) / 2
+
+
+def test_squad_layout_and_its_comparison(tmp_path):
+    rows = [
+        {"context": "Tea is from China.", "question": "Where is tea from?", "answers": {"text": ["China", "the China"]}, "title": "Tea"},
+        {"context": "x", "question": "No answer?", "answers": {"text": []}, "title": "None"},
+        {"context": "Rome is old.", "question": "What is old?", "answers": {"text": ["Rome"]}, "title": "Rome"},
+    ]
+    questions = hand_off_questions(write(tmp_path / "squad.jsonl", rows), None, "train")
+    assert [(q["passage"], q["answers"]) for q in questions] == [("Tea is from China.", ["China", "the China"]), ("Rome is old.", ["Rome"])]
+    found = hand_off_rows({"h2c": {"predictions": ["the CHINA!", "It is Rome, surely"]}}, questions)["h2c"]
+    assert (found["accuracy"], found["contained"], found["n"]) == (0.5, 1.0, 2)
