@@ -1,10 +1,15 @@
 """One conversation in, both models' inputs out."""
 
 import copy
+import re
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+
+# Around special tokens that stand in a message as text: two code points that are no characters, so that no text has them.
+MARKED = re.compile("\ufdd0([^\ufdd0\ufdd1]*)\ufdd1")
 
 
 class H2CProcessor(ProcessorMixin):
@@ -37,14 +42,15 @@ class H2CProcessor(ProcessorMixin):
         tokenize: bool = True,
         **kwargs,
     ) -> BatchFeature | dict:
-        """Render one conversation (or a list of them) with each model's own chat template.
+        """Render one conversation (or a list of them) with each model's own chat template. What the messages say is text: a special
+        token that is written in one, such as `<|im_end|>`, is encoded by its letters and cannot end the turn.
 
         Args:
             conversation: messages as transformers has them, `{"role": ..., "content": ...}`.
             sharer_conversation: what the Sharer reads, where that is not `conversation`; as many.
             add_generation_prompt: end in the frame of the assistant's turn, whose last token is the kickstart.
             tokenize: False returns the texts, `{"text": ..., "sharer_text": ...}`, as `__call__` takes them with
-                `add_special_tokens=False` (the templates wrote the special tokens already).
+                `add_special_tokens=False` (the templates wrote the special tokens already; those in messages are not told apart then).
             kwargs: passed to both tokenizers' `apply_chat_template` (`tools`, `continue_final_message`, a template's own
                 variables ...).
 
@@ -57,17 +63,22 @@ class H2CProcessor(ProcessorMixin):
         kwargs.pop("return_dict", None)
         return_tensors = kwargs.pop("return_tensors", "pt")
         sharer_conversation = conversation if sharer_conversation is None else sharer_conversation
-        texts = {}
+        texts, rows = {}, {}
         for role, given in (("receiver", conversation), ("sharer", sharer_conversation)):
             if not given or any(not messages for messages in given):
                 raise ValueError(f"The {role}'s conversation is empty; expected at least one message.")
             tokenizer = getattr(self, f"{role}_tokenizer")
             if tokenizer.chat_template is None:
                 raise ValueError(f"The {role}'s tokenizer has no chat template; set {role}_tokenizer.chat_template, or pass text.")
-            texts[role] = tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs)
+            marked = mark_special_tokens(tokenizer, given)
+            rendered = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs)
+            single = isinstance(rendered, str)
+            rows[role] = [encode_marked(tokenizer, text) for text in ([rendered] if single else rendered)] if tokenize else []
+            plain = [MARKED.sub(r"\1", text) for text in ([rendered] if single else rendered)]
+            texts[role] = plain[0] if single else plain
         if not tokenize:
             return {"text": texts["receiver"], "sharer_text": texts["sharer"]}
-        return self(texts["receiver"], texts["sharer"], add_special_tokens=False, return_tensors=return_tensors)
+        return self._inputs(rows["receiver"], rows["sharer"], return_tensors)
 
     def __call__(
         self,
@@ -79,7 +90,7 @@ class H2CProcessor(ProcessorMixin):
         """Encode plain text (or a list of texts) for both models; nothing is truncated.
 
         Args:
-            text: what the Receiver reads.
+            text: what the Receiver reads. Special tokens that are written in it are text, unless `add_special_tokens` is False.
             sharer_text: what the Sharer reads, where that is not `text`; as many.
             add_special_tokens: False for text that already went through a chat template.
 
@@ -89,16 +100,22 @@ class H2CProcessor(ProcessorMixin):
         Raises:
             ValueError: for an empty prompt, or another number of Sharer texts.
         """
-        if return_tensors not in ("pt", None):
-            raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt'.")
         texts = [text] if isinstance(text, str) else list(text)
         sharer_text = texts if sharer_text is None else sharer_text
         sharer_texts = [sharer_text] if isinstance(sharer_text, str) else list(sharer_text)
-        if len(texts) != len(sharer_texts):
-            raise ValueError(f"Got {len(texts)} prompts for the Receiver and {len(sharer_texts)} for the Sharer; expected as many.")
+        receiver_rows, sharer_rows = (
+            tokenizer(batch, add_special_tokens=add_special_tokens, split_special_tokens=add_special_tokens)["input_ids"] if batch else []
+            for tokenizer, batch in ((self.receiver_tokenizer, texts), (self.sharer_tokenizer, sharer_texts))
+        )
+        return self._inputs(receiver_rows, sharer_rows, return_tensors)
+
+    def _inputs(self, receiver_rows: list[list[int]], sharer_rows: list[list[int]], return_tensors: str | None) -> BatchFeature:
+        if return_tensors not in ("pt", None):
+            raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt'.")
+        if len(receiver_rows) != len(sharer_rows):
+            raise ValueError(f"Got {len(receiver_rows)} prompts for the Receiver and {len(sharer_rows)} for the Sharer; expected as many.")
         inputs = {}
-        for prefix, tokenizer, batch in (("", self.receiver_tokenizer, texts), ("sharer_", self.sharer_tokenizer, sharer_texts)):
-            rows = tokenizer(batch, add_special_tokens=add_special_tokens)["input_ids"] if batch else []
+        for prefix, tokenizer, rows in (("", self.receiver_tokenizer, receiver_rows), ("sharer_", self.sharer_tokenizer, sharer_rows)):
             if not rows or not all(rows):
                 raise ValueError(f"A prompt is empty: its text has no tokens for {prefix}input_ids; expected at least one.")
             inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"] = left_pad(rows, padding_id(tokenizer))
@@ -111,6 +128,30 @@ class H2CProcessor(ProcessorMixin):
     def batch_decode(self, *args, **kwargs) -> list[str]:
         """The Receiver's tokenizer's `batch_decode`."""
         return self.receiver_tokenizer.batch_decode(*args, **kwargs)
+
+
+def mark_special_tokens(tokenizer: PreTrainedTokenizerBase, messages):
+    """Messages (nested lists, dicts and texts) with the special tokens in their texts marked, for `encode_marked`."""
+    special = sorted((token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len, reverse=True)
+    if not special:
+        return messages
+    pattern = re.compile("|".join(map(re.escape, special)))
+
+    def mark(value):
+        if isinstance(value, str):
+            return pattern.sub("\ufdd0\\g<0>\ufdd1", value)
+        if isinstance(value, dict):
+            return {key: mark(item) for key, item in value.items()}
+        return [mark(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return mark(messages)
+
+
+def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a rendered conversation; what is marked is encoded as text."""
+    parts = enumerate(MARKED.split(text))  # by turns not marked and marked
+    rows = (tokenizer(part, add_special_tokens=False, split_special_tokens=n % 2 == 1)["input_ids"] for n, part in parts if part)
+    return [token for row in rows for token in row]
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -25,6 +25,12 @@ AUTO_MAP = {
     "AutoProcessor": "processing_h2c.H2CProcessor",
 }
 LAYER_ALIGNMENTS = ("top_down",)
+# More than any pair has, and less than would take a machine's memory before the weights are looked at.
+LARGEST = {
+    "sharer_hidden_size": 2**16, "sharer_num_hidden_layers": 2**10, "receiver_num_hidden_layers": 2**10,
+    "receiver_num_key_value_heads": 2**10, "receiver_head_dim": 2**12, "num_attention_heads": 2**16, "ffn_multiplier": 2**6,
+}  # fmt: skip
+MOST_PARAMETERS = 2**36
 
 
 @strict
@@ -67,12 +73,19 @@ class H2CBridgeConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
-        for name in (
-            "sharer_hidden_size", "sharer_num_hidden_layers", "receiver_num_hidden_layers", "receiver_num_key_value_heads",
-            "receiver_head_dim", "num_attention_heads", "ffn_multiplier",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        for name, largest in LARGEST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1.")
+            if value > largest:
+                raise ValueError(f"{name} is {value:,}; expected at most {largest:,}.")
+        size = self.receiver_size
+        block = (2 + 2 * self.ffn_multiplier) * size**2 + 2 * size * self.sharer_hidden_size
+        parameters = 2 * min(self.sharer_num_hidden_layers, self.receiver_num_hidden_layers) * block
+        if parameters > MOST_PARAMETERS:
+            raise ValueError(f"A bridge of these shapes has {parameters:,} parameters; expected at most {MOST_PARAMETERS:,}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; expected at least 0 and less than 1.")
         if self.receiver_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads is {self.num_attention_heads}, which does not divide the Receiver's flattened width "
@@ -152,6 +165,8 @@ class H2CBridgeConfig(PreTrainedConfig):
                 raise ValueError(f"{role}_model_id is {model_id!r}; './name' must name a folder directly inside the bridge's repo.")
             model_id, revision = path, repo.get("revision")
             arguments = {**arguments, "subfolder": f"{repo.get('subfolder', '')}/{name}".lstrip("/")}
+        elif not Path(path).is_dir() and (model_id.startswith(("/", "~", ".")) or ".." in model_id or "\\" in model_id or ":" in model_id):
+            raise ValueError(f"{role}_model_id is {model_id!r}: a repo on the Hub may name a Hub id or './name', and no path.")
         return model_id, {**({} if revision is None else {"revision": revision}), **arguments}
 
     def save_pretrained(self, save_directory, *args, **kwargs):
