@@ -24,7 +24,8 @@ PARTS = ["sharer_prefill", "sharer_writes", "receiver_prefill", "bridge", "decod
 
 # What the schema asks of every report, and no figure draws.
 REQUIRED = {
-    "schema_version": 1, "by_subject": {}, "environment": {"python": "3", "machine": "one"}, "recovered": {"value": 0.5, "low": 0.4, "high": 0.6},
+    "schema_version": 1, "by_subject": {}, "environment": {"python": "3", "machine": "one"},
+    "recovered": {"value": 0.5, "low": 0.4, "high": 0.6},
     "information_gain": {"value": 0.2, "low": 0.1, "high": 0.3, "p": 0.01, "control": "zeros"},
 }  # fmt: skip
 
