@@ -93,9 +93,10 @@ def eval_results(report: dict) -> list[EvalResult]:
         title = f"{dataset}, {part}" + (f": {subject}" if subject else "")
         return EvalResult(
             task_type="question-answering" if part == FORMS["methods"] else "text-generation", dataset_type=dataset,
-            dataset_name=title, dataset_config=subject, metric_type=kind, metric_name=name, metric_value=value,
+            dataset_name=title, dataset_config=subject or part, metric_type=kind, metric_name=name, metric_value=value,
         )  # fmt: skip
 
+    # Results of one task, dataset and config are written as one: the config tells the parts apart.
     results = []
     for key, part in FORMS.items():
         for method, row in report.get(key, {}).items():

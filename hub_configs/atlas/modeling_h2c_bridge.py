@@ -9,7 +9,10 @@ once: their parameters are stacked, index 2 * i for the keys and 2 * i + 1 for t
 """
 
 import copy
+import hashlib
 import math
+import re
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +21,26 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.utils import cached_file
 
 from .configuration_h2c import H2CBridgeConfig
+
+
+def check_hashes(folder: Path) -> None:
+    """Compare weights in the Hub's cache, whose blobs are named by the SHA-256 that the Hub gives, with their names: the client
+    checks their size alone. Other folders have no hashes to compare with.
+
+    Raises:
+        ValueError: for a file with another hash.
+    """
+    for path in folder.glob("model*.safetensors"):
+        blob, digest = path.resolve(), hashlib.sha256()
+        if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+            with blob.open("rb") as file:
+                while chunk := file.read(2**24):
+                    digest.update(chunk)
+            if digest.hexdigest() != blob.name:
+                raise ValueError(f"{path} is damaged: its SHA-256 is not the Hub's; fetch it again with force_download=True.")
 
 
 def normalized(x: torch.Tensor) -> torch.Tensor:
@@ -100,7 +121,7 @@ class H2CBridgeModel(PreTrainedModel):
         """As in transformers, from safetensors alone: a pickle can run code.
 
         Raises:
-            ValueError: for weights that are truncated, pickled or incomplete.
+            ValueError: for weights that are truncated, pickled or incomplete, or not those that the Hub has the hash of.
         """
         with_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"use_safetensors": True, "output_loading_info": True}
@@ -122,6 +143,8 @@ class H2CBridgeModel(PreTrainedModel):
                 f"The weights of {pretrained_model_name_or_path} lack {len(missing)} of the bridge's {len(model.state_dict())} "
                 f"tensors: {', '.join(missing)}."
             )
+        where = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder") if kwargs.get(name)}
+        check_hashes(Path(cached_file(pretrained_model_name_or_path, "config.json", local_files_only=True, **where)).parent)
         return (model, info) if with_info else model
 
     @property
