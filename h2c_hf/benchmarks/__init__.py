@@ -5,7 +5,11 @@ from importlib import import_module
 
 
 # name: the module whose `main(arguments)` runs it and returns the exit status
-BENCHMARKS = {"train": "h2c_hf.benchmarks.train"}
+BENCHMARKS = {
+    "train": "h2c_hf.benchmarks.train",
+    "states": "h2c_hf.benchmarks.states",
+    "evaluate": "h2c_hf.benchmarks.evaluate",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

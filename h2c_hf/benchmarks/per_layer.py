@@ -2,7 +2,8 @@
 
 The Sharer is called as a causal language model, with the logits of every position and a KV cache; every hidden state is
 cloned; a Python loop runs two small modules for each bridged layer; Python's and CUDA's garbage is collected in every step.
-Padding is masked here (at first it was not), so that both steps compute the same loss.
+Every module and model is called as it comes, with its default arguments. Padding is masked here (at first it was not), so that both
+steps compute the same loss.
 """
 
 import gc
@@ -30,7 +31,7 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor, h: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
         """x: (batch, length, size); h: (batch, sharer length, sharer_hidden_size); padding: (batch, sharer length), True there."""
         h = self.norm_sharer(h)
-        attended, _ = self.attn(self.norm_receiver(x), h, h, key_padding_mask=padding, need_weights=False)
+        attended, _ = self.attn(self.norm_receiver(x), h, h, key_padding_mask=padding)
         return x + torch.sigmoid(self.gate) * self.ffn(self.norm_ffn(attended))
 
 
@@ -57,20 +58,16 @@ class PerLayerBridge(nn.Module):
         return block(flat, h, padding).view(batch, length, heads, head_dim).transpose(1, 2)
 
 
-@torch.no_grad()
-def read(model: H2CForCausalLM, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    inputs = model_inputs(model.sharer, batch["sharer_input_ids"], batch["sharer_attention_mask"])
-    return [state.clone() for state in model.sharer(**inputs, output_hidden_states=True, use_cache=True).hidden_states]
-
-
 def loss(model: H2CForCausalLM, bridge: PerLayerBridge, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The loss of a batch as `H2CForCausalLM.forward` takes it, with `bridge` in the place of the model's own."""
     start = int((batch["labels"] != -100).int().argmax(1)[0])
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    hidden_states = read(model, batch)
     with torch.no_grad():
+        sharer = model_inputs(model.sharer, batch["sharer_input_ids"], batch["sharer_attention_mask"])
+        outputs = model.sharer(**sharer, output_hidden_states=True, use_cache=True)  # alive until the step ends
+        hidden_states = [state.clone() for state in outputs.hidden_states]
         own = model_inputs(model.receiver, ids[:, : start - 1], mask[:, : start - 1])
-        cache = model.receiver.base_model(**own, use_cache=True)[CACHE]
+        cache = model.receiver(**own, use_cache=True)[CACHE]
     cache = bridge(hidden_states, cache, batch["sharer_attention_mask"] == 0)
     new = model_inputs(model.receiver, ids[:, start - 1 :], mask, past=start - 1)
     logits = model.receiver(**new, **{CACHE: cache}, use_cache=True).logits[:, :-1].float()

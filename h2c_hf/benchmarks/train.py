@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from ..hub.conversion import stack_blocks
 from ..modeling import H2CForCausalLM
-from ..visualization.figures import BLUE, GREY, STYLE
+from ..visualization.style import BLUE, GREY, THEMES
 from . import per_layer
 
 
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context(THEMES["light"].settings):
             draw(result).savefig(options.output.with_suffix(".png"))
     return 0
 

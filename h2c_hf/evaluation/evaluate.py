@@ -11,6 +11,7 @@ from transformers.utils import cached_file
 
 from ..data.prompts import LETTERS, open_answer
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
+from ..modeling.configuration_h2c import record_commit
 from ..training.pair import QUANTIZATION
 from .arguments import EvaluationArguments, parse
 from .hand_off import hand_off_questions, hand_off_rows
@@ -132,7 +133,7 @@ def load(options: EvaluationArguments, device: torch.device) -> tuple[H2CForCaus
 
 def models(options: EvaluationArguments, model: H2CForCausalLM) -> dict[str, dict]:
     """Which models, at which commits, where those are known."""
-    found = {"bridge": {"id": options.model, "revision": getattr(model.bridge.config, "_commit_hash", None)}}
+    found = {"bridge": {"id": options.model, "revision": record_commit(model.bridge.config, options.revision)._commit_hash}}
     for role in ("sharer", "receiver"):
         config = getattr(model, role).config
         name = getattr(options, role) or getattr(model.config, f"{role}_model_id") or config._name_or_path

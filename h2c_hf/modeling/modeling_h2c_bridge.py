@@ -12,12 +12,14 @@ import copy
 import hashlib
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicLayer
@@ -189,22 +191,16 @@ class H2CBridgeModel(PreTrainedModel):
         self._check(sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_attention_mask)
         layers = [receiver_cache.layers[layer] for layer, _ in self.alignment]
         batch, heads, length, head_dim = layers[0].keys.shape
-        device, dtype = self.gate.device, self.dtype
 
         # (blocks, batch * length, size): keys and values of the bridged layers, heads flattened
-        cached = torch.stack([states.to(device) for layer in layers for states in (layer.keys, layer.values)])
+        cached = torch.stack([states.to(self.gate.device) for layer in layers for states in (layer.keys, layer.values)])
         receiver = cached.transpose(2, 3).reshape(len(cached), batch * length, heads * head_dim)
-        # (blocks / 2, tokens, sharer_hidden_size): normalised without the affine part, and without padding
-        read = slice(None) if sharer_attention_mask is None else sharer_attention_mask.to(device).bool().flatten().nonzero()[:, 0]
-        sharer = torch.stack([normalized(sharer_hidden_states[index].to(device, dtype).flatten(0, 1)[read]) for _, index in self.alignment])
-
-        update = self._attend(receiver.to(dtype), sharer, batch, sharer_attention_mask)
-        update = self.ffn_in(self.norm_ffn(update))
-        update = self.ffn_out(F.dropout(F.gelu(update), self.config.dropout, self.training))
-        update = torch.sigmoid(self.gate)[:, None, None].to(update.dtype) * update
-        if receiver_attention_mask is not None:
-            update = update * receiver_attention_mask.to(update).reshape(1, -1, 1)
-        bridged = receiver + update.to(receiver.dtype)
+        states = [sharer_hidden_states[index] for _, index in self.alignment]
+        # States held by the closure: tensors of inference mode cannot be saved for the backward pass.
+        rewrite = partial(self._rewrite, states, sharer_attention_mask, receiver_attention_mask)
+        # Computed again in the backward pass: a bridge is a hundredth of the work of a step, and much of what that would keep.
+        again = torch.is_grad_enabled() and self.training
+        bridged = checkpoint(rewrite, receiver, use_reentrant=False) if again else rewrite(receiver)
         bridged = bridged.view(len(cached), batch, length, heads, head_dim).transpose(2, 3)
 
         new_cache = copy.copy(receiver_cache)
@@ -213,6 +209,21 @@ class H2CBridgeModel(PreTrainedModel):
             target = new_cache.layers[layer]
             target.keys, target.values = bridged[2 * i].to(target.keys.device), bridged[2 * i + 1].to(target.values.device)
         return new_cache
+
+    def _rewrite(self, sharer_hidden_states, sharer_attention_mask, receiver_attention_mask, receiver) -> torch.Tensor:
+        """What every block adds, added. receiver: (blocks, batch * length, size); sharer_hidden_states: one for each bridged layer."""
+        device, dtype, batch = self.gate.device, self.dtype, len(sharer_hidden_states[0])
+        # (blocks / 2, tokens, sharer_hidden_size): normalised without the affine part, and without padding
+        read = slice(None) if sharer_attention_mask is None else sharer_attention_mask.to(device).bool().flatten().nonzero()[:, 0]
+        sharer = torch.stack([normalized(states.to(device, dtype).flatten(0, 1)[read]) for states in sharer_hidden_states])
+
+        update = self._attend(receiver.to(dtype), sharer, batch, sharer_attention_mask)
+        update = self.ffn_in(self.norm_ffn(update))
+        update = self.ffn_out(F.dropout(F.gelu(update), self.config.dropout, self.training))
+        update = torch.sigmoid(self.gate)[:, None, None].to(update.dtype) * update
+        if receiver_attention_mask is not None:
+            update = update * receiver_attention_mask.to(update).reshape(1, -1, 1)
+        return receiver + update.to(receiver.dtype)
 
     def _attend(self, receiver, sharer, batch, sharer_attention_mask) -> torch.Tensor:
         """Cross-attention of every block. receiver: (blocks, batch * length, size); sharer: (blocks / 2, tokens that are not

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from ..atlas import MODELS
 from ..modeling import H2CBridgeConfig, H2CBridgeModel, H2CForCausalLM, H2CProcessor
+from ..modeling.configuration_h2c import record_commit
 from .arguments import BRIDGE_FIELDS, H2CArguments
 
 
@@ -33,7 +34,7 @@ class Pair:
         }
 
     def config(self, role: str) -> PreTrainedConfig:
-        return AutoConfig.from_pretrained(**self.source(role))
+        return record_commit(AutoConfig.from_pretrained(**self.source(role)), getattr(self.arguments, f"{role}_revision"))
 
     def processor(self) -> H2CProcessor:
         return H2CProcessor(*(AutoTokenizer.from_pretrained(**self.source(role)) for role in ("sharer", "receiver")))

@@ -213,7 +213,7 @@ def states_identity(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pai
     config = pair.bridge_config()
     folder = Path(pair.source("sharer")["pretrained_model_name_or_path"])
     # A folder is known by what is in it, wherever it lies.
-    revision = weights_checksum(folder) if folder.is_dir() else pair.config("sharer")._commit_hash
+    revision = weights_checksum(folder) if folder.is_dir() else getattr(pair.config("sharer"), "_commit_hash", None)
     return {
         "sharer": Path(h2c.sharer).name if folder.is_dir() else h2c.sharer,
         "revision": revision,

@@ -1,5 +1,6 @@
 """Configuration of an H2C bridge: the shapes of the pair that it joins, and of the bridge itself."""
 
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import cached_file
 
 
 if TYPE_CHECKING:
@@ -31,6 +33,23 @@ LARGEST = {
     "receiver_num_key_value_heads": 2**10, "receiver_head_dim": 2**12, "num_attention_heads": 2**16, "ffn_multiplier": 2**6,
 }  # fmt: skip
 MOST_PARAMETERS = 2**36
+
+
+def record_commit(config: PreTrainedConfig, revision: str | None = None, **hub) -> PreTrainedConfig:
+    """Note in `config._commit_hash` at which commit it was read, as transformers itself did before 5.24.
+
+    Args:
+        revision, hub: what it was read with (`cache_dir`, `subfolder`, `token` ...). A folder that is no Hub cache has no commit.
+    """
+    if getattr(config, "_commit_hash", None) is None and config._name_or_path:
+        path = cached_file(
+            config._name_or_path, "config.json", revision=revision, **hub,
+            _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )  # fmt: skip
+        found = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", path or "")
+        config._commit_hash = found[1] if found else None
+    return config
 
 
 @strict

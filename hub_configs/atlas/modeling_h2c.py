@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_h2c import H2CBridgeConfig
+from .configuration_h2c import H2CBridgeConfig, record_commit
 from .modeling_h2c_bridge import H2CBridgeModel
 
 
@@ -91,10 +91,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if bridge is not None and overrides:
             raise ValueError(f"Got a bridge, which has its config, and fields for a new one's: {', '.join(overrides)}; expected either.")
-        models = [
-            AutoModelForCausalLM.from_pretrained(model, dtype="auto") if isinstance(model, str | os.PathLike) else model
-            for model in (sharer, receiver)
-        ]
+        models = [load(model, dtype="auto") if isinstance(model, str | os.PathLike) else model for model in (sharer, receiver)]
         configs = [model if isinstance(model, PreTrainedConfig) else model.config for model in models]
         config = bridge.config if bridge is not None else H2CBridgeConfig.from_pair(*configs, **overrides)
         for role, base in zip(("sharer", "receiver"), configs, strict=True):
@@ -143,7 +140,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         for role, given, arguments in (("sharer", sharer, sharer_kwargs), ("receiver", receiver, receiver_kwargs)):
             if given is None:
                 given, arguments = bridge.config.locate(role, pretrained_model_name_or_path, repo, arguments)
-            models.append(given if isinstance(given, PreTrainedModel) else AutoModelForCausalLM.from_pretrained(given, **arguments))
+            models.append(given if isinstance(given, PreTrainedModel) else load(given, **arguments))
         model = cls.from_pair(*models, bridge, strict_revisions=strict_revisions)
         with contextlib.suppress(OSError):  # the repo need not have one; the Receiver's serves then
             model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **repo)
@@ -389,6 +386,13 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids=input_ids, attention_mask=attention_mask, **{CACHE: past_key_values},
             generation_config=None if generation_config is None else configs[0], **kwargs,
         )  # fmt: skip
+
+
+def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
+    """A base model that knows the commit it was read at."""
+    model = AutoModelForCausalLM.from_pretrained(model_id, **arguments)
+    record_commit(model.config, **{name: arguments[name] for name in ("revision", "subfolder", *HUB_ARGUMENTS) if name in arguments})
+    return model
 
 
 def continuing_from_cache(receiver: PreTrainedModel) -> PreTrainedModel:
