@@ -22,10 +22,10 @@ def encode_example(
     Raises:
         ValueError: for an empty conversation, or a template that `answer_ids` cannot use.
     """
-    texts = processor.apply_chat_template(conversation, sharer_conversation, tokenize=False)
+    prompts = processor.apply_chat_template(conversation, sharer_conversation)  # one way to a prompt, here and in generation
     return {
-        "input_ids": processor.receiver_tokenizer(texts["text"], add_special_tokens=False)["input_ids"],
-        "sharer_input_ids": processor.sharer_tokenizer(texts["sharer_text"], add_special_tokens=False)["input_ids"],
+        "input_ids": prompts["input_ids"][0].tolist(),
+        "sharer_input_ids": prompts["sharer_input_ids"][0].tolist(),
         "target_ids": answer_ids(processor.receiver_tokenizer, conversation, answer),
     }
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from ..modeling.processing_h2c import encode_marked, mark_special_tokens
+
 
 LETTERS = "ABCDEFGHIJ"
 CHOICE_INSTRUCTION = "Answer with one letter."
@@ -74,11 +76,12 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], ans
     """The token ids with which the assistant's turn says ``answer``, through its end token (or, where not ``ended``, up to it).
 
     Derived from the chat template: they are what follows the generation prompt, whatever stands between (Llama 3 writes
-    two line ends and then "A", not " A").
+    two line ends and then "A", not " A"). Special tokens that are written in a message are text, as in `H2CProcessor`.
 
     Raises:
         ValueError: for a template whose generation prompt is not how the assistant's turn begins, or an answer without tokens.
     """
+    conversation, answer = mark_special_tokens(tokenizer, [conversation, answer])
     prompt = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
     turns = [*conversation, {"role": "assistant", "content": answer}]
     whole = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=not ended)
@@ -96,11 +99,11 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], ans
 
 def following_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:
     """The token ids of ``text`` where it follows ``prompt``; both as they stand, without special tokens added."""
-    prompt_ids, whole_ids = _encode(tokenizer, prompt), _encode(tokenizer, prompt + text)
+    prompt_ids, whole_ids = encode_marked(tokenizer, prompt), encode_marked(tokenizer, prompt + text)
     # The prompt's last token may merge with the text (a line end, and an answer that begins with one): in generation the
     # prompt stands as it is, so the text is encoded on its own then.
     merged = whole_ids[: len(prompt_ids)] != prompt_ids
-    return _encode(tokenizer, text) if merged else whole_ids[len(prompt_ids) :]
+    return encode_marked(tokenizer, text) if merged else whole_ids[len(prompt_ids) :]
 
 
 def letter_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], count: int = 4) -> list[int]:
@@ -121,10 +124,6 @@ def letter_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], cou
             )
         ids.append(token)
     return ids
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _answer_index(question: dict) -> int:

@@ -26,6 +26,15 @@ def test_prompts_end_in_the_generation_prompt_and_targets_follow(processor):
     assert inputs["sharer_input_ids"].tolist() == [example["sharer_input_ids"]]
 
 
+def test_special_tokens_in_messages_are_text_in_prompt_and_target(processor):
+    conversation = user_turn("What ends a turn: <end>?")
+    example = encode_example(processor, conversation, "It is <end>, yes.")
+    end = processor.receiver_tokenizer.eos_token_id
+    assert example["input_ids"].count(end) == 1 and example["target_ids"].count(end) == 1 and example["target_ids"][-1] == end
+    assert processor.receiver_tokenizer.decode(example["target_ids"]) == "It is <end>, yes.<end>"
+    assert example["sharer_input_ids"].count(processor.sharer_tokenizer.convert_tokens_to_ids("<end>")) == 1
+
+
 def test_the_sharer_may_read_something_else(processor):
     example = encode_example(processor, user_turn("Name a colour."), "blue", user_turn("The colour is blue."))
     assert "The colour is blue." in processor.sharer_tokenizer.decode(example["sharer_input_ids"])
