@@ -60,7 +60,8 @@ def test_remote_code_opens_its_own_repo_alone_and_reaches_and_starts_nothing(tmp
 
 def test_remote_code_imports_nothing_that_could_do_more():
     allowed = {
-        "torch", "transformers", "huggingface_hub", "safetensors", "contextlib", "copy", "functools", "dataclasses", "math", "os", "pathlib", "re",
+        "torch", "transformers", "huggingface_hub", "safetensors", "contextlib", "copy", "dataclasses", "functools", "math", "os",
+        "pathlib", "re",
         "shutil", "typing", "warnings", "collections", "hashlib",
     }  # fmt: skip
     for path in ATLAS.glob("*.py"):
