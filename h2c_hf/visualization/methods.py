@@ -56,7 +56,7 @@ def latency(report: dict, theme: Theme) -> Figure:
     if max(times) > 20 * min(times):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if max(times) < 1000 * min(times) else (1,)))
-        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.xaxis.set_major_formatter("{x:,.10g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xlim(0, None)
@@ -86,7 +86,7 @@ def latency_parts(report: dict, theme: Theme) -> Figure:
     room = 1 + (max(inches(text, SMALL) for text in totals) + 0.2) / 3  # the axes are at least some three inches wide
     axes.set(xlim=(0, left.max() * room), ylim=(len(rows) - 0.5, -0.5), xlabel="median time, ms, batch 1")
     axes.locator_params(axis="x", nbins=5)
-    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.xaxis.set_major_formatter("{x:,.10g}")
     axes.set_yticks(range(len(rows)), names(rows))
     plain_grid(axes, "x")
     legend(axes)
@@ -109,8 +109,8 @@ def output_lengths(report: dict, theme: Theme) -> Figure:
         axes.plot(*zip(*points, strict=True), color=looks[name].color, marker=looks[name].marker, label=label)
     axes.set(xlim=(0, None), ylim=(0, None), xlabel="length of the answer, tokens", ylabel="median time, ms, batch 1")
     axes.locator_params(nbins=6)
-    axes.xaxis.set_major_formatter("{x:,g}")
-    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.xaxis.set_major_formatter("{x:,.10g}")
+    axes.yaxis.set_major_formatter("{x:,.10g}")
     plain_grid(axes)
     legend(axes)
     return figure

@@ -33,7 +33,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a page. `strong` and `pale` are the palette's blue and yellow, each in the shade that shows on this paper."""
+    """Colours of a page. `strong` and `pale` are a blue and a light colour of the palette that show on this paper."""
 
     name: str
     paper: str
@@ -67,7 +67,7 @@ class Theme:
     def looks(self, methods: Iterable[str]) -> dict[str, Look]:
         """{method: its look}, the same in every figure; an unknown method gets one of the rest."""
         known = {
-            "receiver": Look(self.strong, "o"), "h2c": Look(VERMILLION, "D"), "sharer": Look(GREEN, "^", ".."),
+            "receiver": Look(self.strong, "o", "/"), "h2c": Look(VERMILLION, "D"), "sharer": Look(GREEN, "^", ".."),
             "text_to_text": Look(PURPLE, "s", "//"), "text_to_text_answer": Look(PURPLE, "P", "\\\\"),
             "text_to_text_reasoning": Look(PURPLE, "X", "xx"), "shuffled": Look(GREY, "v", "--"), "zeros": Look(GREY, "<", "||"),
             "noise": Look(GREY, ">", "++"), "adapter": Look(GREY, "p", "oo"),
@@ -83,7 +83,7 @@ class Theme:
 
 
 THEMES = {
-    "light": Theme("light", paper="#FFFFFF", ink="#222222", grid="#DDDDDD", strong=BLUE, pale=ORANGE, ramp=(0.0, 0.85)),
+    "light": Theme("light", paper="#FFFFFF", ink="#222222", grid="#DDDDDD", strong=BLUE, pale=SKY, ramp=(0.0, 0.85)),
     "dark": Theme("dark", paper="#16181D", ink="#E8E8E8", grid="#3A3D45", strong=SKY, pale=YELLOW, ramp=(0.3, 1.0)),
 }
 
