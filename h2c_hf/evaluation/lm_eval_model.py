@@ -22,11 +22,12 @@ from tqdm.auto import tqdm
 from transformers import BatchFeature, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from ..modeling import H2CForCausalLM, H2CProcessor
+from ..data.prompts import PROMPTS
+from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.modeling_h2c import CACHE, model_inputs
 from ..modeling.processing_h2c import left_pad, padding_id
 from . import lm_eval_prompts as prompts
-from .methods import H2C, MAX_HINT_TOKENS, METHODS, Batch, TextToText, sharer_text
+from .methods import H2C, METHODS, Batch, TextToText, sharer_text
 
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class H2CLM(LM):
         max_batch_size: int | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
+        adapter: str | None = None,
         **loading,
     ):
         """
@@ -74,6 +76,7 @@ class H2CLM(LM):
             max_batch_size: for `batch_size` "auto" in other models; not used.
             device: of both models; by default the GPU; where there is none, the CPU.
             trust_remote_code: for the two base models.
+            adapter: the bridge's folder of the adapter control (`h2c train ... --blank_sharer true`).
             loading: more arguments of `H2CForCausalLM.from_pretrained` (`sharer`, `receiver`, `dtype`, `revision` ...).
 
         Raises:
@@ -94,6 +97,10 @@ class H2CLM(LM):
             pretrained = model, H2CProcessor.from_pretrained(pretrained, revision=loading.get("revision"))
         self.model, self.processor = pretrained[0].eval(), pretrained[1]
         self._device = self.model.receiver.device
+        if (method == "adapter") != bool(adapter):
+            raise ValueError(f"The method 'adapter' and adapter=DIR go together; got method={method}, adapter={adapter}.")
+        bridge = self.model.bridge
+        self.adapter = H2CBridgeModel.from_pretrained(adapter, dtype=bridge.dtype).to(bridge.device).eval() if adapter else None
         self.tokenizers = {role: getattr(self.processor, f"{role}_tokenizer") for role in PREFIXES}
         # Who reads a prompt; the one that answers first.
         if self.answers.reader == "sharer":
@@ -190,7 +197,7 @@ class H2CLM(LM):
         """The (context, tokens) pairs into which a text is cut."""
         window = self._window(self.roles[0]) - 1  # an empty context takes one token more for the Receiver
         if isinstance(self.answers, TextToText):
-            window -= 2 * MAX_HINT_TOKENS  # the hint, and what it becomes in the Receiver's tokens
+            window -= 2 * self.answers.max_tokens  # the hint, and what it becomes in the Receiver's tokens
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         prefix = self._prefix_id(self.roles[0])
         windows = get_rolling_token_windows(ids, prefix, max_seq_len=window, context_len=window // 2)
@@ -229,7 +236,7 @@ class H2CLM(LM):
 
     def _batch(self, contexts: list[Context], roles: list[str], donor: Batch | None = None) -> Batch:
         """The contexts as `roles` read them; the first one answers, and leaves their room."""
-        batch = Batch(self.model, self.processor, contexts, donor=donor)
+        batch = Batch(self.model, self.processor, contexts, donor=donor, adapter=self.adapter)
         inputs = {}
         for role in roles:
             rows, prefix = [self._encode(role, context, answers=role == roles[0]) for context in contexts], PREFIXES[role]
@@ -252,8 +259,9 @@ class H2CLM(LM):
         asking = [context for context in contexts if context.text]
         if not asking:
             return contexts
-        asked = self._batch([Context(prompts.hint_request(context.text), MAX_HINT_TOKENS) for context in asking], ["sharer"])
-        hints = iter(sharer_text(asked, asked.inputs, max_new_tokens=MAX_HINT_TOKENS, do_sample=False))
+        instruction, longest = getattr(PROMPTS, self.answers.variant), self.answers.max_tokens
+        asked = self._batch([Context(prompts.hint_request(context.text, instruction), longest) for context in asking], ["sharer"])
+        hints = iter(sharer_text(asked, asked.inputs, max_new_tokens=longest, do_sample=False))
         return [
             replace(context, text=prompts.with_hint(context.text, next(hints)), ids=None) if context.text else context
             for context in contexts

@@ -9,7 +9,7 @@ import json
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.prompts import HINT_INSTRUCTION, HINT_PREFIX, answer_ids, following_ids, user_turn
+from ..data.prompts import HINT_PREFIX, answer_ids, following_ids, user_turn
 
 
 MARK = "<h2c conversation>"
@@ -44,11 +44,11 @@ def with_content(context: str, text: str) -> str:
     return pack([{**message, "content": text} if message is last else message for message in messages], not continued)
 
 
-def hint_request(context: str) -> str:
-    """What the Sharer is asked in text-to-text: the same conversation, and to explain. Always a conversation: it is an instruction."""
+def hint_request(context: str, instruction: str) -> str:
+    """What the Sharer is asked in text-to-text: the same conversation, and an instruction (so it is always a conversation)."""
     packed = unpack(context)
     messages = user_turn(context) if packed is None else packed[0][:-1] if packed[1] else packed[0]
-    return with_content(pack(messages), f"{content(context)}\n{HINT_INSTRUCTION}")
+    return with_content(pack(messages), f"{content(context)}\n{instruction}")
 
 
 def with_hint(context: str, hint: str) -> str:

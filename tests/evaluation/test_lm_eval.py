@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,12 +18,13 @@ from transformers import AutoTokenizer
 
 from h2c_hf.atlas.facts import load_facts
 from h2c_hf.atlas.questions import atlas_questions, statement
-from h2c_hf.data.prompts import choice_prompt, letter_ids, user_turn
+from h2c_hf.data.prompts import ANSWER_INSTRUCTION, REASONING_INSTRUCTION, choice_prompt, letter_ids, user_turn
 from h2c_hf.evaluation.lm_eval_command import with_model
 from h2c_hf.evaluation.lm_eval_model import H2CLM
 from h2c_hf.evaluation.lm_eval_prompts import continuation_ids, encode, newest, pack
-from h2c_hf.evaluation.methods import MAX_HINT_TOKENS, METHODS
+from h2c_hf.evaluation.methods import METHODS
 from h2c_hf.evaluation.runner import evaluate
+from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM
 from tests.conftest import ATLAS_BRIDGE
 
 
@@ -82,6 +84,21 @@ def test_lm_eval_predicts_what_our_runner_predicts(atlas, tasks, method):
 # loglikelihood
 
 
+# What the Sharer is asked in each variant of text-to-text.
+INSTRUCTIONS = {
+    "text_to_text": "Explain your answer in one sentence.",
+    "text_to_text_answer": ANSWER_INSTRUCTION,
+    "text_to_text_reasoning": REASONING_INSTRUCTION,
+}
+
+
+ADAPTER = Path(__file__).parents[2] / "hub_configs" / "atlas" / "adapter"
+
+
+def with_adapter(method: str) -> dict:
+    return {"adapter": str(ADAPTER)} if method == "adapter" else {}
+
+
 def reference(atlas, method: str, context: str, conversation: bool, continuation: str, before: str):
     """(log-likelihood, greedy), written out for one request and the context before it: no batch, no cache that is shared."""
     model, processor = atlas
@@ -93,23 +110,25 @@ def reference(atlas, method: str, context: str, conversation: bool, continuation
         return torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
 
     role = "sharer" if method == "sharer" else "receiver"
-    if method == "text_to_text":
+    if method in INSTRUCTIONS:
         asked = processor.sharer_tokenizer.apply_chat_template(
-            user_turn(f"{context}\nExplain your answer in one sentence."), add_generation_prompt=True, return_tensors="pt", return_dict=True
+            user_turn(f"{context}\n{INSTRUCTIONS[method]}"), add_generation_prompt=True, return_tensors="pt", return_dict=True
         )["input_ids"]
-        written = model.sharer.generate(input_ids=asked, max_new_tokens=MAX_HINT_TOKENS, do_sample=False)[0, asked.shape[1] :]
+        written = model.sharer.generate(input_ids=asked, max_new_tokens=METHODS[method].max_tokens, do_sample=False)[0, asked.shape[1] :]
         context = f"Hint: {processor.sharer_tokenizer.decode(written, skip_special_tokens=True)}\n{context}"
     prompt = ids_of(role, context)
     said = f" {continuation}" if conversation else continuation  # Atlas's templates write a space before what the assistant says
     target = torch.tensor([getattr(processor, f"{role}_tokenizer")(said, add_special_tokens=False)["input_ids"]])
     whole = torch.cat([prompt, target], 1)
-    if role == "sharer" or method in ("receiver", "text_to_text"):
+    if role == "sharer" or method in ("receiver", *INSTRUCTIONS):
         logits = getattr(model, role)(input_ids=whole).logits[:, prompt.shape[1] - 1 : -1]
     else:
         states = model.read(ids_of("sharer", before if method == "shuffled" else context))
-        if method == "zeros":
+        if method in ("zeros", "adapter"):
             states = [torch.zeros_like(state) for state in states]
         labels = torch.cat([torch.full_like(prompt, -100), target], 1)
+        if method == "adapter":
+            model = H2CForCausalLM.from_pair(model.sharer, model.receiver, H2CBridgeModel.from_pretrained(ADAPTER).eval())
         logits = model(whole, labels=labels, sharer_hidden_states=tuple(states)).logits[:, :-1]
     scores = logits.log_softmax(-1).gather(-1, target[..., None])
     return scores.sum().item(), bool((logits.argmax(-1) == target).all())
@@ -129,10 +148,10 @@ def test_loglikelihood_is_that_of_one_request_at_a_time(atlas, method, conversat
     order = list(dict.fromkeys(row for row, _ in arguments))  # of the contexts, as they are met
     before = {row: contexts[order[index - 1]] for index, row in enumerate(order)}
 
-    lm = H2CLM(atlas, method, batch_size=3)
+    lm = H2CLM(atlas, method, batch_size=3, **with_adapter(method))
     asked = [(chat(lm, contexts[row]) if conversation else contexts[row], text) for row, text in arguments]
     batched = lm.loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)
-    single = H2CLM(atlas, method, batch_size=1).loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)
+    single = H2CLM(atlas, method, batch_size=1, **with_adapter(method)).loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)
     expected = [reference(atlas, method, contexts[row], conversation, text, before[row]) for row, text in arguments]
     assert [greedy for _, greedy in batched] == [greedy for _, greedy in single] == [greedy for _, greedy in expected]
     for results in (batched, single):
@@ -155,7 +174,7 @@ def test_a_model_alone_scores_as_in_lm_evals_own_class(atlas, role):
 
 def test_every_method_answers_every_kind_of_request(atlas):
     for method in METHODS:
-        lm = H2CLM(atlas, method, batch_size=4)
+        lm = H2CLM(atlas, method, batch_size=4, **with_adapter(method))
         prompts = [chat(lm, choice_prompt(question)) for question in QUESTIONS[:3]] + [""]
         scores = lm.loglikelihood(requests("loglikelihood", [(prompt, "B") for prompt in prompts]), disable_tqdm=True)
         assert all(score < 0 for score, _ in scores) and len(scores) == 4

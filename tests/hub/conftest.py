@@ -69,6 +69,7 @@ def online(hub, monkeypatch, tmp_path) -> HfApi:
     }
     for name, value in settings.items():
         monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # it keeps the endpoint of its first use, from 5.24 on
     monkeypatch.setenv("HF_TOKEN", "hf_u")
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits half a minute before it gives up
     return HfApi(endpoint=hub.endpoint, token="hf_u")

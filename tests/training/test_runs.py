@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from h2c_hf.atlas import MODELS
+
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "hub_configs/atlas/training.yaml")
@@ -100,8 +102,9 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A real file system with room for one checkpoint (8 MB each) and no second."""
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", str(tmp_path)], capture_output=True)
+    """A real file system with room for Atlas's models, one checkpoint (8 MB each) and no second."""
+    models = sum(path.stat().st_size for role in ("sharer", "receiver") for path in (MODELS / role).glob("*.safetensors"))
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={14 * 2**20 + models}", "tmpfs", str(tmp_path)], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting a small tmpfs needs root")
     yield tmp_path
