@@ -138,7 +138,7 @@ def reference(atlas, method: str, context: str, conversation: bool, continuation
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "noise"])
 @torch.no_grad()
 def test_loglikelihood_is_that_of_one_request_at_a_time(atlas, method, conversation):
-    questions = QUESTIONS[: 2 if method == "text_to_text" else 5]  # hints take long to write
+    questions = QUESTIONS[: 2 if method in INSTRUCTIONS else 5]  # hints take long to write
     contexts = [choice_prompt(question) if conversation else question["question"] for question in questions]
     continuations = [["A", "B"], ["C"], ["D", "B", "a longer one"], ["A"], ["C", "not this"]][: len(questions)]
     if not conversation:
