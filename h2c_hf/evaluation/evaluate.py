@@ -168,7 +168,8 @@ def side_by_side(model: H2CForCausalLM, processor: H2CProcessor, questions: list
         shared: `adapter` and `prompts` of `Batch`.
     """
     question = questions[row]
-    donor = Batch(model, processor, [questions[row - 1]], "open", **shared)
+    # Half the list away: the question before it can be about the same entity.
+    donor = Batch(model, processor, [questions[row - max(1, len(questions) // 2)]], "open", **shared)
     batch = Batch(model, processor, [question], "open", donor, **shared)
     answers = {}
     for name, result in results.items():

@@ -13,7 +13,10 @@ from .methods import METHODS, Batch
 def inspect(
     model: H2CForCausalLM, processor: H2CProcessor, questions: list[dict], row: int, methods: Iterable[str], **shared
 ) -> dict[str, dict]:
-    """Look into question `row`; the question before it is the donor of the shuffled control. `shared`: `adapter` and `prompts` of `Batch`.
+    """Look into question `row`; a question half the list away is the donor of the shuffled control.
+
+    Args:
+        shared: `adapter` and `prompts` of `Batch`.
 
     Returns:
         {"injection": what `injection` returns, "probability_shift": what `probability_shift` returns}.
@@ -27,7 +30,7 @@ def inspect(
         raise ValueError(f"There is no question {row}; expected 0 to {len(questions) - 1}.")
     was_training = model.training
     model.eval()
-    donor = Batch(model, processor, [questions[row - 1]], **shared)
+    donor = Batch(model, processor, [questions[row - max(1, len(questions) // 2)]], **shared)
     batch = Batch(model, processor, [questions[row]], donor=donor, **shared)
     seen = {"injection": injection(batch), "probability_shift": probability_shift(batch, methods)}
     model.train(was_training)

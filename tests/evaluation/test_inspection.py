@@ -65,7 +65,7 @@ def test_probabilities_are_those_of_single_passes(atlas):
     question = QUESTIONS[row]
     assert (seen["question"], seen["choices"]) == (question["question"], question["choices"])
     assert seen["expected"] == "ABCD"[question["answer"]]
-    inputs, other = (processor.apply_chat_template(user_turn(choice_prompt(q))) for q in (question, QUESTIONS[row - 1]))
+    inputs, other = (processor.apply_chat_template(user_turn(choice_prompt(q))) for q in (question, QUESTIONS[row - 4]))
     states = {name: other[name] for name in ("sharer_input_ids", "sharer_attention_mask")}
     logits = {
         "receiver": model.receiver(input_ids=inputs["input_ids"]).logits,
