@@ -14,7 +14,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from ..modeling import H2CBridgeConfig, H2CForCausalLM
-from ..modeling.modeling_h2c import CACHE, model_inputs
+from ..modeling.inputs_h2c import CACHE, model_inputs
 
 
 class Block(nn.Module):

@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from ..data.prompts import PROMPTS
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
-from ..modeling.modeling_h2c import CACHE, model_inputs
+from ..modeling.inputs_h2c import CACHE, model_inputs
 from ..modeling.processing_h2c import left_pad, padding_id
 from . import lm_eval_prompts as prompts
 from .methods import H2C, METHODS, Batch, TextToText, sharer_text

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from ..modeling import H2CForCausalLM
-from ..modeling.modeling_h2c import check_prompt
+from ..modeling.inputs_h2c import check_prompt
 from ..modeling.processing_h2c import left_pad
 from .arguments import parse
 from .data import load_data

@@ -6,7 +6,6 @@ the last token, the *kickstart*; the bridge rewrites that cache. Then the stock 
 
 import contextlib
 import copy
-import dataclasses
 import os
 
 import torch
@@ -16,13 +15,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_h2c import H2CBridgeConfig, record_commit
+from .inputs_h2c import CACHE, check_prompt, model_inputs, passes_by_length, target_start
 from .modeling_h2c_bridge import H2CBridgeModel
 
 
-# transformers 5.24 calls `past_key_values` `cache`, in calls and in outputs; earlier versions know the old name alone.
-CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(CausalLMOutputWithPast)} else "past_key_values"
-# With fewer tokens a pass through a large model hardly gets faster: it waits for the weights.
-PASS_TOKENS = 512
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
 
 
@@ -410,80 +406,6 @@ def continuing_from_cache(receiver: PreTrainedModel) -> PreTrainedModel:
     receiver = copy.copy(receiver)
     receiver.prepare_inputs_for_generation = prepare_inputs_for_generation
     return receiver
-
-
-def model_inputs(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int = 0) -> dict:
-    """Inputs on the model's device, with position ids that count tokens and not padding, as `generate` counts them."""
-    input_ids = input_ids.to(model.device)
-    if attention_mask is None:
-        attention_mask = torch.ones(len(input_ids), past + input_ids.shape[1], dtype=torch.long)
-    attention_mask = attention_mask.to(model.device)
-    position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-
-
-def passes_by_length(attention_mask: torch.Tensor) -> list[tuple[list[int], int]]:
-    """Rows of a left-padded batch (batch, length) in groups of like lengths, shortest first: (rows, the longest's length) of each.
-    A group takes rows until it has `PASS_TOKENS`."""
-    groups = [([], 0)]
-    lengths = attention_mask.sum(1).tolist()
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        rows, length = groups[-1]
-        if len(rows) * length >= PASS_TOKENS:
-            groups.append(([row], lengths[row]))
-        else:
-            groups[-1] = ([*rows, row], lengths[row])
-    return groups
-
-
-def target_start(labels: torch.Tensor, input_ids: torch.Tensor) -> int:
-    """The column in which the targets begin.
-
-    Raises:
-        ValueError: where there is none, or rows begin in different columns.
-    """
-    if labels.shape != input_ids.shape:
-        raise ValueError(f"labels has shape {tuple(labels.shape)}; expected that of input_ids, {tuple(input_ids.shape)}.")
-    labelled = labels != -100
-    starts = labelled.int().argmax(1)[labelled.any(1)].unique().tolist()
-    if len(starts) != 1:
-        got = f"they begin in columns {starts}" if starts else "there is none"
-        raise ValueError(f"All targets must begin in one column, right after the left-padded prompts; {got}.")
-    return starts[0]
-
-
-def check_prompt(
-    prefix: str, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, model: PreTrainedModel, least: int, bridged: bool = False
-) -> None:
-    """Refuse prompts that would be misread without a word: too short, too long, or padded on the right."""
-    name = f"{prefix}input_ids"
-    if input_ids.dim() != 2:
-        raise ValueError(f"{name} has shape {tuple(input_ids.shape)}; expected (batch, length).")
-    shortest, longest = input_ids.shape[1], input_ids.shape[1]
-    if attention_mask is not None:
-        if attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"{prefix}attention_mask has shape {tuple(attention_mask.shape)}; expected that of {name}, {tuple(input_ids.shape)}."
-            )
-        if input_ids.shape[1]:
-            if (attention_mask[:, 1:] < attention_mask[:, :-1]).any():
-                raise ValueError(f"{name} is padded on the right; expected padding on the left (padding_side='left').")
-            lengths = attention_mask.sum(1)
-            shortest, longest = int(lengths.min()), int(lengths.max())
-    if shortest < least:
-        what = "at least 1 token" if least == 1 else f"at least {least} tokens (one to bridge, and the kickstart)"
-        raise ValueError(f"A prompt in {name} is empty or too short: got {shortest} tokens, expected {what}.")
-    window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if window is not None and longest > window:
-        raise ValueError(f"A prompt in {name} is {longest} tokens long; the context window of its model is {window}.")
-    # A sliding layer keeps its window of the cache, padding counted, less one for the token that is read next.
-    layers = DynamicCache(config=model.config).layers if bridged else []
-    windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
-    if windows and input_ids.shape[1] > min(windows):
-        raise ValueError(
-            f"The prompts in {name} are {input_ids.shape[1]} tokens long, padding included; the Receiver has a sliding window "
-            f"of {min(windows)}, and a prompt must fit into it to be bridged."
-        )
 
 
 __all__ = ["H2CForCausalLM"]
