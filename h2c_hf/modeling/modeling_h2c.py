@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .configuration_h2c import H2CBridgeConfig, record_commit
 from .inputs_h2c import CACHE, check_prompt, model_inputs, passes_by_length, target_start
@@ -214,9 +215,10 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask = None
         inputs = model_inputs(self.sharer, input_ids, attention_mask)
         kept = True if layers is None else layers
-        states = self.sharer.base_model(**inputs, output_hidden_states=kept, use_cache=False).hidden_states
+        states = backbone_up_to(self.sharer, layers)(**inputs, output_hidden_states=kept, use_cache=False).hidden_states
         # Architectures that know `output_hidden_states` as a flag alone return every layer.
-        return tuple(state if layers is None or index in layers else None for index, state in enumerate(states))
+        read = [state if layers is None or index in layers else None for index, state in enumerate(states)]
+        return tuple(read + [None] * (self.config.sharer_num_hidden_layers + 1 - len(read)))
 
     @torch.inference_mode()
     def prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Cache:
@@ -389,6 +391,23 @@ def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(model_id, **arguments)
     record_commit(model.config, **{name: arguments[name] for name in ("revision", "subfolder", *HUB_ARGUMENTS) if name in arguments})
     return model
+
+
+def backbone_up_to(model: PreTrainedModel, layers: list[int] | None) -> torch.nn.Module:
+    """The model without LM head and, where it is built as most are, without what comes after the last of `layers`; weights shared.
+
+    transformers can leave hidden states out of what it returns, but not the work for them.
+    """
+    backbone = model.base_model
+    stack = getattr(backbone, "layers", None)
+    plain = isinstance(stack, torch.nn.ModuleList) and isinstance(getattr(backbone, "norm", None), torch.nn.Module)
+    # An instance with a `forward` of its own (accelerate's hooks) would run that of the whole.
+    if not layers or not plain or max(layers) >= len(stack) or "forward" in vars(backbone):
+        return backbone
+    maybe_install_capturing_hooks(backbone)  # on the layers that both share: once
+    trimmed = copy.copy(backbone)
+    trimmed._modules = {**backbone._modules, "layers": stack[: max(1, *layers)], "norm": torch.nn.Identity()}
+    return trimmed
 
 
 def continuing_from_cache(receiver: PreTrainedModel) -> PreTrainedModel:

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from pairs import VOCABULARY, alone, random_inputs, random_pair
+from pairs import FAMILIES, VOCABULARY, alone, join, random_inputs, random_pair, tiny_model
 from reference import plain_logits
 
 from h2c_hf.modeling import H2CForCausalLM
@@ -138,6 +138,22 @@ def test_only_the_states_that_are_asked_for_are_kept():
         assert state is None if index not in model.bridge.read_layers else torch.equal(state, whole)
     given = {name: inputs[name] for name in ("input_ids", "attention_mask", "sharer_attention_mask")}
     assert torch.equal(model(**given, sharer_hidden_states=some).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_the_sharer_stops_after_the_last_layer_that_is_read(family):
+    sharer = tiny_model(family, 1, num_hidden_layers=4)
+    model, ids, ran = join(sharer, tiny_model("qwen2")), torch.randint(1, VOCABULARY, (2, 7)), []
+    for index, layer in enumerate(sharer.base_model.layers):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    for layers, work in (([2], [0, 1]), ([0], [0]), ([1, 3], [0, 1, 2]), ([4], [0, 1, 2, 3]), (None, [0, 1, 2, 3]), ([2], [0, 1])):
+        ran.clear()
+        read = model.read(ids, None, layers)
+        assert ran == work and len(read) == 5
+        whole = sharer.base_model(ids, output_hidden_states=True).hidden_states
+        for index in range(5):
+            assert read[index] is None if layers and index not in layers else torch.equal(read[index], whole[index])
 
 
 @torch.no_grad()
