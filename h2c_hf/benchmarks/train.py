@@ -30,7 +30,7 @@ from . import per_layer
 
 # All widths and vocabularies of Llama-3.1-8B and Qwen2.5-0.5B divided by this; layers, and query heads to a key-value head, as there.
 PAIRS = {"tiny": 32, "scaled": 16, "reference": 1}
-SPREAD = 0.35  # of log lengths: as in 80 % instructions, 20 % MMLU auxiliary in the pair's own tokens
+SPREAD = 0.35  # of log lengths; four prompts then fill about three quarters of their batch, as the result says
 STEPS = ("ours", "first")
 
 

@@ -21,6 +21,7 @@ class H2CTrainingArguments(TrainingArguments):
     warmup_steps: float = 0.1
     remove_unused_columns: bool = False  # the columns are the collator's, not those of `forward`
     logging_nan_inf_filter: bool = False  # it would hide a loss that is not finite, at which `H2CTrainer` stops
+    ddp_find_unused_parameters: bool = False  # every parameter of a bridge is used in every step
     restore_callback_states_from_checkpoint: bool = True  # early stopping goes on counting where it stopped
 
     def __post_init__(self):
