@@ -15,7 +15,7 @@ from ..modeling import H2CBridgeConfig
 
 
 # The versions whose licences are ids on the Hub, as "llama3.1". "TinyLlama-1.1B" is none, and "llama-30b" tells no version.
-VERSION = re.compile(r"(?<![a-z])llama-?(2|3\.[123]|3|4)(?![\d.b])", re.IGNORECASE)
+VERSION = re.compile(r"llama-?(2|3\.[123]|3|4)(?![\d.b])", re.IGNORECASE)
 AGREEMENTS = ("LICENSE", "LICENSE.txt")  # its names in Meta's repos
 
 

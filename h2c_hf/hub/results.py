@@ -74,11 +74,11 @@ def model_index(report: dict) -> list[EvalResult]:
                 add(part, measure, row.get(key), method)
     add("methods", ("recovered", "recovered, (H2C - Receiver) / (Sharer - Receiver)"), report["recovered"]["value"])
     add("methods", ("information_gain", "information gain, H2C - best control"), report["information_gain"]["value"])
-    for key, prefix in (("by_category", "category "), ("by_subject", "")):
+    for key in ("by_category", "by_subject"):
         for group, row in report.get(key, {}).items():
             for method, value in row.items():
                 if method != "n":
-                    add("methods", MEASURES["accuracy"], value, method, prefix + group)
+                    add("methods", MEASURES["accuracy"], value, method, group)
     return results
 
 

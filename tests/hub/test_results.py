@@ -44,8 +44,10 @@ def test_a_score_on_a_dataset_of_the_hub_goes_to_its_leaderboard(folder):
     assert {("cais/mmlu", "all", "test"), ("rajpurkar/squad", None, "validation"), ("cais/mmlu", "capital", "test")} <= index
 
 
-@pytest.mark.parametrize("config", [{"data": "atlas"}, {**MMLU, "data": "/a/folder/mmlu"}, {**MMLU, "limit": 100}])
-def test_what_belongs_on_no_leaderboard_is_not_written_and_what_was_is_removed(folder, config):
+@pytest.mark.parametrize("config", [{"data": "atlas"}, {"data": "/a/folder/mmlu"}, {"data": "mine/mmlu"}, {**MMLU, "limit": 100}])
+def test_what_belongs_on_no_leaderboard_is_not_written_and_what_was_is_removed(folder, config, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "mine" / "mmlu").mkdir(parents=True)
     write(folder, **MMLU)
     assert (folder / FILE).exists()
     write(folder, **config)
