@@ -24,12 +24,14 @@ def run(wire: dict, folder: Path, cells: int | None = None, **settings) -> list[
             cell.source = cell.source.replace(line, f"{name} = {value!r}")
     notebook.cells = code
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
-    client.execute(env={**wire, "PYTHONPATH": str(ROOT)})
+    client.execute(env={**wire, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"})
     return ["".join(map(written, cell.outputs)) for cell in code]
 
 
 def written(output) -> str:
     data = output.get("data", {})
+    if output.output_type == "stream" and output.name == "stderr":  # progress, and what the libraries remark
+        return ""
     return "image" if "image/png" in data else output.get("text", data.get("text/plain", ""))
 
 
@@ -67,4 +69,4 @@ def test_it_runs_from_top_to_bottom(hub, wire, tmp_path):
     files = hub.repos["u/notebook"].files()
     assert hub.repos["u/notebook"].private and b"model-index" in files["README.md"] and "figures/accuracy.png" in files
     report = json.loads(files["report.json"])
-    assert report["methods"]["h2c"]["n"] == 300 and report["information_gain"]["low"] > 0.3
+    assert report["methods"]["h2c"]["n"] == 100 and report["information_gain"]["low"] > 0.3
