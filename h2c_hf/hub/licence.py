@@ -25,7 +25,7 @@ def llama_id(config: H2CBridgeConfig) -> str | None:
 
 
 def llama_version(config: H2CBridgeConfig, license: str | None = None) -> str | None:
-    """ "3.1", where the pair holds a Llama whose id tells the version, or `license` is a Llama's: its licence holds for the bridge."""
+    """The version, as "3.1", of the Llama whose licence holds for the bridge: where an id of the pair tells it, or `license` is one."""
     match = VERSION.search(llama_id(config) or "") or VERSION.fullmatch(license or "")
     return match and match[1]
 

@@ -89,5 +89,8 @@ def test_training_that_pushes_is_refused_before_it_begins(online, tmp_path, monk
     """The pair's config alone says so: no weights are read."""
     monkeypatch.setattr("h2c_hf.training.pair.Pair.bridge_config", lambda self: H2CBridgeConfig(**PAIR))
     config = str(Path(__file__).parents[2] / "hub_configs" / "atlas" / "training.yaml")
-    assert main(["train", config, f"--output_dir={tmp_path / 'bridge'}", "--push_to_hub=true", "--hub_model_id=u/bridge"]) == 2
+    train = ["train", config, f"--output_dir={tmp_path / 'bridge'}", "--push_to_hub=true"]
+    assert main([*train, "--hub_model_id=u/bridge"]) == 2
     assert "begin with 'Llama'" in capsys.readouterr().err
+    assert main([*train, "--hub_model_id=u/Llama-bridge"]) == 2
+    assert f"expected it as {tmp_path / 'bridge' / 'LICENSE'}" in capsys.readouterr().err
