@@ -23,8 +23,8 @@ def run(wire: dict, folder: Path, cells: int | None = None, **settings) -> list[
         for cell in code:
             cell.source = cell.source.replace(line, f"{name} = {value!r}")
     notebook.cells = code
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
-    client.execute(env={**wire, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"})
+    client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client.execute(env={**wire, "PYTHONPATH": str(ROOT)})
     return ["".join(map(written, cell.outputs)) for cell in code]
 
 
