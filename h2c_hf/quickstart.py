@@ -135,6 +135,7 @@ def measure(
         open_form={name: accuracy_row(result["correct"]) for name, result in in_words.items()},
         examples=[side_by_side(model, processor, questions, n * len(questions) // EXAMPLES, results) for n in range(EXAMPLES)],
         gates=model.gate_values(),
+        config={"data": "atlas", "split": "test"},
         training={"seed": seed, "bridge_parameters": model.bridge.num_parameters(), "history": history},
     )
     return report, {"choice": (questions, results), "open": (questions, in_words)}

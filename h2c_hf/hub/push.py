@@ -1,20 +1,22 @@
 """`h2c push DIR REPO`: a bridge's folder becomes a Hub repo that works with nothing but transformers, in one commit."""
 
 import argparse
+import json
 import shutil
-import sys
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
 
 from ..modeling import H2CBridgeConfig
 from ..modeling.configuration_h2c import REMOTE_CODE
-from .model_card import llama_version, write_model_card
+from .licence import follow_licence
+from .model_card import write_model_card
 
 
 # What a repo is made of. No pickles: weights are safetensors or nothing.
 SUFFIXES = (".safetensors", ".json", ".py", ".jinja", ".md", ".txt", ".model", ".png")
+NAMES = ("LICENSE", "NOTICE")
 LEFT_OUT = ("checkpoint-", "_", ".")  # folders and files of a training run
 ADVICE = {
     401: "the token is missing or not valid: log in with `hf auth login`, or set HF_TOKEN to a token that may write",
@@ -49,17 +51,19 @@ def push(
         The commit's address.
 
     Raises:
-        ValueError: where the folder is no whole bridge.
+        ValueError: where the folder is no whole bridge, its licence asks for another name, or the Hub does not take its card.
         OSError: where the Hub cannot be reached or refuses, with what to do.
     """
     directory = Path(directory)
     config = check_folder(directory)
     if report is not None:
         take_report(Path(report), directory)
-    write_model_card(directory, config, repo, license)
+    follow_licence(directory, config, repo, license, token)
+    card = write_model_card(directory, config, repo, license)
     operations = [CommitOperationAdd(path.relative_to(directory).as_posix(), path) for path in files_to_push(directory)]
     api = HfApi(token=token)
     try:
+        validate(card)
         api.create_repo(repo, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
@@ -74,6 +78,33 @@ def push(
         if not isinstance(cause, HTTPError):
             raise
         raise OSError(f"{repo} was not pushed{advice(cause, repo)}.") from error
+
+
+def validate(card: Path) -> None:
+    """The Hub's own check of a card, before anything is made or sent.
+
+    Raises:
+        ValueError: with what the Hub says.
+        OSError: where the Hub has no such check: `huggingface_hub` commits no card without it.
+    """
+    try:
+        ModelCard.load(card).validate()
+    except HfHubHTTPError as error:
+        if error.response.status_code != 404:
+            raise
+        raise OSError(
+            f"{constants.ENDPOINT} has no /api/validate-yaml, and no card is committed unchecked; expected a newer Hub."
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"The Hub refuses the model card {card}: {refusal(str(error))}.") from error
+
+
+def refusal(answer: str) -> str:
+    """What the check found, from its answer."""
+    try:
+        return "; ".join(error["message"].strip().rstrip(".") for error in json.loads(answer)["errors"])
+    except (ValueError, LookupError, TypeError):  # in words
+        return " ".join(answer.split()).rstrip(".")
 
 
 def advice(error: HTTPError, repo: str) -> str:
@@ -125,8 +156,10 @@ def take_report(report: Path, directory: Path) -> None:
 
 
 def files_to_push(directory: Path) -> list[Path]:
-    paths = (path for path in sorted(directory.rglob("*")) if path.is_file() and path.suffix in SUFFIXES)
-    return [path for path in paths if not any(part.startswith(LEFT_OUT) for part in path.relative_to(directory).parts)]
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    paths = (path for path in files if path.suffix in SUFFIXES or path.name in NAMES)
+    kept = [path for path in paths if not any(part.startswith(LEFT_OUT) for part in path.relative_to(directory).parts)]
+    return kept + sorted(directory.glob(".eval_results/*.yaml"))
 
 
 def first_line(error: Exception) -> str:
@@ -146,6 +179,4 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     url = push(**vars(options))
     print(f"Pushed to {url}")
-    if llama_version(H2CBridgeConfig.from_pretrained(options.directory)) and not options.repo.split("/")[-1].lower().startswith("llama"):
-        print(f"The Llama licence asks that the name of {options.repo} begin with 'Llama'.", file=sys.stderr)
     return 0

@@ -9,6 +9,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..atlas import MODELS
 from ..data.examples import H2CCollator
+from ..hub.licence import follow_licence
 from ..modeling import H2CProcessor
 from .arguments import H2CArguments, H2CTrainingArguments, parse
 from .blank import BlankSharerCollator
@@ -32,7 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     set_seed(training.seed)
     pair = Pair(h2c)
     checkpoint = checkpoint_to_resume(training)
-    pair.bridge_config()  # a pair that cannot be joined is refused before the data is read
+    config = pair.bridge_config()  # a pair that cannot be joined is refused before the data is read
+    if training.push_to_hub and not h2c.dry_run and training.process_index == 0:
+        output = Path(training.output_dir)
+        output.mkdir(parents=True, exist_ok=True)
+        follow_licence(output, config, training.hub_model_id or output.name, token=training.hub_token)
     processor = pair.processor()
     data = load_data(h2c, training, processor)
     choose_metric(training, list(data.validation))
@@ -43,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     trainer = make_trainer(h2c, training, pair, processor, data)
     if trainer.is_world_process_zero():
         data.save(Path(training.output_dir))
-        save_recipe(training, Path(training.output_dir))
+        save_recipe(h2c, training, Path(training.output_dir))
         save_base_models(h2c, Path(training.output_dir))  # before the first push: each is to be loadable
     trainer.train(resume_from_checkpoint=checkpoint)
     if h2c.streaming and trainer.is_world_process_zero():
@@ -139,9 +144,10 @@ def finish(trainer: H2CTrainer) -> int:
     return 0
 
 
-def save_recipe(training: H2CTrainingArguments, output: Path) -> None:
+def save_recipe(h2c: H2CArguments, training: H2CTrainingArguments, output: Path) -> None:
     """`training.json`: what the model card tells of how the bridge was trained."""
-    recipe = {name: getattr(training, name) for name in RECIPE}
+    recipe = {name: getattr(h2c, name) for name in ("sharer_quantization", "base_dtype", "max_length")}
+    recipe |= {name: getattr(training, name) for name in RECIPE}
     batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     (output / "training.json").write_text(json.dumps({**recipe, "total_train_batch_size": batch}, indent=1, default=str) + "\n")
 

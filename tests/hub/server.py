@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import yaml
+from cards import card_errors, eval_results
 
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".png", ".pth")
@@ -308,7 +308,8 @@ class Handler(BaseHTTPRequestHandler):
     def model_info(self, repo: str, revision: str | None) -> None:
         sha, files = self.find(repo, revision or "main")
         siblings = [{"rfilename": path} for path in files]
-        self.answer({"_id": sha[:24], "id": repo, "modelId": repo, "sha": sha, "private": self.repo(repo).private, "siblings": siblings})
+        info = {"_id": sha[:24], "id": repo, "modelId": repo, "sha": sha, "private": self.repo(repo).private, "siblings": siblings}
+        self.answer({**info, "evalResults": eval_results(files)})
 
     def tree(self, repo: str, revision: str, folder: str | None) -> None:
         _, files = self.find(repo, revision)
@@ -354,44 +355,3 @@ def entry(path: str, content: bytes) -> dict:
 
 def git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def card_errors(content: str) -> list[str]:
-    """What the Hub's own validation would refuse, of what it is known to: yaml, and the types of the fields that it reads."""
-    match = re.match(r"---\r?\n(.*?)\r?\n---", content, re.DOTALL)
-    if not match:
-        return []
-    try:
-        data = yaml.safe_load(match[1])
-    except yaml.YAMLError as error:
-        return [f"invalid yaml: {error}"]
-    if not isinstance(data, dict):
-        return ["the metadata is no mapping"]
-    errors = []
-    for name in ("license", "license_name", "license_link", "library_name", "pipeline_tag", "base_model_relation"):
-        if name in data and not isinstance(data[name], str):
-            errors.append(f'"{name}" must be a string')
-    if data.get("license") == "other" and not data.get("license_name"):
-        errors.append('"license_name" is required where "license" is other')
-    if data.get("base_model_relation", "finetune") not in ("finetune", "adapter", "merge", "quantized"):
-        errors.append('"base_model_relation" must be one of finetune, adapter, merge, quantized')
-    for name in ("base_model", "datasets", "metrics", "tags"):
-        values = data.get(name, [])
-        if not all(isinstance(value, str) and value for value in ([values] if isinstance(values, str) else values)):
-            errors.append(f'"{name}" must be a string or a list of strings')
-    for name in ("base_model", "datasets"):
-        values = data.get(name, [])
-        for value in [values] if isinstance(values, str) else values:
-            if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
-                errors.append(f'"{name}" holds {value!r}, which is no repo id')
-    for model in data.get("model-index", []):
-        if not model.get("name") or not isinstance(model.get("results"), list):
-            errors.append('"model-index" needs a name and results')
-            continue
-        for result in model["results"]:
-            if not result.get("task", {}).get("type") or not {"name", "type"} <= result.get("dataset", {}).keys():
-                errors.append('a result of "model-index" needs task.type, dataset.name and dataset.type')
-            for metric in result.get("metrics", []) or [{}]:
-                if not metric.get("type") or not isinstance(metric.get("value"), int | float):
-                    errors.append('a metric of "model-index" needs a type and a number as its value')
-    return errors

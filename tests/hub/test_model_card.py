@@ -4,11 +4,13 @@ import json
 import re
 import shutil
 from pathlib import Path
+from random import Random
 
 import pytest
+from cards import card_errors
 from huggingface_hub import ModelCard
-from server import card_errors
 
+from h2c_hf.evaluation.page import TITLES
 from h2c_hf.hub.model_card import write_model_card
 from h2c_hf.modeling import H2CBridgeConfig
 
@@ -48,27 +50,88 @@ def config(folder, **changes) -> H2CBridgeConfig:
 LLAMA = {"sharer_model_id": "meta-llama/Llama-3.1-8B-Instruct", "receiver_model_id": "Qwen/Qwen2.5-0.5B-Instruct", "sharer_revision": "abc"}
 
 
-def numbers_in(value) -> set[str]:
-    """Every number in nested JSON, and in its texts, as a card may write it."""
-    if isinstance(value, dict):
-        return set().union(*map(numbers_in, [*value.keys(), *value.values()])) if value else set()
-    if isinstance(value, list):
-        return set().union(*map(numbers_in, value)) if value else set()
-    if isinstance(value, bool) or value is None:
-        return set()
-    if isinstance(value, str):
-        return set(re.findall(r"\d+(?:\.\d+)?", value))
-    return {str(value), f"{value:.1f}", f"{100 * value:.1f}", f"{value:,}"}
+MEASURES = {"accuracy", "macro_accuracy", "contained", "perplexity", "ttft_ms_median", "ttft_ms_p90", "per_token_ms_median"}
 
 
-def test_no_number_is_in_the_card_that_is_not_in_its_sources(folder):
-    text = write_model_card(folder, config(folder, **LLAMA), "u/r").read_text()
-    known = numbers_in(json.loads((folder / "report.json").read_text())) | numbers_in(DATA) | numbers_in(RECIPE)
-    known |= numbers_in({**config(folder, **LLAMA).to_dict()})
-    words = re.sub(r"H2C|h2c", "", text)
-    written = re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?", words)
-    assert len(written) > 100
-    assert not [number for number in written if number not in known]
+@pytest.fixture
+def scrambled(folder) -> dict:
+    """The report in `folder`, with a number of its own for each result, so that no two could be taken for each other."""
+    random = Random(0)
+    report = json.loads((folder / "report.json").read_text())
+    report["perplexity"] = {name: {"perplexity": 1.0, "low": 1.0, "high": 1.0, "n": 1, "tokens": 1} for name in report["methods"]}
+
+    def other(value, least: float = 0):
+        if isinstance(value, dict):
+            return {key: other(child, least) for key, child in value.items()}
+        if isinstance(value, int | float):
+            return random.randrange(10**6, 10**7) if isinstance(value, int) else least + random.random()
+        return value
+
+    for key in ("methods", "open_form", "hand_off", "by_category", "by_subject", "recovered", "information_gain"):
+        report[key] = other(report[key])
+    report["perplexity"] = other(report["perplexity"], least=1)
+    for key in ("training", "examples", "injection", "probability_shift", "comparisons", "output_lengths", "latency_parts", "confusion"):
+        del report[key]
+    (folder / "report.json").write_text(json.dumps(report))
+    return report
+
+
+def body(text: str) -> str:
+    return text.split("---\n", 2)[2]
+
+
+def test_every_result_is_in_the_model_index_and_nothing_else_is(folder, scrambled):
+    card = ModelCard.load(write_model_card(folder, config(folder), "u/r"))
+    parts = [scrambled[key] for key in ("methods", "open_form", "hand_off", "perplexity")]
+    expected = [value for part in parts for row in part.values() for key, value in row.items() if key in MEASURES]
+    expected += [scrambled["recovered"]["value"], scrambled["information_gain"]["value"]]
+    groups = [scrambled[key] for key in ("by_category", "by_subject")]
+    expected += [value for group in groups for row in group.values() for key, value in row.items() if key != "n"]
+    assert len(expected) > 250
+    assert sorted(result.metric_value for result in card.data.eval_results) == sorted(expected)
+    assert not re.findall(r"\d\.\d{4,}", body(str(card)))
+
+
+def test_the_tables_are_the_reports_rows_and_all_of_them(folder, scrambled):
+    text = body(write_model_card(folder, config(folder), "u/r").read_text())
+    results = text[text.index("## Results") : text.index("## Training")]
+    tables = [[line for line in block.splitlines() if line.startswith("| ")][2:] for block in results.split("Asked ")[1:]]
+    replies = results[results.index("Perplexity on replies") :]
+
+    def share(value: float) -> str:
+        return f"{value * 100:.1f} %"
+
+    def row(name: str, cells: list) -> str:
+        return f"| {' | '.join([TITLES[name], *map(str, cells)])} |"
+
+    expected = []
+    for key in ("methods", "open_form", "hand_off"):
+        expected.append([])
+        for name, values in scrambled[key].items():
+            interval = f"{share(values['accuracy_low'])} to {share(values['accuracy_high'])}"
+            times = [f"{values['ttft_ms_median']:.1f}"] if key == "methods" else []
+            expected[-1].append(row(name, [share(values["accuracy"]), interval, values["n"], *times]))
+    perplexities = [
+        row(name, [f"{values['perplexity']:.2f}", f"{values['low']:.2f} to {values['high']:.2f}", values["n"]])
+        for name, values in scrambled["perplexity"].items()
+    ]
+    tables[-1] = tables[-1][: -len(perplexities) - 2]
+    assert tables == expected
+    assert [line for line in replies.splitlines() if line.startswith("| ")][2:] == perplexities
+    for key in ("recovered", "information_gain"):
+        values = scrambled[key]
+        assert f": {share(values['value'])} ({share(values['low'])} to {share(values['high'])})\n" in results
+
+
+def test_no_number_is_in_the_card_that_is_not_in_its_sources(folder, scrambled):
+    """Besides the tables of results, which another test compares cell by cell."""
+    text = body(write_model_card(folder, config(folder, **LLAMA), "u/r").read_text())
+    lines = [line for line in text.splitlines() if not re.match(r"\| (Receiver|text-to-text|H2C|Sharer|control)\b", line)]
+    lines = [line for line in lines if not line.startswith(("- recovered", "- information gain"))]
+    written = re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?", re.sub(r"outputs\[0|\[0, inputs|shape\[1", "", "\n".join(lines)))
+    sources = [DATA["counts"]["train"]["sources"], RECIPE, config(folder, **LLAMA).to_dict(), scrambled["environment"]]
+    assert len(written) > 25
+    assert not set(written) - set(re.findall(r"\d+(?:\.\d+)?", json.dumps(sources)))
 
 
 def test_a_report_changed_changes_the_card(folder):
@@ -86,23 +149,26 @@ def test_front_matter_says_what_the_hub_reads(folder, online):
     assert data.base_model == [LLAMA["sharer_model_id"], LLAMA["receiver_model_id"]] and data.base_model_relation == "adapter"
     assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "text-generation", "llama3.1")
     assert data.datasets == ["teknium/OpenHermes-2.5"] and data.metrics == ["accuracy"]
-    results = {(r.dataset_config, r.metric_name): r.metric_value for r in data.eval_results}
+    results = {(r.dataset_type, r.dataset_config, r.task_type, r.metric_name): r.metric_value for r in data.eval_results}
+    assert len(results) == len(data.eval_results), "no two results are taken for one"
     for method, title in (("h2c", "H2C"), ("receiver", "Receiver"), ("sharer", "Sharer"), ("zeros", "control: zeros")):
-        assert results["multiple choice", f"accuracy, {title}"] == report["methods"][method]["accuracy"]
-    assert results["in words, exact match", "accuracy, H2C"] == report["open_form"]["h2c"]["accuracy"]
-    assert results["multiple choice", "information_gain"] == report["information_gain"]["value"]
+        assert results["atlas", None, "question-answering", f"accuracy, {title}"] == report["methods"][method]["accuracy"]
+    assert results["atlas", None, "text-generation", "accuracy, H2C"] == report["open_form"]["h2c"]["accuracy"]
+    assert results["atlas_invented", None, "text-generation", "accuracy, H2C"] == report["hand_off"]["h2c"]["accuracy"]
     for subject, row in report["by_subject"].items():
-        assert results[subject, "accuracy, H2C"] == row["h2c"]
+        assert results["atlas", subject, "question-answering", "accuracy, H2C"] == row["h2c"]
+    assert {r.dataset_split for r in data.eval_results} == {"test"}
     assert card_errors(path.read_text()) == []
-    online._validate_yaml(path.read_text())  # over the wire, as `ModelCard.validate` and every commit do
+    card.validate()  # over the wire
     with pytest.raises(ValueError, match="base_model_relation"):
-        online._validate_yaml(path.read_text().replace("relation: adapter", "relation: cousin"))
+        ModelCard(path.read_text().replace("relation: adapter", "relation: cousin")).validate()
 
 
 def test_a_llama_brings_its_notice_and_name(folder):
     text = write_model_card(folder, config(folder, **LLAMA), "u/bridge").read_text()
     assert "# Llama bridge" in text and "**Built with Llama.**" in text
-    assert "Llama 3.1 is licensed under the Llama 3.1 Community License, Copyright © Meta Platforms, Inc. All\nRights Reserved." in text
+    assert "Llama 3.1 is licensed under the Llama 3.1 Community License, Copyright © Meta Platforms, Inc. All Rights Reserved." in text
+    assert ModelCard(text).data.license_link == "LICENSE"
     assert "# Llama-3.1-H2C" in write_model_card(folder, config(folder, **LLAMA), "u/Llama-3.1-H2C").read_text()
     plain = write_model_card(folder, config(folder, **{**LLAMA, "sharer_model_id": "Qwen/Qwen3-8B"}), "u/bridge", "apache-2.0").read_text()
     assert "Llama" not in plain and ModelCard(plain).data.license == "apache-2.0"
@@ -115,6 +181,12 @@ def test_the_text_tells_how_to_load_what_was_measured_and_of_what_it_was_made(fo
     assert "| openhermes train | 0.8 | 1234 | 1111 | 1100 | too long: 119. |" in text
     assert "| learning_rate | 0.001 |" in text and "(figures/accuracy.png)" in text and "## Citation" in text
     assert "\n\n\n" not in text and re.search(r"[^\n]\n(#|\| ---)", text.split("---\n", 2)[2].replace("|\n| ---", "")) is None
+
+
+def test_a_quantized_sharer_is_told_of(folder):
+    assert "BitsAndBytesConfig" not in write_model_card(folder, config(folder), "u/r").read_text()
+    (folder / "training.json").write_text(json.dumps({**RECIPE, "sharer_quantization": "nf4"}))
+    assert "The Sharer was quantized (`nf4`)" in write_model_card(folder, config(folder), "u/r").read_text()
 
 
 def test_a_bridge_alone_has_a_card_that_says_so(folder):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from server import Fault
 
 from h2c_hf.cli import main
+from h2c_hf.hub import model_card
 from h2c_hf.hub.push import push
 from h2c_hf.modeling import H2CForCausalLM, H2CProcessor
 
@@ -141,6 +142,36 @@ def test_a_base_model_that_nobody_else_has_is_refused(hub, online, bridge, name,
     assert "which nobody else can load; expected a Hub id" in capsys.readouterr().err and not hub.requests
 
 
+CHECK = [("POST", "/api/validate-yaml", None)]
+
+
+@pytest.mark.parametrize(
+    ("license", "words"), [("no-such-licence", '"license" must be one of apache-2.0, mit,'), ("other", '"license_name" is required')]
+)
+def test_a_card_that_the_hub_refuses_is_refused_before_anything_is_made_or_sent(hub, online, bridge, license, words, capsys):
+    assert main(["push", str(bridge), "u/r", "--license", license]) == 2
+    error = capsys.readouterr().err
+    assert f"The Hub refuses the model card {bridge / 'README.md'}: {words}" in error and len(error.splitlines()) == 1
+    assert hub.requests == CHECK and not hub.repos and not hub.blobs
+    assert main(["push", str(bridge), "u/r", "--license", "mit"]) == 0
+
+
+def test_front_matter_that_is_broken_is_refused_before_anything_is_made_or_sent(hub, online, bridge, monkeypatch, capsys):
+    template = model_card.TEMPLATE.read_text(encoding="utf-8")
+    (bridge / "template").write_text(template.replace("{{ card_data }}", "{{ card_data }}\nbase_model_relation: [cousin]"))
+    monkeypatch.setattr(model_card, "TEMPLATE", bridge / "template")
+    assert main(["push", str(bridge), "u/r"]) == 2
+    assert '"base_model_relation" must be a string' in capsys.readouterr().err
+    assert hub.requests == CHECK and not hub.repos
+
+
+def test_a_hub_that_checks_no_cards_is_told_of(hub, online, bridge, capsys):
+    hub.fail(Fault("POST", "/api/validate-yaml", status=404))
+    assert main(["push", str(bridge), "u/r"]) == 2
+    assert f"h2c: {hub.endpoint} has no /api/validate-yaml, and no card is committed unchecked" in capsys.readouterr().err
+    assert hub.requests == CHECK and not hub.repos
+
+
 # Faults
 
 
@@ -152,6 +183,7 @@ def test_a_base_model_that_nobody_else_has_is_refused(hub, online, bridge, name,
         (Fault("POST", "/preupload/", status=404, times=9), "check the id u/r and the token"),
         (Fault("POST", "/commit/", status=429, times=9), "wait some minutes and run the same command again"),
         (Fault("POST", "objects/batch", status=503, times=9), "run the same command again later"),
+        (Fault("POST", "/api/validate-yaml", status=500, times=9), "run the same command again later"),
         (Fault("POST", "/api/repos/create", status=500, times=9), "run the same command again later"),
         (Fault("PUT", "/lfs/", cut_after=100_000, times=99), "run the same command again: it goes on with what is not yet uploaded"),
         (Fault("POST", "/commit/", cut_after=1000, times=9), "what was there is as it was"),

@@ -1,0 +1,72 @@
+"""The notebook, from top to bottom in a kernel of its own, pushing to the test Hub; and what its first cells say elsewhere."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "notebooks" / "h2c_colab.ipynb"
+
+
+def run(wire: dict, folder: Path, cells: int | None = None, **settings) -> list[str]:
+    """Execute the notebook, or its first code cells, in `folder`, with `NAME = value` changed; each code cell's text, in order, and
+    "image" for a picture."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"][:cells]
+    for name, value in settings.items():
+        (line,) = [line for cell in code for line in cell.source.splitlines() if line.startswith(f"{name} = ")]
+        for cell in code:
+            cell.source = cell.source.replace(line, f"{name} = {value!r}")
+    notebook.cells = code
+    client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client.execute(env={**wire, "PYTHONPATH": str(ROOT)})
+    return ["".join(map(written, cell.outputs)) for cell in code]
+
+
+def written(output) -> str:
+    data = output.get("data", {})
+    if output.output_type == "stream" and output.name == "stderr":  # progress, and what the libraries remark
+        return ""
+    return "image" if "image/png" in data else output.get("text", data.get("text/plain", ""))
+
+
+def without_token(wire: dict) -> dict:
+    return {name: value for name, value in wire.items() if name != "HF_TOKEN"}
+
+
+def test_it_is_saved_without_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert not [cell for cell in notebook.cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)]
+
+
+def test_atlas_needs_no_token(hub, wire):
+    assert "No token is needed" in run(without_token(wire), NOTEBOOK.parent, cells=3)[2]
+    assert not hub.requests
+
+
+def test_outside_a_clone_it_clones_what_it_is_told_to(wire, tmp_path):
+    with pytest.raises(CellExecutionError, match="is in no clone of the repository; expected REPOSITORY"):
+        run(wire, tmp_path, cells=1)
+    run(wire, tmp_path, cells=1, REPOSITORY=str(ROOT))
+    assert (tmp_path / "h2c" / "hub_configs" / "atlas" / "training.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_it_runs_from_top_to_bottom(hub, wire, tmp_path):
+    outputs = run(wire, NOTEBOOK.parent, REPO="u/notebook", BRIDGE=str(tmp_path / "bridge"))
+    _, _, login, config, plan, training, evaluation, figures, pictures, here, push, there = outputs
+    assert "There is a token." in login and "sharer: atlas" in config
+    assert "667,530" in plan and "Wrote the bridge" in training and "control: shuffled" in evaluation
+    assert "Drew 14 of 14 figures" in figures and pictures == "imageimage"
+    assert f"Pushed to {hub.endpoint}/u/notebook/commit/" in push
+    assert here == there and here.strip()
+    files = hub.repos["u/notebook"].files()
+    assert hub.repos["u/notebook"].private and b"model-index" in files["README.md"] and "figures/accuracy.png" in files
+    report = json.loads(files["report.json"])
+    assert report["methods"]["h2c"]["n"] == 100 and report["information_gain"]["low"] > 0.3
