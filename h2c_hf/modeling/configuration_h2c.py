@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from .processing_h2c import H2CProcessor  # noqa: F401
 
 # The files that make a repo work without this package. Flat, and they import nothing but torch, transformers and each other.
-REMOTE_CODE = ("configuration_h2c.py", "inputs_h2c.py", "modeling_h2c_bridge.py", "modeling_h2c.py", "processing_h2c.py")
+REMOTE_CODE = (
+    "configuration_h2c.py", "inputs_h2c.py", "modeling_h2c_bridge.py", "modeling_h2c.py", "conversation_h2c.py", "processing_h2c.py",
+)  # fmt: skip
 AUTO_MAP = {
     "AutoConfig": "configuration_h2c.H2CBridgeConfig",
     "AutoModel": "modeling_h2c_bridge.H2CBridgeModel",
