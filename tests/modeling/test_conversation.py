@@ -189,6 +189,8 @@ def test_a_receiver_with_a_window_that_the_conversation_fits_into():
     conversation = model.conversation()
     for number in (0, 1, 2, 3, 1, 2):
         expect(conversation, turns[: number + 1])
+    with pytest.raises(ValueError, match="input_ids are 41 tokens long, padding included; the Receiver has a sliding window of 40"):
+        conversation.generate(torch.ones(1, 41, dtype=torch.long), turns[0]["sharer_input_ids"])
 
 
 # Options of generate, and what goes wrong
@@ -228,6 +230,10 @@ def test_a_turn_that_fails_leaves_no_trace(wrong, error):
     answer(conversation, turns[0])
     with pytest.raises(error):
         conversation.generate(**turns[1], max_new_tokens=5, do_sample=False, **wrong)
+    expect(conversation, [turns[0], turns[2]])
+    other = {name: ids % (VOCABULARY - 1) + 1 for name, ids in turns[2].items()}  # what was kept is of no use to it
+    with pytest.raises(ValueError):
+        conversation.generate(**other, no_such_argument=1)
     expect(conversation, [turns[0], turns[2]])
 
 
