@@ -127,9 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         model, processor, _ = load(named, device)
     except OSError as error:  # transformers' goes on for several lines
-        raise OSError(
-            f"{named.model} was not loaded; expected the folder of a bridge, or a Hub id. {' '.join(str(error).split())}"
-        ) from error
+        message = " ".join(str(error).split())
+        raise OSError(f"{named.model} was not loaded; expected the folder of a bridge, or a Hub id. {message}") from error
     with contextlib.suppress(ImportError):  # where there is one, `input` has line editing and a history
         import readline  # noqa: F401
     print(f"{named.model}: {model.bridge.num_parameters():,} parameters between {named_pair(model)}. /help lists the commands.")

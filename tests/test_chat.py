@@ -13,6 +13,7 @@ import time
 import pytest
 
 from h2c_hf.chat import Chat, columns
+from h2c_hf.cli import main
 
 
 QUESTION = "In which country is the city of Bensekrane?"
@@ -72,12 +73,11 @@ def test_a_conversation_in_a_terminal(terminal):
     assert terminal.process.wait(20) == 0
 
 
-@pytest.mark.parametrize("repo", ["/nowhere/bridge", "hub_configs/atlas/sharer"], ids=["none", "a language model"])
-def test_a_repo_that_is_no_bridge_is_told_in_a_sentence(repo):
-    result = subprocess.run([*COMMAND, repo], input="", capture_output=True, text=True, timeout=100)
-    assert result.returncode == 2
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("h2c: ")]
-    assert "expected" in line and "Traceback" not in result.stderr
+@pytest.mark.parametrize("repo", ["/nowhere/bridge", "no/such-bridge"])
+def test_a_repo_that_is_not_there_is_told_in_a_sentence(repo, capsys):
+    assert main(["chat", repo]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"h2c: {repo} was not loaded; expected the folder of a bridge, or a Hub id.")
 
 
 def typed(monkeypatch, capsys, chat: Chat, *lines: str) -> str:
@@ -105,20 +105,9 @@ def test_the_turns_are_those_of_a_conversation(atlas, monkeypatch, capsys):
 
 def test_the_commands(atlas, monkeypatch, capsys):
     chat = Chat(*atlas, 8)
-    shown = typed(
-        monkeypatch,
-        capsys,
-        chat,
-        "",
-        "/help",
-        "/compare",
-        "/dance",
-        "/sharer The city is in Algeria.",
-        QUESTION,
-        QUESTION,
-        "/quit",
-        QUESTION,
-    )
+    passage = "/sharer The city is in Algeria."
+    lines = ["", "/help", "/compare", "/dance", passage, QUESTION, QUESTION, "/quit", QUESTION]
+    shown = typed(monkeypatch, capsys, chat, *lines)
     for expected in ("/clear              forget", "> /compare needs text: /compare QUESTION", "There is no command /dance; /help"):
         assert expected in shown
     assert len(chat.messages) == 4, "nothing is read after /quit"
