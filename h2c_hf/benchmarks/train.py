@@ -4,7 +4,7 @@ Both steps are forward, backward, clipping and AdamW on the same frozen pair (ra
 batches, by turns in one process. That both compute the same loss is checked first.
 
 Time: on CUDA by the clock, synchronised; on CPU the process's CPU seconds on one thread, which other processes do not disturb.
-Memory: the most bytes alive in a step beyond what is kept between steps (weights, moments): on CUDA the allocator's own peak, on
+Memory: the most bytes alive in a step beyond weights and moments: on CUDA the allocator's own peak, on
 CPU the running sum of every allocation and release that torch.profiler records. The ratio with weights and moments is beside it.
 """
 
@@ -67,6 +67,7 @@ def measure(options: argparse.Namespace) -> dict:
     first.to(device)
     batches = [random_batch(model, options) for _ in range(options.rounds)]
     check_same_loss(model, first, batches[0])
+    bridges = {"ours": model.bridge, "first": first}
     steps = {"ours": our_step(model), "first": first_step(model, first)}
     for step in steps.values():
         step(batches[0])  # makes the optimizer's moments, warms up
@@ -77,7 +78,9 @@ def measure(options: argparse.Namespace) -> dict:
             start = now(device)
             steps[name](batch)
             seconds[name].append(now(device) - start)
-            peak[name].append(peak_bytes(steps[name], batch, device))
+            # Gradients that a step leaves behind are part of the next one's peak.
+            held = sum(p.grad.nbytes for p in bridges[name].parameters() if p.grad is not None)
+            peak[name].append(held + peak_bytes(steps[name], batch, device))
     frozen = sum(p.numel() * p.element_size() for p in (*model.sharer.parameters(), *model.receiver.parameters()))
     kept = frozen + 3 * sum(p.numel() * p.element_size() for p in first.parameters())
     ratios = {
@@ -157,39 +160,29 @@ def autocast(model: H2CForCausalLM):
 
 
 def our_step(model: H2CForCausalLM) -> Callable[[dict], None]:
-    update = updates(model.bridge)
+    """What the Trainer does in a step: its clipping, and its default optimizer."""
+    optimizer = torch.optim.AdamW(model.bridge.parameters(), lr=1e-4, fused=True)
 
     def step(batch):
         with autocast(model):
-            loss = model(**batch, use_cache=False).loss
-        update(loss)
+            loss = model(**batch, skip_logits=True).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.bridge.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
 
     return step
 
 
 def first_step(model: H2CForCausalLM, bridge: per_layer.PerLayerBridge) -> Callable[[dict], None]:
-    update = updates(bridge)
+    optimizer = torch.optim.AdamW(bridge.parameters(), lr=1e-4)
 
     def step(batch):
         with autocast(model):
             loss = per_layer.loss(model, bridge, batch)
-        update(loss)
-        per_layer.collect()
+        per_layer.update(bridge, optimizer, loss)
 
     return step
-
-
-def updates(bridge: torch.nn.Module) -> Callable[[torch.Tensor], None]:
-    """Backward, clipping and the Trainer's default optimizer, the same for both."""
-    optimizer = torch.optim.AdamW(bridge.parameters(), lr=1e-4, fused=True)
-
-    def update(loss):
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(bridge.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return update
 
 
 def now(device: torch.device) -> float:

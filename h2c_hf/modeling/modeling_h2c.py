@@ -17,7 +17,8 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .configuration_h2c import H2CBridgeConfig, record_commit
 from .conversation_h2c import H2CConversation
-from .inputs_h2c import CACHE, check_prompt, model_inputs, passes_by_length, target_start
+from .inputs_h2c import CACHE, PASS_TOKENS, check_prompt, model_inputs, passes_by_length, target_start
+from .loss_h2c import loss_without_logits
 from .modeling_h2c_bridge import H2CBridgeModel
 
 
@@ -198,7 +199,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         self.sharer.eval()
         if sharer_attention_mask is None:
             return self._read(sharer_input_ids, None, layers, cache)
-        passes = passes_by_length(sharer_attention_mask)
+        passes = passes_by_length(sharer_attention_mask, PASS_TOKENS.get(self.sharer.device.type, PASS_TOKENS["cuda"]))
         if len(passes) == 1:
             return self._read(sharer_input_ids, sharer_attention_mask, layers)
         # Rows of like lengths at a time, each without the padding that longer ones would bring; then padded as they came.
@@ -290,6 +291,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         num_items_in_batch: torch.Tensor | int | None = None,
         use_cache: bool | None = None,
         cache: Cache | None = None,
+        skip_logits: bool = False,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits from the kickstart on.
@@ -305,6 +307,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
             num_items_in_batch: the number of targets over accumulated batches, from the Trainer.
             use_cache: False leaves the cache out of what is returned; there is one either way.
             cache: the newer name of `past_key_values`.
+            skip_logits: with `labels`, compute the loss alone; the same loss, in much less memory. `logits` is None then.
             kwargs: passed to the Receiver.
 
         Returns:
@@ -325,15 +328,20 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
 
         inputs = model_inputs(self.receiver, new, attention_mask, past=cached)
         self.receiver.eval()
-        outputs = self.receiver(**inputs, **{CACHE: past_key_values}, use_cache=True, **kwargs)
-        loss = None
+        skip_logits = skip_logits and labels is not None
+        receiver = self.receiver.base_model if skip_logits else self.receiver
+        outputs = receiver(**inputs, **{CACHE: past_key_values}, use_cache=True, **kwargs)
+        logits, loss = None if skip_logits else outputs.logits, None
         if labels is not None:
-            loss = self.loss_function(
-                logits=outputs.logits, labels=labels[:, -new.shape[1] :].to(outputs.logits.device),
-                vocab_size=outputs.logits.shape[-1], num_items_in_batch=num_items_in_batch,
-            )  # fmt: skip
+            labels = labels[:, -new.shape[1] :]
+            if skip_logits:
+                loss = loss_without_logits(self.receiver, outputs.last_hidden_state, labels, num_items_in_batch)
+            else:
+                loss = self.loss_function(
+                    logits=logits, labels=labels.to(logits.device), vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
+                )
         return CausalLMOutputWithPast(
-            loss=loss, logits=outputs.logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions,
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions,
             **{CACHE: None if use_cache is False else outputs[CACHE]},
         )  # fmt: skip
 

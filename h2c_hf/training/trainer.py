@@ -43,6 +43,12 @@ class H2CTrainer(WholeCheckpoints):
         if self.pop_callback(WandbCallback):
             self.add_callback(WandbCheckpoints)
 
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As stock; a training step reads the loss alone."""
+        if model.training and not return_outputs:
+            inputs = {**inputs, "skip_logits": True}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """As stock; stops at a loss that is not finite, before the optimizer takes a step on it.
 

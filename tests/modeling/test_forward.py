@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from pairs import FAMILIES, VOCABULARY, alone, join, random_inputs, random_pair, tiny_model
 from reference import plain_logits
 
-from h2c_hf.modeling import H2CForCausalLM
+from h2c_hf.modeling import H2CForCausalLM, inputs_h2c, loss_h2c
 
 
 SEEDS = range(6)
@@ -88,6 +88,25 @@ def test_the_loss_is_the_mean_over_targets(seed):
     torch.testing.assert_close(counted.loss, sum(losses) / 7)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("items", [None, 7, torch.tensor(11)])
+def test_the_loss_without_logits_is_the_loss(family, items, monkeypatch):
+    monkeypatch.setattr(loss_h2c, "ROWS", 4)
+    model = join(tiny_model("llama"), tiny_model(family, 1), dropout=0.0).train()
+    batch, _, lengths = with_targets(random_inputs(0), 0)
+    assert lengths.sum() > 8, "several groups of rows"
+    losses, gradients = [], []
+    for skip_logits in (False, True):
+        outputs = model(**batch, num_items_in_batch=items, skip_logits=skip_logits)
+        assert (outputs.logits is None) == skip_logits
+        (3 * outputs.loss).backward()
+        losses.append(outputs.loss)
+        gradients.append([parameter.grad for parameter in model.bridge.parameters()])
+        model.zero_grad()
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_parameter_of_the_bridge_gets_a_gradient_and_no_other(seed):
     model, inputs = random_pair(seed).train(), random_inputs(seed)
@@ -138,6 +157,20 @@ def test_only_the_states_that_are_asked_for_are_kept():
         assert state is None if index not in model.bridge.read_layers else torch.equal(state, whole)
     given = {name: inputs[name] for name in ("input_ids", "attention_mask", "sharer_attention_mask")}
     assert torch.equal(model(**given, sharer_hidden_states=some).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@torch.no_grad()
+def test_the_sharer_reads_rows_of_like_lengths_together(seed, monkeypatch):
+    model, inputs, widths = random_pair(seed), random_inputs(seed, batch=6), []
+    ids, mask = inputs["sharer_input_ids"], inputs["sharer_attention_mask"]
+    whole = model.read(ids, mask)
+    monkeypatch.setitem(inputs_h2c.PASS_TOKENS, "cpu", 8)
+    model.sharer.base_model.register_forward_pre_hook(lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True)
+    read = model.read(ids, mask)
+    assert len(widths) > 1 and sum(rows for rows, _ in widths) == 6 and widths == sorted(widths, key=lambda shape: shape[1])
+    for state, expected in zip(read, whole, strict=True):
+        torch.testing.assert_close(state[mask.bool()], expected[mask.bool()], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
