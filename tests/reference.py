@@ -37,14 +37,16 @@ class PlainBlock(nn.Module):
         self.eval()
 
     @torch.no_grad()
-    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, h: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """hidden: (positions of x, positions of h), True for what is not attended."""
         h = self.norm_sharer(h)
-        attended, _ = self.attn(self.norm_receiver(x), h, h)
+        attended, _ = self.attn(self.norm_receiver(x), h, h, attn_mask=hidden)
         return x + torch.sigmoid(self.gate) * self.ffn(self.norm_ffn(attended))
 
 
-def plain_bridge(bridge, hidden_states, keys, values) -> tuple[list, list]:
-    """The bridged keys and values, lists over layers of (1, heads, length, head_dim), of an unpadded example."""
+def plain_bridge(bridge, hidden_states, keys, values, hidden=None) -> tuple[list, list]:
+    """The bridged keys and values, lists over layers of (1, heads, length, head_dim), of an unpadded example. hidden: (length, Sharer's
+    length), True for what is not attended."""
     receiver_layers, sharer_layers = len(keys), len(hidden_states) - 1
     depth = min(receiver_layers, sharer_layers)
     keys, values = list(keys), list(values)
@@ -55,18 +57,18 @@ def plain_bridge(bridge, hidden_states, keys, values) -> tuple[list, list]:
             flat = states[layer].transpose(1, 2).reshape(1, length, heads * head_dim)
             with torch.random.fork_rng(devices=[]):  # a new module draws random weights, which sampling must not notice
                 block = PlainBlock(bridge, 2 * (depth - 1 - t) + kind)
-            flat = block(flat, h)
+            flat = block(flat, h, hidden)
             states[layer] = flat.view(1, length, heads, head_dim).transpose(1, 2)
     return keys, values
 
 
 @torch.no_grad()
-def plain_cache(model, input_ids, sharer_input_ids):
+def plain_cache(model, input_ids, sharer_input_ids, hidden=None):
     """The bridged cache of all but the last token of an unpadded example."""
     hidden_states = model.sharer(sharer_input_ids, output_hidden_states=True).hidden_states
     cache = model.receiver(input_ids[:, :-1], use_cache=True).past_key_values
     keys, values = plain_bridge(
-        model.bridge, hidden_states, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+        model.bridge, hidden_states, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers], hidden
     )
     for layer, key, value in zip(cache.layers, keys, values, strict=True):
         layer.keys, layer.values = key, value
@@ -74,10 +76,10 @@ def plain_cache(model, input_ids, sharer_input_ids):
 
 
 @torch.no_grad()
-def plain_logits(model, input_ids, sharer_input_ids, continuation) -> torch.Tensor:
+def plain_logits(model, input_ids, sharer_input_ids, continuation, hidden=None) -> torch.Tensor:
     """Logits (T + 1, vocabulary) of the tokens that follow the prompt of an unpadded example, one step after the other, while
     `continuation` (T tokens) is read."""
-    cache = plain_cache(model, input_ids, sharer_input_ids)
+    cache = plain_cache(model, input_ids, sharer_input_ids, hidden)
     logits = []
     for token in [input_ids[0, -1], *continuation]:
         output = model.receiver(token.view(1, 1), past_key_values=cache, use_cache=True)

@@ -9,6 +9,7 @@ BENCHMARKS = {
     "train": "h2c_hf.benchmarks.train",
     "states": "h2c_hf.benchmarks.states",
     "evaluate": "h2c_hf.benchmarks.evaluate",
+    "turns": "h2c_hf.benchmarks.turns",
 }
 
 

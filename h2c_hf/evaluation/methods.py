@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 
 from ..data.prompts import FORMS, PROMPTS, Prompts, hint_prompt, user_turn, with_passage
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
+from ..modeling.inputs_h2c import forked
 
 
 MAX_HINT_TOKENS, MAX_REASONING_TOKENS = 48, 96
@@ -69,10 +70,8 @@ class Batch:
 
     @property
     def receiver_cache(self) -> Cache:
-        """The Receiver's own prefill. A fresh object each time, since going on from a cache extends it; same tensors."""
-        cache = copy.copy(self._prefilled)
-        cache.layers = [copy.copy(layer) for layer in cache.layers]
-        return cache
+        """The Receiver's own prefill, to go on from."""
+        return forked(self._prefilled)
 
     def part(self, name: str) -> contextlib.AbstractContextManager:
         """Around each step of a method; `h2c_hf.evaluation.latency` has a clock here."""

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 # The files that make a repo work without this package. Flat, and they import nothing but torch, transformers and each other.
 REMOTE_CODE = (
-    "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "modeling_h2c.py", "processing_h2c.py",
+    "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "modeling_h2c.py", "conversation_h2c.py",
+    "processing_h2c.py",
 )  # fmt: skip
 AUTO_MAP = {
     "AutoConfig": "configuration_h2c.H2CBridgeConfig",

@@ -16,6 +16,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .configuration_h2c import H2CBridgeConfig, record_commit
+from .conversation_h2c import H2CConversation
 from .inputs_h2c import CACHE, PASS_TOKENS, check_prompt, model_inputs, passes_by_length, target_start
 from .loss_h2c import loss_without_logits
 from .modeling_h2c_bridge import H2CBridgeModel
@@ -182,11 +183,13 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         sharer_input_ids: torch.Tensor,
         sharer_attention_mask: torch.Tensor | None = None,
         layers: list[int] | None = None,
+        cache: Cache | None = None,
     ) -> tuple[torch.Tensor | None, ...]:
-        """The Sharer's hidden states, (batch, sharer length, sharer_hidden_size) each. No LM head, no cache.
+        """The Sharer's hidden states, (batch, sharer length, sharer_hidden_size) each. No LM head.
 
         Args:
             layers: which of the S + 1 states to keep, by default all; the others are None.
+            cache: the Sharer's, of what stands before `sharer_input_ids` (without padding); these are added to it. None: no cache.
 
         Raises:
             ValueError: where the model was made with the Sharer's config alone.
@@ -195,7 +198,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("This model was made without the Sharer's weights: expected sharer_hidden_states, got sharer_input_ids.")
         self.sharer.eval()
         if sharer_attention_mask is None:
-            return self._read(sharer_input_ids, None, layers)
+            return self._read(sharer_input_ids, None, layers, cache)
         passes = passes_by_length(sharer_attention_mask, PASS_TOKENS.get(self.sharer.device.type, PASS_TOKENS["cuda"]))
         if len(passes) == 1:
             return self._read(sharer_input_ids, sharer_attention_mask, layers)
@@ -210,24 +213,27 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
                     read[index][rows, -length:] = state
         return tuple(read)
 
-    def _read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: list[int] | None) -> tuple:
+    def _read(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: list[int] | None, cache: Cache | None = None
+    ) -> tuple:
         """`read` in one pass."""
         if attention_mask is not None and attention_mask.all():
             attention_mask = None
-        inputs = model_inputs(self.sharer, input_ids, attention_mask)
-        kept = True if layers is None else layers
-        states = backbone_up_to(self.sharer, layers)(**inputs, output_hidden_states=kept, use_cache=False).hidden_states
+        inputs = model_inputs(self.sharer, input_ids, attention_mask, past=0 if cache is None else cache.get_seq_length())
+        inputs |= {CACHE: cache, "use_cache": cache is not None}
+        states = backbone_up_to(self.sharer, layers)(**inputs, output_hidden_states=True if layers is None else layers).hidden_states
         # Architectures that know `output_hidden_states` as a flag alone return every layer.
         read = [state if layers is None or index in layers else None for index, state in enumerate(states)]
         return tuple(read + [None] * (self.config.sharer_num_hidden_layers + 1 - len(read)))
 
     @torch.inference_mode()
-    def prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Cache:
-        """The Receiver's own cache of all `input_ids` but the last, the kickstart."""
+    def prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: Cache | None = None) -> Cache:
+        """The Receiver's own cache of all `input_ids` but the last, the kickstart; or `cache`, of what stands before them (without
+        padding), with these added."""
         self.receiver.eval()
-        cache = DynamicCache(config=self.receiver.config)
+        cache = DynamicCache(config=self.receiver.config) if cache is None else cache
         mask = None if attention_mask is None else attention_mask[:, :-1]
-        inputs = model_inputs(self.receiver, input_ids[:, :-1], mask)
+        inputs = model_inputs(self.receiver, input_ids[:, :-1], mask, past=cache.get_seq_length())
         return self.receiver.base_model(**inputs, **{CACHE: cache}, use_cache=True)[CACHE]
 
     def bridged_cache(
@@ -340,6 +346,10 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         )  # fmt: skip
 
     # Text
+
+    def conversation(self) -> H2CConversation:
+        """A conversation of several turns, which keeps what it has read."""
+        return H2CConversation(self)
 
     @torch.no_grad()
     def generate(

@@ -8,7 +8,6 @@ with x the Receiver's flattened keys or values and h the hidden states of the Sh
 once: their parameters are stacked, index 2 * i for the keys and 2 * i + 1 for the values of the i-th bridged layer.
 """
 
-import copy
 import hashlib
 import math
 import re
@@ -26,6 +25,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.utils import cached_file
 
 from .configuration_h2c import H2CBridgeConfig
+from .inputs_h2c import forked
 
 
 def check_hashes(folder: Path) -> None:
@@ -203,8 +203,7 @@ class H2CBridgeModel(PreTrainedModel):
         bridged = checkpoint(rewrite, receiver, use_reentrant=False) if again else rewrite(receiver)
         bridged = bridged.view(len(cached), batch, length, heads, head_dim).transpose(2, 3)
 
-        new_cache = copy.copy(receiver_cache)
-        new_cache.layers = [copy.copy(layer) for layer in receiver_cache.layers]
+        new_cache = forked(receiver_cache)
         for i, (layer, _) in enumerate(self.alignment):
             target = new_cache.layers[layer]
             target.keys, target.values = bridged[2 * i].to(target.keys.device), bridged[2 * i + 1].to(target.values.device)

@@ -1,10 +1,11 @@
 """What a language model is given: inputs with positions that skip padding, and the checks that refuse what it would misread."""
 
+import copy
 import dataclasses
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
@@ -23,6 +24,13 @@ def model_inputs(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask
     attention_mask = attention_mask.to(model.device)
     position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
     return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+
+
+def forked(cache: Cache) -> Cache:
+    """The same cache to go on from (which extends it), so that the given one stays as it is; same tensors."""
+    fork = copy.copy(cache)
+    fork.layers = [copy.copy(layer) for layer in cache.layers]
+    return fork
 
 
 def passes_by_length(attention_mask: torch.Tensor, least: int) -> list[tuple[list[int], int]]:

@@ -13,7 +13,10 @@ from transformers import AutoModelForCausalLM
 from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM
 
 
-REMOTE_CODE = {"configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "modeling_h2c.py", "processing_h2c.py"}
+REMOTE_CODE = {
+    "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "modeling_h2c.py", "conversation_h2c.py",
+    "processing_h2c.py",
+}  # fmt: skip
 OPTIONS = {"max_new_tokens": 5, "do_sample": False}
 CONVERSATIONS = [[{"role": "user", "content": "Which river?"}], [{"role": "user", "content": "Where?"}]]
 

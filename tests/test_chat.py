@@ -1,0 +1,153 @@
+"""`h2c chat` as people use it: in a terminal, and with its input from a pipe."""
+
+import _thread
+import contextlib
+import io
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+from h2c_hf.chat import Chat, columns
+from h2c_hf.cli import main
+
+
+QUESTION = "In which country is the city of Bensekrane?"
+COMMAND = [sys.executable, "-m", "h2c_hf.cli", "chat"]
+
+
+class Terminal:
+    """A process on a terminal of its own."""
+
+    def __init__(self, *arguments: str):
+        self.master, slave = pty.openpty()
+        environment = {**os.environ, "TERM": "dumb", "COLUMNS": "100"}
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
+            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # its controlling terminal: Ctrl-C reaches it
+        )  # fmt: skip
+        os.close(slave)
+
+    def until(self, text: str, seconds: float = 100) -> str:
+        """What is written until `text` comes."""
+        seen, end = "", time.monotonic() + seconds
+        while text not in seen:
+            assert select.select([self.master], [], [], max(0, end - time.monotonic()))[0], f"no {text!r} in {seen!r}"
+            try:
+                seen += os.read(self.master, 4096).decode()
+            except OSError:  # the process has ended
+                raise AssertionError(f"no {text!r} in {seen!r}") from None
+        return seen
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+
+@pytest.fixture
+def terminal():
+    terminal = Terminal()
+    yield terminal
+    terminal.process.kill()
+    terminal.process.wait()
+    os.close(terminal.master)
+
+
+def test_a_conversation_in_a_terminal(terminal):
+    assert "/help lists the commands" in terminal.until("> ")
+    terminal.type(f"{QUESTION}\n")
+    terminal.until("Algeria")
+    terminal.until("> ")
+    terminal.type("half a line")
+    terminal.until("half a line")
+    time.sleep(0.3)  # until the process waits again: Python does not see a signal that comes just before
+    terminal.type("\x03")
+    assert "(/quit or Ctrl-D ends)" in terminal.until(")\r\n> ")
+    terminal.type("/compare What is the currency of Norway?\n")
+    shown = terminal.until("\r\n> ").splitlines()
+    titles = next(line for line in shown if "text-to-text" in line)
+    assert titles.split() == ["Receiver", "text-to-text", "H2C"]
+    answers = shown[shown.index(titles) + 2].split()
+    assert len(answers) == 3 and answers[2] == "NOK"
+    terminal.type("\x04")
+    assert terminal.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("repo", ["/nowhere/bridge", "no/such-bridge"])
+def test_a_repo_that_is_not_there_is_told_in_a_sentence(repo, capsys):
+    assert main(["chat", repo]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"h2c: {repo} was not loaded; expected the folder of a bridge, or a Hub id.")
+
+
+def typed(monkeypatch, capsys, chat: Chat, *lines: str) -> str:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    chat.run()
+    return capsys.readouterr().out
+
+
+def test_the_turns_are_those_of_a_conversation(atlas, monkeypatch, capsys):
+    model, processor = atlas
+    chat, second = Chat(model, processor, 8), "And the city of Zaragoza?"
+    assert "Algeria" in typed(monkeypatch, capsys, chat, QUESTION)
+    shown = typed(monkeypatch, capsys, chat, second)
+    conversation, messages = model.conversation(), []
+    for question in (QUESTION, second):
+        messages.append({"role": "user", "content": question})
+        inputs = processor.apply_chat_template(messages)
+        output = conversation.generate(**inputs, max_new_tokens=8)
+        messages.append(
+            {"role": "assistant", "content": processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)}
+        )
+    assert chat.messages == chat.sharer_messages == messages
+    assert shown.splitlines()[0] == f"> {messages[-1]['content']}"
+
+
+def test_the_commands(atlas, monkeypatch, capsys):
+    chat = Chat(*atlas, 8)
+    passage = "/sharer The city is in Algeria."
+    lines = ["", "/help", "/compare", "/dance", passage, QUESTION, QUESTION, "/quit", QUESTION]
+    shown = typed(monkeypatch, capsys, chat, *lines)
+    for expected in ("/clear              forget", "> /compare needs text: /compare QUESTION", "There is no command /dance; /help"):
+        assert expected in shown
+    assert len(chat.messages) == 4, "nothing is read after /quit"
+    assert chat.messages[0]["content"] == chat.messages[2]["content"] == QUESTION
+    asked = [message["content"] for message in chat.sharer_messages[::2]]
+    assert asked == [f"The city is in Algeria.\n\n{QUESTION}", QUESTION], "the passage is read once"
+    typed(monkeypatch, capsys, chat, "/clear", QUESTION)
+    assert len(chat.messages) == 2
+
+
+class InterruptedOutput(io.StringIO):
+    """Standard output; the user presses Ctrl-C as soon as the answer begins."""
+
+    def write(self, text):
+        if "> " not in self.getvalue() or "(stopped" in self.getvalue() + text:
+            return super().write(text)
+        if text.strip():
+            _thread.interrupt_main()
+        return super().write(text)
+
+
+def test_an_answer_that_is_stopped_and_one_that_is_too_long_are_forgotten(atlas, monkeypatch, capsys):
+    chat = Chat(*atlas, 300)
+    typed(monkeypatch, capsys, chat, QUESTION)
+    before = chat.messages
+    monkeypatch.setattr(atlas[0].generation_config, "min_new_tokens", 300)  # else it would have ended
+    monkeypatch.setattr("sys.stdin", io.StringIO(QUESTION))
+    with contextlib.redirect_stdout(InterruptedOutput()) as output:
+        chat.run()
+    assert "(stopped; that message is forgotten)" in output.getvalue()
+    assert chat.messages == before
+    monkeypatch.setattr(atlas[0].generation_config, "min_new_tokens", None)
+    shown = typed(monkeypatch, capsys, chat, "word " * 600, QUESTION)
+    assert "the context window of its model is 512. That message is forgotten" in shown and "Traceback" not in shown
+    assert len(chat.messages) == 4
+
+
+def test_columns_wrap_below_their_titles():
+    text = columns(["one", "two"], ["a b c d e f g h i j", "x\n\ny"], 26)
+    assert text.splitlines() == ["one           two", "------------  ------------", "a b c d e f   x", "g h i j", "              y"]
