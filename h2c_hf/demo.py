@@ -22,9 +22,7 @@ def atlas(device: torch.device) -> tuple[H2CForCausalLM, H2CProcessor]:
 def main(arguments: list[str] | None = None) -> int:
     """`h2c demo`."""
     parser = argparse.ArgumentParser(prog="h2c demo", description=__doc__)
-    parser.add_argument(
-        "repo", nargs="?", metavar="REPO", help="the bridge: a folder or a Hub id (default: Atlas, which is in the package)"
-    )
+    parser.add_argument("repo", nargs="?", metavar="REPO", help="the bridge: a folder or a Hub id (default: Atlas, in the package)")
     parser.add_argument("--revision", help="commit of the bridge's repo")
     parser.add_argument("--sharer_quantization", choices=("none", *QUANTIZATION), default="none", help="of REPO's Sharer (bitsandbytes)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")

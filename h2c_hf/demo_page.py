@@ -10,7 +10,7 @@ import matplotlib
 import torch
 
 from .atlas.questions import atlas_questions
-from .data.prompts import FORMS, open_answer, user_turn
+from .data.prompts import FORMS, choice_answer, open_answer, user_turn
 from .evaluation.inspection import injection
 from .evaluation.methods import Batch
 from .evaluation.questions import limits
@@ -23,12 +23,12 @@ from .visualization.style import THEMES
 # What the bridge reads: (the words of the switch, the method or control).
 READS = [("the Sharer's states", "h2c"), ("another question's states", "shuffled"), ("nothing (zeros)", "zeros")]
 TITLES = {"h2c": "H2C", "shuffled": "H2C, control: another question's states", "zeros": "H2C, control: zeros"}
-ATLAS_SUBJECTS = ("instrument", "capital", "sport", "constellation", "currency", "symbol")
+ATLAS_SUBJECTS = ("instrument", "capital", "sport", "country", "currency", "symbol")
 # For pairs that know more than Atlas.
 QUESTIONS = [
     {"question": "Which planet has the shortest year?", "choices": ["Venus", "Mercury", "Mars", "Jupiter"], "answer": 1},
-    {"question": "Who wrote the novel Middlemarch?", "choices": ["Jane Austen", "Emily Bronte", "George Eliot", "Mary Shelley"], "answer": 2},
-    {"question": "Which gas do plants take in for photosynthesis?", "choices": ["Oxygen", "Nitrogen", "Argon", "Carbon dioxide"], "answer": 3},
+    {"question": "Who wrote Middlemarch?", "choices": ["Jane Austen", "Emily Bronte", "George Eliot", "Mary Shelley"], "answer": 2},
+    {"question": "Which gas do plants take in by day?", "choices": ["Oxygen", "Nitrogen", "Argon", "Carbon dioxide"], "answer": 3},
     {"question": "What is the derivative of x squared?", "choices": ["2x", "x", "x squared", "2"], "answer": 0},
 ]  # fmt: skip
 HAND_OFFS = [
@@ -38,6 +38,7 @@ HAND_OFFS = [
     ],
     ["The parcel for Mrs. Okafor is in locker 17; the code is 4203.\n\nWhat is the code of the locker?", "What is the code of the locker?"],
 ]
+THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # nothing to fetch
 # A figure has a copy for each theme; on a phone it is moved sideways in its frame.
 CSS = """
 .figure { overflow-x: auto; }
@@ -92,9 +93,7 @@ class Demo:
             raise ValueError(f"{empty} is empty; write something, or click an example.")
         answers = [Answer()] * 2
         for column, name in enumerate(("receiver", reads)):
-            batch = self.batch(
-                {"question": prompt}, "open", longest, self.processor.apply_chat_template(user_turn(prompt), user_turn(secret))
-            )
+            batch = self.batch({"question": prompt}, "open", longest, secret)
             for answers[column] in stream(name, batch, max_new_tokens=longest, do_sample=False):
                 yield columns(answers, reads)
 
@@ -104,16 +103,20 @@ class Demo:
         """The heat map of what the bridge changes in the cache for a question."""
         yield drawn(bridge.injection, {"injection": injection(self.batch(*as_question(question, choices)))})
 
-    def batch(self, question: dict, form: str, longest: int = 1, inputs=None) -> Batch:
-        """One question, encoded, of which nothing is computed yet.
+    def batch(self, question: dict, form: str, longest: int = 1, secret: str | None = None) -> Batch:
+        """One question, encoded, of which nothing is computed yet; its donor is an example.
+
+        Args:
+            longest: tokens that the Receiver may write.
+            secret: what the Sharer reads instead.
 
         Raises:
             ValueError: where it does not fit into a context window with what is still to be written.
         """
-        other = next(example for example in self.examples if example["question"] != question["question"])
+        other = next(example for example in self.examples if example["question"] not in (question["question"], secret))
         batch = Batch(self.model, self.processor, [question], form, Batch(self.model, self.processor, [other], form))
-        if inputs is not None:
-            batch = batch.with_inputs(inputs.to(self.model.receiver.device))
+        if secret is not None:
+            batch = batch.with_inputs(batch.encode([user_turn(question["question"])], [user_turn(secret)]))
         room = limits(self.model, ["text_to_text"], "choice")
         for role, prefix, written in (("receiver", "", longest), ("sharer", "sharer_", 0)):
             got, most = batch.inputs[f"{prefix}input_ids"].shape[1], room[role] - written
@@ -134,6 +137,10 @@ def as_question(question: str, choices: str) -> tuple[dict, str]:
     asked, form = {"question": question.strip(), "choices": lines}, "choice" if lines else "open"
     FORMS[form][0](asked)  # refuses more choices than there are letters
     return asked, form
+
+
+def right(question: dict, by_letter: bool) -> str:
+    return f"{choice_answer(question)}. {open_answer(question)}" if by_letter else open_answer(question)
 
 
 def columns(answers: list[Answer], reads: str) -> list:
@@ -166,6 +173,7 @@ def drawn(figure: Callable, report: dict) -> str:
 
 def page(demo: Demo) -> gr.Blocks:
     one_at_a_time = {"concurrency_id": "model", "concurrency_limit": 1}  # or the clocks would measure one another
+    examples = [(example, n % 2 == 1) for n, example in enumerate(demo.examples)]
     with gr.Blocks(title="Hidden-to-Cache", analytics_enabled=False) as blocks:
         gr.Markdown(introduction(demo))
         with gr.Tab("Compare"):
@@ -176,14 +184,14 @@ def page(demo: Demo) -> gr.Blocks:
             with gr.Row():
                 receiver, receiver_facts = column("Receiver")
                 with gr.Column(min_width=280):
-                    hinted, hinted_facts = answer_box("text-to-text")
-                    hint = gr.Textbox(label="what the Sharer wrote for it", lines=2, elem_id="hint")
+                    hinted, hinted_facts = answer_box("Text-to-text")
+                    hint = gr.Textbox(label="What the Sharer wrote for it", lines=2, interactive=False, elem_id="hint")
                 h2c, h2c_facts = column("H2C")
             gr.Examples(
-                [[example["question"], "\n".join(example["choices"]) if n % 2 else ""] for n, example in enumerate(demo.examples)],
+                [[example["question"], "\n".join(example["choices"]) if by_letter else ""] for example, by_letter in examples],
                 [question, choices],
                 label="Examples, and what is right",
-                example_labels=[f"{example['question']} {open_answer(example)}" for example in demo.examples],
+                example_labels=[f"{example['question']} → {right(example, by_letter)}" for example, by_letter in examples],
             )
             asked = gr.on(
                 [ask.click, reads.input], demo.compare, [question, choices, reads, longest],
@@ -198,12 +206,12 @@ def page(demo: Demo) -> gr.Blocks:
             reads, longest, ask, stop = controls()
             with gr.Row():
                 outputs = [*column("Receiver"), *column("H2C")]
-            gr.Examples(demo.hand_offs, [secret, prompt])
+            gr.Examples(demo.hand_offs, [secret, prompt], example_labels=[secrets.split("\n")[0] for secrets, _ in demo.hand_offs])
             asked = gr.on(
                 [ask.click, reads.input], demo.hand_off, [secret, prompt, reads, longest], outputs, show_progress="minimal", **one_at_a_time
             )
             stop.click(None, cancels=asked)
-        with gr.Tab("Inside the bridge") as inside:
+        with gr.Tab("Inside") as inside:
             gr.HTML(drawn(bridge.gate_map, {"gates": demo.model.gate_values()}))
             gr.Markdown("For the question under *Compare*:")
             changed = gr.HTML(elem_id="injection", min_height=200)
@@ -231,7 +239,7 @@ def introduction(demo: Demo) -> str:
 def controls() -> tuple[gr.Radio, gr.Slider, gr.Button, gr.Button]:
     with gr.Row(equal_height=True):
         reads = gr.Radio(READS, value="h2c", label="What the bridge reads", scale=3, min_width=280)
-        longest = gr.Slider(1, 256, value=64, step=1, label="Longest answer, tokens", scale=2, min_width=280)
+        longest = gr.Slider(1, 256, value=64, step=1, label="Tokens at most", scale=2, min_width=280)
     with gr.Row():
         ask = gr.Button("Ask", variant="primary", scale=3)
         stop = gr.Button("Stop", scale=1)
@@ -250,4 +258,4 @@ def answer_box(title: str) -> tuple[gr.Textbox, gr.Markdown]:
 def serve(demo: Demo, port: int | None = None) -> None:
     """Open the page, and stay until it is interrupted."""
     demo.warm_up()
-    page(demo).launch(server_port=port, css=CSS, theme=gr.themes.Soft(), ssr_mode=False)
+    page(demo).launch(server_port=port, css=CSS, theme=THEME, ssr_mode=False)

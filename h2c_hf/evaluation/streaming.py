@@ -35,8 +35,8 @@ def stream(name: str, batch: Batch, **kwargs) -> Iterator[Answer]:
             answer.hint += piece
             yield answer
         method, batch = METHODS["receiver"], hint.result
-    role = "sharer" if name == "sharer" else "receiver"
-    writing = Writing(lambda streamer: method.generate(batch, streamer=streamer, **kwargs), getattr(batch.processor, f"{role}_tokenizer"))
+    tokenizer = getattr(batch.processor, f"{method.reader}_tokenizer")
+    writing = Writing(lambda streamer: method.generate(batch, streamer=streamer, **kwargs), tokenizer)
     for piece in writing:
         answer.text += piece
         if writing.times:
