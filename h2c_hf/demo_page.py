@@ -72,7 +72,7 @@ class Demo:
             self.examples = [by_subject[subject] for subject in ATLAS_SUBJECTS]
         else:
             self.examples = QUESTIONS
-        self.hand_offs = HAND_OFFS if repo else [[question["question"], "What is the answer?"] for question in self.examples[:3]]
+        self.hand_offs = HAND_OFFS if repo else [[question["question"], "What is the answer?"] for question in self.examples[::2]]
 
     @told
     def compare(self, question: str, choices: str, reads: str, longest: int) -> Iterator[list]:
@@ -83,7 +83,7 @@ class Demo:
         for column, name in enumerate(("receiver", "text_to_text", reads)):
             # Nothing is shared with another column: each has the whole way on its clock, from token ids on.
             for answers[column] in stream(name, self.batch(asked, form, longest), max_new_tokens=longest, do_sample=False):
-                yield [*columns(answers, reads), answers[1].hint]
+                yield [*columns(answers, reads), answers[1].hint.strip()]
 
     @told
     def hand_off(self, secret: str, prompt: str, reads: str, longest: int) -> Iterator[list]:
@@ -145,8 +145,8 @@ def right(question: dict, by_letter: bool) -> str:
 
 def columns(answers: list[Answer], reads: str) -> list:
     """Text and facts of each answer; the last is H2C's, whose label names the control."""
-    values = [value for answer in answers for value in (answer.text, facts(answer))]
-    values[-2] = gr.Textbox(answers[-1].text, label=TITLES[reads])
+    values = [value for answer in answers for value in (answer.text.strip(), facts(answer))]
+    values[-2] = gr.Textbox(values[-2], label=TITLES[reads])
     return values
 
 

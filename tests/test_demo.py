@@ -21,8 +21,10 @@ from h2c_hf.evaluation.methods import METHODS
 ROOT = Path(__file__).parent.parent
 SPACE = ROOT / "hub_configs" / "space"
 CHROMIUM = "/usr/bin/chromium"
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync""".split()
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 OPEN = {"max_new_tokens": 64, "do_sample": False}
 
@@ -50,7 +52,7 @@ def test_the_columns_end_in_what_the_methods_return(demo, reads, choices):
     question = "In which country is the city of Bensekrane?"
     shown = [*demo.compare(question, "\n".join(choices), reads, 64)][-1]
     asked, form = {"question": question, "choices": choices}, "choice" if choices else "open"
-    expected = [METHODS[name].generate(demo.batch(asked, form), **OPEN)[0] for name in ("receiver", "text_to_text", reads)]
+    expected = [METHODS[name].generate(demo.batch(asked, form), **OPEN)[0].strip() for name in ("receiver", "text_to_text", reads)]
     assert [shown[0], shown[2], shown[4].value] == expected
     assert all("first token" in facts and "tokens/s" in facts for facts in (shown[1], shown[3], shown[5]))
     assert shown[6].startswith("The answer is")
@@ -151,7 +153,7 @@ def visit(browser):
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None)
         page.goto(f"{address}/?__theme={theme}")
-        page.get_by_label("Question").wait_for()
+        page.get_by_label("Question", exact=True).wait_for()
         return page
 
     yield open_page
@@ -172,7 +174,7 @@ def text(page, label: str):
 def ask(page) -> None:
     """Ask, and wait until the last stream has ended: its pace is known, and nothing is being computed."""
     button(page, "Ask").click()
-    page.locator(".facts:visible").last.filter(has_text="tokens/s").wait_for()
+    page.locator(".prose.facts:visible").last.filter(has_text="tokens/s").wait_for()
 
 
 def overflow(page) -> int:
@@ -185,10 +187,10 @@ def asked(demo):
     for question in atlas_questions("test")[200:]:
         asked = {"question": question["question"], "choices": []}
         answers = {
-            name: METHODS[name].generate(demo.batch(asked, "open"), **OPEN)[0]
+            name: METHODS[name].generate(demo.batch(asked, "open"), **OPEN)[0].strip()
             for name in ("receiver", "text_to_text", "h2c", "shuffled", "zeros")
         }
-        if [name for name, answer in answers.items() if answer.strip() == open_answer(question)] == ["text_to_text", "h2c"]:
+        if [name for name, answer in answers.items() if answer == open_answer(question)] == ["text_to_text", "h2c"]:
             return question, answers
     return None
 
@@ -205,7 +207,7 @@ def test_three_streams_end_and_the_control_takes_the_answer_away(address, visit,
     ask(page)
     for label, name in (("Receiver", "receiver"), ("Text-to-text", "text_to_text"), ("H2C", "h2c")):
         expect(text(page, label)).to_have_value(answers[name])
-    facts = page.locator(".facts:visible")
+    facts = page.locator(".prose.facts:visible")
     assert facts.count() == 3
     for n in range(3):
         expect(facts.nth(n)).to_have_text(re.compile(r"first token [\d,]+ ms · then [\d,]+ tokens/s"))
@@ -222,12 +224,13 @@ def test_the_other_tabs(address, visit, demo, size, theme):
 
     page = visit(address, size, theme)
     page.get_by_role("tab", name="Hand-off").click()
-    button(page, demo.examples[1]["question"]).click()
-    expect(text(page, "Only the Sharer reads")).to_have_value(demo.examples[1]["question"])
+    example = demo.examples[2]
+    button(page, example["question"]).click()
+    expect(text(page, "Only the Sharer reads")).to_have_value(example["question"])
     ask(page)
-    expect(text(page, "H2C")).to_have_value(open_answer(demo.examples[1]))
+    expect(text(page, "H2C")).to_have_value(open_answer(example))
     page.get_by_label("nothing (zeros)").locator("visible=true").check()
-    expect(text(page, "H2C, control: zeros")).not_to_have_value(re.compile(open_answer(demo.examples[1])))
+    expect(text(page, "H2C, control: zeros")).not_to_have_value(re.compile(open_answer(example)))
     assert overflow(page) <= 0
 
     page.get_by_role("tab", name="Inside").click()
