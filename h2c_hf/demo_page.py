@@ -57,7 +57,8 @@ def told(method: Callable) -> Callable:
         try:
             yield from method(*args)
         except ValueError as error:
-            raise gr.Error(str(error), title="That cannot be asked", print_exception=False) from None
+            gr.Warning(str(error))  # a `gr.Error` would also write "Error" into every output
+            yield gr.skip()
 
     return generator
 
