@@ -235,6 +235,8 @@ def test_the_other_tabs(address, visit, demo, size, theme):
     expect(images).to_have_count(2)
     assert all(f"{theme}-theme" in image.get_attribute("class") for image in images.all())
     assert all(image.evaluate("image => image.naturalWidth") > 400 for image in images.all())
+    to_the_end = "figure => { figure.scrollLeft = 1e4; return figure.scrollLeft + figure.clientWidth >= figure.scrollWidth - 1 }"
+    assert all(figure.evaluate(to_the_end) for figure in page.locator(".figure:visible").all())  # nothing is cut off
     assert overflow(page) <= 0
 
 
