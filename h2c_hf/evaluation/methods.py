@@ -161,15 +161,15 @@ class TextToText(Method):
     def cache(self, batch: Batch) -> Cache:
         raise TypeError("text_to_text answers another prompt, so it has no cache for this one; see `hinted`.")
 
-    def hinted(self, batch: Batch) -> Batch:
-        """The batch that the Receiver answers: with the Sharer's words in its prompts."""
+    def hinted(self, batch: Batch, **kwargs) -> Batch:
+        """The batch that the Receiver answers: with the Sharer's words in its prompts. ``kwargs`` as for the Sharer's ``generate``."""
         asked = [
             for_sharer(user_turn(hint_prompt(question, self.variant, batch.prompts, choices=batch.form == "choice")), question)
             for question in batch.questions
         ]
         inputs = batch.encode(asked)
         with batch.part("sharer_writes"):
-            hints = sharer_text(batch, inputs, max_new_tokens=self.max_tokens, do_sample=False)
+            hints = sharer_text(batch, inputs, max_new_tokens=self.max_tokens, do_sample=False, **kwargs)
         pairs = zip(batch.questions, hints, strict=True)
         return batch.with_inputs(batch.encode([conversation(question, batch.form, hint, batch.prompts) for question, hint in pairs]))
 

@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from .style import BESIDE, SMALL, VERMILLION, WIDTH, Look, Theme, inches, legend, page, plain_grid, printable, wrap
+from .style import BESIDE, SMALL, VERMILLION, WIDTH, Look, Theme, inches, legend, on_map, page, plain_grid, printable, wrap
 
 
 LABELLED_TOKENS = 64  # a longer prompt gets numbers along its axis, not its tokens
@@ -50,6 +50,30 @@ def gates(report: dict, theme: Theme) -> Figure:
     for axes in (by_layer, spread):
         plain_grid(axes, "y")
     spread.legend(*by_layer.get_legend_handles_labels(), **BESIDE)
+    return figure
+
+
+def gate_map(report: dict, theme: Theme) -> Figure:
+    """How far each block's gate is open, by Receiver layer."""
+    rows = np.ma.masked_invalid([numbers(report["gates"][kind]) for kind in ("key", "value")])
+    norm = Normalize(*gate_limits(rows.compressed()))
+    figure = page("How far each block's gate is open", 2.1)
+    axes = figure.subplots()
+    axes.set_facecolor(theme.grid)  # layers that are not bridged
+    mesh = axes.pcolormesh(rows, norm=norm, edgecolors=theme.paper, lw=2)
+    if rows.shape[1] <= 12:
+        for row, layer in zip(*np.nonzero(~np.ma.getmaskarray(rows)), strict=True):
+            value = rows[row, layer]
+            axes.text(layer + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center", color=on_map(norm(value)), size=SMALL)
+    shown = range(0, rows.shape[1], -(-rows.shape[1] // 16))
+    axes.set_xticks([layer + 0.5 for layer in shown], [str(layer) for layer in shown])
+    axes.set_yticks([0.5, 1.5], ["keys", "values"])
+    axes.set(xlabel="Receiver layer (no unit)")
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(mesh, ax=axes, label=GATE.replace(", ", ",\n"))
+    bar.outline.set_visible(False)
     return figure
 
 

@@ -70,7 +70,7 @@ def test_the_open_form_is_answered_in_words(pair, role):
 
 def test_what_ships_is_small_and_half_precision():
     total = sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file())
-    assert total < 15e6  # twice in the repository: here, and beside the bridge
+    assert total < 17e6  # twice in the repository: here, and beside the bridge
     for role in ("sharer", "receiver"):
         assert '"dtype": "bfloat16"' in (MODELS / role / "config.json").read_text()
 

@@ -14,6 +14,7 @@ from PIL import Image
 from reports import METHODS, REPORTS, REQUIRED, SMALL
 
 from h2c_hf.evaluation.schema import load_report
+from h2c_hf.visualization.bridge import gate_map
 from h2c_hf.visualization.figures import FIGURES, draw, left_out, main
 from h2c_hf.visualization.style import THEMES, wrap
 
@@ -36,6 +37,15 @@ def test_no_text_overlaps_or_leaves_the_page_and_every_axis_has_its_unit(name, s
     with matplotlib.rc_context(THEMES[theme].settings):
         drawn = Drawn(FIGURES[name][1](REPORTS[size], THEMES[theme]))
     assert len(drawn.texts) > 3
+    assert drawn.problems() == []
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [size for size, report in REPORTS.items() if "gates" in report])
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_map_of_the_gates_that_the_demo_shows(size, theme):
+    with matplotlib.rc_context(THEMES[theme].settings):
+        drawn = Drawn(gate_map(REPORTS[size], THEMES[theme]))
     assert drawn.problems() == []
 
 
