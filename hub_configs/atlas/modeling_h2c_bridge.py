@@ -28,6 +28,11 @@ from .configuration_h2c import H2CBridgeConfig
 from .inputs_h2c import forked
 
 
+# Elements of normalised Sharer states that are worked on at once. On CPU as fit into its caches; on a GPU all layers of 512 tokens of
+# the reference pair are 50 million, and more would take memory without saving time.
+GROUP_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+
+
 def check_hashes(folder: Path) -> None:
     """Compare weights in the Hub's cache, whose blobs are named by the SHA-256 that the Hub gives, with their names: the client
     checks their size alone. Other folders have no hashes to compare with.
@@ -58,9 +63,9 @@ class StackedNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(blocks, size))
         self.bias = nn.Parameter(torch.zeros(blocks, size))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (blocks, tokens, size)."""
-        return torch.addcmul(self.bias[:, None], normalized(x), self.weight[:, None])
+    def forward(self, x: torch.Tensor, group: slice) -> torch.Tensor:
+        """x: (blocks of the group, tokens, size)."""
+        return torch.addcmul(self.bias[group, None], normalized(x), self.weight[group, None])
 
 
 class StackedLinear(nn.Module):
@@ -71,9 +76,9 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(blocks, out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(blocks, out_features))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (blocks, tokens, in) -> (blocks, tokens, out)."""
-        return torch.baddbmm(self.bias[:, None], x, self.weight.transpose(1, 2))
+    def forward(self, x: torch.Tensor, group: slice) -> torch.Tensor:
+        """x: (blocks of the group, tokens, in) -> (blocks of the group, tokens, out)."""
+        return torch.baddbmm(self.bias[group, None], x, self.weight[group].transpose(1, 2))
 
 
 class H2CBridgeModel(PreTrainedModel):
@@ -192,48 +197,57 @@ class H2CBridgeModel(PreTrainedModel):
         layers = [receiver_cache.layers[layer] for layer, _ in self.alignment]
         batch, heads, length, head_dim = layers[0].keys.shape
 
-        # (blocks, batch * length, size): keys and values of the bridged layers, heads flattened
-        cached = torch.stack([states.to(self.gate.device) for layer in layers for states in (layer.keys, layer.values)])
-        receiver = cached.transpose(2, 3).reshape(len(cached), batch * length, heads * head_dim)
-        states = [sharer_hidden_states[index] for _, index in self.alignment]
-        # States held by the closure: tensors of inference mode cannot be saved for the backward pass.
-        rewrite = partial(self._rewrite, states, sharer_attention_mask, receiver_attention_mask)
-        # Computed again in the backward pass: a bridge is a hundredth of the work of a step, and much of what that would keep.
-        again = torch.is_grad_enabled() and self.training
-        bridged = checkpoint(rewrite, receiver, use_reentrant=False) if again else rewrite(receiver)
-        bridged = bridged.view(len(cached), batch, length, heads, head_dim).transpose(2, 3)
-
         new_cache = forked(receiver_cache)
-        for i, (layer, _) in enumerate(self.alignment):
-            target = new_cache.layers[layer]
-            target.keys, target.values = bridged[2 * i].to(target.keys.device), bridged[2 * i + 1].to(target.values.device)
+        for first, last in self._groups(batch * max(length, sharer_hidden_states[self.alignment[0][1]].shape[1])):
+            layers = [new_cache.layers[layer] for layer, _ in self.alignment[first:last]]
+            # (blocks, batch * length, size): keys and values of the group's layers, heads flattened
+            cached = torch.stack([states.to(self.gate.device) for layer in layers for states in (layer.keys, layer.values)])
+            receiver = cached.transpose(2, 3).reshape(len(cached), batch * length, heads * head_dim)
+            states = [sharer_hidden_states[index] for _, index in self.alignment[first:last]]
+            # States held by the closure: tensors of inference mode cannot be saved for the backward pass.
+            rewrite = partial(self._rewrite, slice(2 * first, 2 * last), states, sharer_attention_mask, receiver_attention_mask)
+            # Computed again in the backward pass: a bridge is a hundredth of the work of a step, and much of what that would keep.
+            again = torch.is_grad_enabled() and self.training
+            bridged = checkpoint(rewrite, receiver, use_reentrant=False) if again else rewrite(receiver)
+            bridged = bridged.view(len(cached), batch, length, heads, head_dim).transpose(2, 3)
+            for layer, keys, values in zip(layers, bridged[::2], bridged[1::2], strict=True):
+                layer.keys, layer.values = keys.to(layer.keys.device), values.to(layer.values.device)
         return new_cache
 
-    def _rewrite(self, sharer_hidden_states, sharer_attention_mask, receiver_attention_mask, receiver) -> torch.Tensor:
-        """What every block adds, added. receiver: (blocks, batch * length, size); sharer_hidden_states: one for each bridged layer."""
+    def _groups(self, tokens: int) -> list[tuple[int, int]]:
+        """Which bridged layers are computed together, first and last + 1 of each group: all of them, where they are not too many
+        for the caches of a CPU or, on a GPU, more than keep it busy."""
+        together = len(self.alignment)
+        if not torch.compiler.is_compiling():
+            elements = GROUP_ELEMENTS.get(self.gate.device.type, GROUP_ELEMENTS["cuda"])
+            together = max(1, elements // (tokens * self.config.sharer_hidden_size))
+        return [(first, min(first + together, len(self.alignment))) for first in range(0, len(self.alignment), together)]
+
+    def _rewrite(self, group, sharer_hidden_states, sharer_attention_mask, receiver_attention_mask, receiver) -> torch.Tensor:
+        """What the blocks of a group add, added. receiver: (blocks, batch * length, size); sharer_hidden_states: one for each layer."""
         device, dtype, batch = self.gate.device, self.dtype, len(sharer_hidden_states[0])
         # (blocks / 2, tokens, sharer_hidden_size): normalised without the affine part, and without padding
         read = slice(None) if sharer_attention_mask is None else sharer_attention_mask.to(device).bool().flatten().nonzero()[:, 0]
         sharer = torch.stack([normalized(states.to(device, dtype).flatten(0, 1)[read]) for states in sharer_hidden_states])
 
-        update = self._attend(receiver.to(dtype), sharer, batch, sharer_attention_mask)
-        update = self.ffn_in(self.norm_ffn(update))
-        update = self.ffn_out(F.dropout(F.gelu(update), self.config.dropout, self.training))
-        update = torch.sigmoid(self.gate)[:, None, None].to(update.dtype) * update
+        update = self._attend(group, receiver.to(dtype), sharer, batch, sharer_attention_mask)
+        update = self.ffn_in(self.norm_ffn(update, group), group)
+        update = self.ffn_out(F.dropout(F.gelu(update), self.config.dropout, self.training), group)
+        scale = torch.sigmoid(self.gate[group])[:, None, None].to(update.dtype)
         if receiver_attention_mask is not None:
-            update = update * receiver_attention_mask.to(update).reshape(1, -1, 1)
-        return receiver + update.to(receiver.dtype)
+            scale = scale * receiver_attention_mask.to(update).reshape(1, -1, 1)
+        return torch.addcmul(receiver, scale.to(receiver.dtype), update.to(receiver.dtype))
 
-    def _attend(self, receiver, sharer, batch, sharer_attention_mask) -> torch.Tensor:
-        """Cross-attention of every block. receiver: (blocks, batch * length, size); sharer: (blocks / 2, tokens that are not
+    def _attend(self, group, receiver, sharer, batch, sharer_attention_mask) -> torch.Tensor:
+        """Cross-attention of a group's blocks. receiver: (blocks, batch * length, size); sharer: (blocks / 2, tokens that are not
         padding, sharer_hidden_size), normalised -> (blocks, batch * length, size)."""
         blocks, tokens, size = receiver.shape
         heads = self.config.num_attention_heads
 
         # A layer's key and value block read the same hidden states: normalised once, the affine part of `norm_sharer`
         # folded into the projections, and both blocks' projections in one matmul.
-        weight = self.kv_proj.weight * self.norm_sharer.weight[:, None]
-        bias = self.kv_proj.bias + torch.einsum("boi,bi->bo", self.kv_proj.weight, self.norm_sharer.bias)
+        weight = self.kv_proj.weight[group] * self.norm_sharer.weight[group, None]
+        bias = torch.baddbmm(self.kv_proj.bias[group, :, None], self.kv_proj.weight[group], self.norm_sharer.bias[group, :, None])
         kv = torch.baddbmm(bias.view(blocks // 2, 1, -1), sharer, weight.view(blocks // 2, 4 * size, -1).transpose(1, 2))
         mask = None
         if sharer_attention_mask is not None:
@@ -244,12 +258,12 @@ class H2CBridgeModel(PreTrainedModel):
         kv = kv.view(blocks // 2, batch, -1, 2, 2, heads, size // heads)  # layer, batch, token, block, k or v, head, dim
         key, value = kv.permute(4, 0, 3, 1, 5, 2, 6).reshape(2, blocks * batch, heads, -1, size // heads)
 
-        query = self.q_proj(self.norm_receiver(receiver))
+        query = self.q_proj(self.norm_receiver(receiver, group), group)
         query = query.view(blocks * batch, tokens // batch, heads, size // heads).transpose(1, 2)
         attended = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=self.config.dropout if self.training else 0.0
         )
-        return self.o_proj(attended.transpose(1, 2).reshape(blocks, tokens, size))
+        return self.o_proj(attended.transpose(1, 2).reshape(blocks, tokens, size), group)
 
     def _check(self, sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_attention_mask) -> None:
         config = self.config
