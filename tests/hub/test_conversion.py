@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModel, DynamicCache, LlamaConfig, Qwen2Config
 
 from h2c_hf.hub.conversion import main
+from h2c_hf.modeling.configuration_h2c import REMOTE_CODE
 
 
 ROOT = Path(__file__).parents[2]
