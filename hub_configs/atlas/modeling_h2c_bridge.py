@@ -62,10 +62,19 @@ class StackedNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(blocks, size))
         self.bias = nn.Parameter(torch.zeros(blocks, size))
+        self.folded = False  # into the linear layer that follows
 
     def forward(self, x: torch.Tensor, group: slice) -> torch.Tensor:
         """x: (blocks of the group, tokens, size)."""
-        return torch.addcmul(self.bias[group, None], normalized(x), self.weight[group, None])
+        x = normalized(x)
+        return x if self.folded else torch.addcmul(self.bias[group, None], x, self.weight[group, None])
+
+    def folded_into(self, linear: "StackedLinear", group: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias with which `linear` needs only what is normalised."""
+        weight, bias = linear.weight[group], linear.bias[group]
+        if self.folded:
+            return weight, bias
+        return weight * self.weight[group, None], torch.baddbmm(bias[:, :, None], weight, self.bias[group, :, None])[:, :, 0]
 
 
 class StackedLinear(nn.Module):
@@ -164,6 +173,37 @@ class H2CBridgeModel(PreTrainedModel):
         """The indices into the Sharer's hidden states that some bridged layer reads."""
         return sorted({index for _, index in self.alignment})
 
+    @property
+    def folded(self) -> bool:
+        """Whether `fold` was called."""
+        return self.norm_sharer.folded
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """For inference: fold norms and gates into the projections beside them, in place. What comes out is the same but for rounding;
+        what is spared is work that does not depend on the prompt. A folded bridge is neither trained, saved nor loaded into."""
+        if self.folded:
+            return
+        for norm, linear in ((self.norm_receiver, self.q_proj), (self.norm_sharer, self.kv_proj), (self.norm_ffn, self.ffn_in)):
+            weight, scale, shift = linear.weight.float(), norm.weight.float(), norm.bias.float()
+            linear.bias.copy_(linear.bias + torch.einsum("boi,bi->bo", weight, shift))
+            linear.weight.copy_(weight * scale[:, None])
+            norm.folded = True
+        opened = torch.sigmoid(self.gate.float())
+        self.ffn_out.weight.copy_(self.ffn_out.weight * opened[:, None, None])
+        self.ffn_out.bias.copy_(self.ffn_out.bias * opened[:, None])
+        self.register_state_dict_pre_hook(self._refuse_folded)
+        self.register_load_state_dict_pre_hook(self._refuse_folded)
+        self.eval()
+
+    def train(self, mode: bool = True):
+        if mode and self.folded:
+            self._refuse_folded()
+        return super().train(mode)
+
+    def _refuse_folded(self, *_, **__) -> None:
+        raise ValueError("The bridge is folded, which is for inference alone; load it again to train it, save it or load weights into it.")
+
     def gate_values(self) -> dict[str, list[float | None]]:
         """sigmoid(gate) of every block, {"key": [...], "value": [...]}; index = Receiver layer, None where it is not bridged."""
         values = {kind: [None] * self.config.receiver_num_hidden_layers for kind in ("key", "value")}
@@ -233,7 +273,7 @@ class H2CBridgeModel(PreTrainedModel):
         update = self._attend(group, receiver.to(dtype), sharer, batch, sharer_attention_mask)
         update = self.ffn_in(self.norm_ffn(update, group), group)
         update = self.ffn_out(F.dropout(F.gelu(update), self.config.dropout, self.training), group)
-        scale = torch.sigmoid(self.gate[group])[:, None, None].to(update.dtype)
+        scale = update.new_ones(1, 1, 1) if self.folded else torch.sigmoid(self.gate[group])[:, None, None].to(update.dtype)
         if receiver_attention_mask is not None:
             scale = scale * receiver_attention_mask.to(update).reshape(1, -1, 1)
         return torch.addcmul(receiver, scale.to(receiver.dtype), update.to(receiver.dtype))
@@ -246,8 +286,7 @@ class H2CBridgeModel(PreTrainedModel):
 
         # A layer's key and value block read the same hidden states: normalised once, the affine part of `norm_sharer`
         # folded into the projections, and both blocks' projections in one matmul.
-        weight = self.kv_proj.weight[group] * self.norm_sharer.weight[group, None]
-        bias = torch.baddbmm(self.kv_proj.bias[group, :, None], self.kv_proj.weight[group], self.norm_sharer.bias[group, :, None])
+        weight, bias = self.norm_sharer.folded_into(self.kv_proj, group)
         kv = torch.baddbmm(bias.view(blocks // 2, 1, -1), sharer, weight.view(blocks // 2, 4 * size, -1).transpose(1, 2))
         mask = None
         if sharer_attention_mask is not None:

@@ -3,7 +3,7 @@ import torch
 from pairs import alone, join, random_inputs, random_pair, tiny_model
 from reference import plain_bridge
 
-from h2c_hf.modeling import H2CBridgeConfig, H2CBridgeModel
+from h2c_hf.modeling import H2CBridgeConfig, H2CBridgeModel, modeling_h2c_bridge
 
 
 def run_bridge(model, inputs):
@@ -136,3 +136,34 @@ def test_from_pair_takes_the_largest_number_of_heads_that_fits():
     assert H2CBridgeConfig.from_pair(sharer, tiny_model("llama").config).num_attention_heads == 16
     small = tiny_model("llama", num_key_value_heads=1, head_dim=10).config
     assert H2CBridgeConfig.from_pair(sharer, small).num_attention_heads == 10
+
+
+@pytest.mark.parametrize("seed", range(4))
+@torch.no_grad()
+def test_a_folded_bridge_gives_the_same(seed, tmp_path):
+    model, inputs = random_pair(seed), random_inputs(seed)
+    expected, gates = model(**inputs).logits, model.gate_values()
+    before = [parameter.clone() for parameter in model.bridge.parameters()]
+    for _ in range(2):  # a second time changes nothing
+        model.bridge.fold()
+        torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
+    assert model.gate_values() == gates
+    assert sum(not torch.equal(old, new) for old, new in zip(before, model.bridge.parameters(), strict=True)) == 8
+    for use in (lambda: model.train(), lambda: model.save_pretrained(tmp_path), lambda: model.bridge.load_state_dict({})):
+        with pytest.raises(ValueError, match="folded, which is for inference alone"):
+            use()
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_of_layers_give_what_all_give_together(seed, monkeypatch):
+    model, inputs = random_pair(seed), random_inputs(seed)
+    results = []
+    for elements in (2**30, 1):
+        monkeypatch.setitem(modeling_h2c_bridge.GROUP_ELEMENTS, "cpu", elements)
+        assert len(model.bridge._groups(10)) == (1 if elements > 1 else len(model.bridge.alignment))
+        logits = model(**inputs).logits
+        logits.sum().backward()
+        results.append([logits, *(parameter.grad for parameter in model.bridge.parameters())])
+        model.zero_grad()
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
