@@ -1,7 +1,8 @@
 from .configuration_h2c import H2CBridgeConfig
 from .modeling_h2c import H2CForCausalLM
 from .modeling_h2c_bridge import H2CBridgeModel
+from .pipeline_h2c import H2CTextGenerationPipeline
 from .processing_h2c import H2CProcessor
 
 
-__all__ = ["H2CBridgeConfig", "H2CBridgeModel", "H2CForCausalLM", "H2CProcessor"]
+__all__ = ["H2CBridgeConfig", "H2CBridgeModel", "H2CForCausalLM", "H2CProcessor", "H2CTextGenerationPipeline"]
