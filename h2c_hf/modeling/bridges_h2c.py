@@ -54,7 +54,7 @@ class BridgesMixin:
         for role, model in (("sharer", self.sharer), ("receiver", self.receiver)):
             expected, got = (getattr(bridge, f"{role}_model_id") for bridge in (self.config, config))
             if expected != got and is_hub_id(expected) and is_hub_id(got):
-                raise ValueError(f"This bridge does not fit: it was trained for the {role} {got}, and the loaded one's is {expected}.")
+                raise ValueError(f"This bridge does not fit: it was trained for the {role} {got}, and the active one for {expected}.")
             # Of a Sharer that is not in memory, the commit is known from the bridge that came with it.
             commit = getattr(self.config, f"{role}_revision") if model is None else getattr(model.config, "_commit_hash", None)
             config.check_revision(role, commit, strict_revisions)
