@@ -18,6 +18,7 @@ class H2CTextGenerationPipeline(TextGenerationPipeline):
         # The Receiver's tokenizer pads batches and decodes; it may have no pad token (Llama 3).
         tokenizer = processor.tokenizer
         tokenizer.pad_token_id = padding_id(tokenizer)
+        kwargs.pop("local_files_only", None)  # left in by `pipeline()`, which has used it; it would go on to `generate`
         super().__init__(*args, **{**kwargs, "processor": processor, "tokenizer": tokenizer})
 
     def check_model_type(self, supported_models):

@@ -58,8 +58,9 @@ class BridgesMixin:
             # Of a Sharer that is not in memory, the commit is known from the bridge that came with it.
             commit = getattr(self.config, f"{role}_revision") if model is None else getattr(model.config, "_commit_hash", None)
             config.check_revision(role, commit, strict_revisions)
-        bridge = H2CBridgeModel.from_pretrained(pretrained_model_name_or_path, **{"dtype": self.bridge.dtype, **kwargs})
-        self._idle_bridges[bridge_name] = bridge.to(self.bridge.device).eval().requires_grad_(False)
+        kwargs = {"config": config, "dtype": self.bridge.dtype, **kwargs}
+        bridge = H2CBridgeModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        self._idle_bridges[bridge_name] = bridge.to(self.bridge.device).requires_grad_(False)
 
     def set_bridge(self, bridge_name: str) -> None:
         """Make a loaded bridge the one that is used, trained and saved. The generation config stays as it is.

@@ -162,7 +162,7 @@ def test_the_active_bridge_alone_trains(two):
     forced, _, _ = with_targets(random_inputs(0), 0)
     model.train()
     default = model.bridge
-    for name in ("other", "default"):
+    for name in ("default", "other", "default"):
         model.set_bridge(name)
         idle = default if name == "other" else model._idle_bridges["other"]
         assert model.bridge.training and not idle.training and not model.receiver.training
