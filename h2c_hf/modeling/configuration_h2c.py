@@ -1,5 +1,6 @@
 """Configuration of an H2C bridge: the shapes of the pair that it joins, and of the bridge itself."""
 
+import copy
 import re
 import shutil
 import warnings
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
     # all the files along, and a bridge that was loaded from the Hub can be saved again as a whole repo.
     from .modeling_h2c import H2CForCausalLM  # noqa: F401
     from .modeling_h2c_bridge import H2CBridgeModel  # noqa: F401
+    from .pipeline_h2c import H2CTextGenerationPipeline  # noqa: F401
     from .processing_h2c import H2CProcessor  # noqa: F401
 
 # The files that make a repo work without this package. Flat, and they import nothing but torch, transformers and each other.
 REMOTE_CODE = (
-    "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "modeling_h2c.py", "conversation_h2c.py",
-    "processing_h2c.py",
+    "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "bridges_h2c.py", "conversation_h2c.py",
+    "modeling_h2c.py", "processing_h2c.py", "pipeline_h2c.py",
 )  # fmt: skip
 AUTO_MAP = {
     "AutoConfig": "configuration_h2c.H2CBridgeConfig",
@@ -29,6 +31,9 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_h2c.H2CForCausalLM",
     "AutoProcessor": "processing_h2c.H2CProcessor",
 }
+CUSTOM_PIPELINES = {"text-generation": {"impl": "pipeline_h2c.H2CTextGenerationPipeline", "pt": ["AutoModelForCausalLM"], "type": "text"}}
+# Arguments of any `from_pretrained` that say how a repo is read, whatever its revision.
+HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
 LAYER_ALIGNMENTS = ("top_down",)
 # More than any pair has, and less than would take a machine's memory before the weights are looked at.
 LARGEST = {
@@ -94,6 +99,7 @@ class H2CBridgeConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        kwargs.setdefault("custom_pipelines", copy.deepcopy(CUSTOM_PIPELINES))
         super().__post_init__(**kwargs)
         for name, largest in LARGEST.items():
             value = getattr(self, name)
@@ -157,7 +163,13 @@ class H2CBridgeConfig(PreTrainedConfig):
         Raises:
             ValueError: where the shapes of a bridge with this config are not those of the two models.
         """
-        pair = type(self).from_pair(sharer_config, receiver_config)
+        self.check_shapes(type(self).from_pair(sharer_config, receiver_config))
+
+    def check_shapes(self, pair: "H2CBridgeConfig") -> None:
+        """
+        Raises:
+            ValueError: where the shapes of a bridge with this config are not those of `pair`.
+        """
         for field in (
             "sharer_hidden_size", "sharer_num_hidden_layers", "receiver_num_hidden_layers",
             "receiver_num_key_value_heads", "receiver_head_dim",

@@ -15,17 +15,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from .configuration_h2c import H2CBridgeConfig, record_commit
+from .bridges_h2c import BridgesMixin
+from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig, record_commit
 from .conversation_h2c import H2CConversation
 from .inputs_h2c import CACHE, PASS_TOKENS, check_prompt, model_inputs, passes_by_length, target_start
 from .loss_h2c import loss_without_logits
 from .modeling_h2c_bridge import H2CBridgeModel
 
 
-HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
-
-
-class H2CForCausalLM(PreTrainedModel, GenerationMixin):
+class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
     """A frozen Sharer, a trainable bridge and a frozen Receiver.
 
     Make one with `from_pair` (two models, a new bridge) or `from_pretrained` (a trained bridge). `save_pretrained` and
@@ -54,6 +52,7 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         without_sharer = isinstance(sharer, PreTrainedConfig)
         config.check_pair(sharer if without_sharer else sharer.config, receiver.config)
         super().__init__(config)
+        self._init_bridges()
         # The bridge first: `model.device` is then the Receiver's, where inputs go, and not the Sharer's.
         self.bridge = (bridge if bridge is not None else H2CBridgeModel(config)).to(receiver.device)
         self.sharer, self.receiver = None if without_sharer else sharer, receiver
@@ -245,7 +244,8 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         sharer_hidden_states: tuple[torch.Tensor, ...] | None = None,
         receiver_cache: Cache | None = None,
     ) -> Cache:
-        """The cache from which the Receiver answers: N - 1 bridged positions of an N-token prompt.
+        """The cache from which the Receiver answers: N - 1 bridged positions of an N-token prompt. Empty where the bridge is disabled:
+        the Receiver then reads the prompt itself, as it does alone.
 
         Args:
             input_ids, attention_mask: (batch, N), the Receiver's prompt, left-padded.
@@ -256,6 +256,9 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: for inputs that are missing, empty, right-padded or longer than a context window.
         """
+        if self._bridge_disabled:
+            check_prompt("", input_ids, attention_mask, self.receiver, least=1)
+            return DynamicCache(config=self.receiver.config)
         if sharer_hidden_states is None:
             if sharer_input_ids is None:
                 raise ValueError(
@@ -340,6 +343,8 @@ class H2CForCausalLM(PreTrainedModel, GenerationMixin):
                 loss = self.loss_function(
                     logits=logits, labels=labels.to(logits.device), vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
                 )
+        if logits is not None and not cached:  # the bridge is disabled: the Receiver read the prompt here
+            logits = logits[:, prompt.shape[1] - 1 :]
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions,
             **{CACHE: None if use_cache is False else outputs[CACHE]},

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,45 +18,90 @@ ATLAS = Path(__file__).parents[2] / "hub_configs" / "atlas"
 STARTS = r"subprocess|socket|urllib|requests|os\.system"
 SHAPES = {"receiver_num_key_value_heads": 2, "receiver_head_dim": 64, "num_attention_heads": 16}
 
-# Watches everything that the process opens, connects to and starts from the moment the libraries are imported.
+# Watches what the code of a repo opens, connects to and starts: what happens while a function of its files is on the stack, from the
+# moment that they are imported; then, where the libraries have loaded all that they load lazily, what happens in the process at all.
 WATCHED = """
 import json, os, sys
 sys.modules["h2c_hf"] = None
 import torch, transformers
-from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
 import transformers.models.auto.modeling_auto, transformers.models.llama.modeling_llama, transformers.models.qwen2.modeling_qwen2
-repo = sys.argv[1]
-# The libraries load lazily and look at the machine once: they do it here, before the watch.
-for _ in range(1 + (sys.argv[2] == "watch")):
-    events = []
+
+events, of_remote_code_alone = [], True
+
+def watch(event, args):
+    if event in ("open", "os.system", "os.exec", "os.posix_spawn", "os.fork", "shutil.rmtree") or event.startswith(("socket.", "subproc")):
+        frame = sys._getframe(1) if of_remote_code_alone else None
+        while frame is not None and "transformers_modules" not in frame.f_code.co_filename:
+            frame = frame.f_back
+        if frame is not None or not of_remote_code_alone:
+            events.append((event, " ".join(map(str, args))))
+
+def use(repo):
+    events.clear()
     model = AutoModelForCausalLM.from_pretrained(repo, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
-    inputs = processor.apply_chat_template([{"role": "user", "content": "Which river?"}])
-    model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    conversation = [{"role": "user", "content": "Which river?"}]
+    model.generate(**processor.apply_chat_template(conversation), max_new_tokens=2, do_sample=False)
+    model.load_bridge(repo, bridge_name="again")
+    model.set_bridge("again")
     model.save_pretrained("saved"); processor.save_pretrained("saved")
-    if _ == 0:
-        sys.addaudithook(lambda event, args: events.append((event, str(args[0]))) if event in NAMES else None)
-print(json.dumps(events))
+    pipeline("text-generation", model=repo, trust_remote_code=True)(conversation, max_new_tokens=2, do_sample=False)
+    return list(events)
+
+sys.addaudithook(watch)
+found = {"remote code": use(sys.argv[1]), "hostile": use(sys.argv[2])}
+of_remote_code_alone = False
+print(json.dumps({**found, "process": use(sys.argv[1])}))
 """
-NAMES = (
-    "open", "socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork",
-    "shutil.rmtree",
-)  # fmt: skip
+# In a module and in a function of it. (What is executed in place of the process is not there.)
+HOSTILE = {
+    "processing_h2c.py": ("class H2CProcessor", "import subprocess\nsubprocess.run(['true'])\n\n\nclass H2CProcessor"),
+    "modeling_h2c.py": (
+        "        past_key_values = past_key_values if cache is None else cache\n        input_ids = kwargs",
+        """        import socket
+        open("/etc/hostname").close()
+        os.system("true")
+        for hostile in (lambda: socket.create_connection(("127.0.0.1", 9)), lambda: os.execv("/not/there", ["x"])):
+            with contextlib.suppress(OSError):
+                hostile()
+        past_key_values = past_key_values if cache is None else cache
+        input_ids = kwargs""",
+    ),
+}
 
 
-def test_remote_code_opens_its_own_repo_alone_and_reaches_and_starts_nothing(tmp_path):
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    script = f"NAMES = {NAMES}\n{WATCHED}"
-    command = [sys.executable, "-c", script, str(ATLAS), "watch"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory) -> tuple[dict, Path]:
+    """What was seen, {"remote code", "hostile", "process"}: (event, its arguments) each; and where the process ran."""
+    folder = tmp_path_factory.mktemp("watched")
+    hostile = shutil.copytree(ATLAS, folder / "hostile")
+    for name, (line, lines) in HOSTILE.items():
+        code = (hostile / name).read_text()
+        assert code.count(line) == 1
+        (hostile / name).write_text(code.replace(line, lines))
+    environment = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    command = [sys.executable, "-c", WATCHED, str(ATLAS), str(hostile)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
-    events = json.loads(done.stdout.splitlines()[-1])
-    assert [name for event, name in events if event == "open" and name.endswith("config.json")], "the hook sees what is read"
+    return json.loads(done.stdout.splitlines()[-1]), folder
+
+
+@pytest.mark.parametrize("whose", ["remote code", "process"])
+def test_remote_code_opens_its_own_repo_alone_and_reaches_and_starts_nothing(watched, whose):
+    events, folder = watched[0][whose], watched[1]
+    assert [name for event, name in events if event == "open" and f"{ATLAS}/config.json" in name], "the hook sees what is read"
     assert not [event for event in events if event[0] != "open"]
     # Python's own modules and libraries aside: the repo, its copy among the remote modules, and where it was told to save.
-    known = (str(ATLAS), str(tmp_path), "saved", sys.prefix, sys.base_prefix, "/dev/null", "/proc/", "/sys/")
-    strangers = {name for event, name in events if not name.startswith(known) and not name.isdigit()}
+    known = (str(ATLAS), str(folder), "saved", sys.prefix, sys.base_prefix, "/dev/null", "/proc/", "/sys/")
+    strangers = {name for event, name in events if not name.startswith(known) and not name.split()[0].isdigit()}
     assert not strangers
+
+
+def test_the_watch_sees_what_a_hostile_repo_does(watched):
+    events = watched[0]["hostile"]
+    assert {"subprocess.Popen", "os.system", "os.exec", "socket.connect"} <= {event for event, _ in events}
+    assert [name for event, name in events if event == "open" and name.startswith("/etc/hostname")]
 
 
 def test_remote_code_imports_nothing_that_could_do_more():

@@ -10,12 +10,12 @@ from pairs import join, random_inputs, tiny_model, tiny_processor
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM
+from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM, H2CTextGenerationPipeline
 
 
 REMOTE_CODE = {
-    "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "modeling_h2c.py", "conversation_h2c.py",
-    "processing_h2c.py",
+    "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "bridges_h2c.py", "conversation_h2c.py",
+    "modeling_h2c.py", "processing_h2c.py", "pipeline_h2c.py",
 }  # fmt: skip
 OPTIONS = {"max_new_tokens": 5, "do_sample": False}
 CONVERSATIONS = [[{"role": "user", "content": "Which river?"}], [{"role": "user", "content": "Where?"}]]
@@ -26,7 +26,7 @@ FRESH = """
 import json, sys
 sys.modules["h2c_hf"] = None
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, pipeline
 
 sharer, receiver = (AutoModelForCausalLM.from_pretrained(f"by_causal_lm/{role}") for role in ("sharer", "receiver"))
 loaded = {
@@ -34,6 +34,7 @@ loaded = {
     "bridge": AutoModel.from_pretrained("by_model", trust_remote_code=True),
     "causal_lm": AutoModelForCausalLM.from_pretrained("by_causal_lm", trust_remote_code=True),
     "processor": AutoProcessor.from_pretrained("by_processor", trust_remote_code=True),
+    "pipeline": pipeline("text-generation", model="by_pipeline", trust_remote_code=True),
 }
 for name, thing in loaded.items():
     thing.save_pretrained(f"again/{name}")
@@ -45,6 +46,7 @@ with torch.no_grad():
     torch.save({
         "inputs": dict(inputs), "logits": model(**inputs).logits, "joined": joined(**inputs).logits,
         "tokens": model.generate(**inputs, **json.loads(sys.argv[2])), "default": model.generate(**inputs),
+        "answers": loaded["pipeline"](conversations, batch_size=2, **json.loads(sys.argv[2])),
         "training": [model.training, loaded["bridge"].training], "classes": {k: type(v).__name__ for k, v in loaded.items()},
     }, "outputs.pt")
 """
@@ -73,7 +75,7 @@ def saved(tmp_path_factory):
     files = {str(path.relative_to(repo)) for path in repo.rglob("*") if path.is_file()}
     model.sharer.save_pretrained(repo / "sharer")
     model.receiver.save_pretrained(repo / "receiver")
-    for name in ("by_config", "by_model", "by_causal_lm", "by_processor"):
+    for name in ("by_config", "by_model", "by_causal_lm", "by_processor", "by_pipeline"):
         shutil.copytree(repo, folder / name)
     return folder, model, processor, files, run_fresh(folder, json.dumps(CONVERSATIONS), json.dumps(OPTIONS))
 
@@ -99,23 +101,26 @@ def test_a_fresh_process_without_the_package_gives_the_same_to_the_bit(saved):
     assert torch.equal(fresh["logits"], logits) and torch.equal(fresh["joined"], logits)
     assert torch.equal(fresh["tokens"], model.generate(**inputs, **OPTIONS))
     assert fresh["default"].shape[1] == inputs["input_ids"].shape[1] + 3, "the generation config is saved and read"
+    pipe = H2CTextGenerationPipeline(model=model, processor=processor)
+    assert fresh["answers"] == pipe(CONVERSATIONS, **OPTIONS)
     assert fresh["training"] == [False, False]
     assert fresh["classes"] == {
-        "config": "H2CBridgeConfig", "bridge": "H2CBridgeModel", "causal_lm": "H2CForCausalLM", "processor": "H2CProcessor"
+        "config": "H2CBridgeConfig", "bridge": "H2CBridgeModel", "causal_lm": "H2CForCausalLM", "processor": "H2CProcessor",
+        "pipeline": "H2CTextGenerationPipeline",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["config", "bridge", "causal_lm"])
+@pytest.mark.parametrize("name", ["config", "bridge", "causal_lm", "pipeline"])
 def test_saving_again_from_there_writes_the_code_again(saved, name):
     folder, _, _, _, _ = saved
     again = folder / "again" / name
     for file in REMOTE_CODE:
         assert (again / file).read_text() == (folder / "repo" / file).read_text()
     config, expected = (json.loads((path / "config.json").read_text()) for path in (again, folder / "repo"))
-    assert config["auto_map"] == expected["auto_map"]
+    assert config["auto_map"] == expected["auto_map"] and config["custom_pipelines"] == expected["custom_pipelines"]
 
 
-@pytest.mark.parametrize("name", ["bridge", "causal_lm"])
+@pytest.mark.parametrize("name", ["bridge", "causal_lm", "pipeline"])
 def test_what_was_saved_again_loads_with_the_same_weights(saved, name):
     folder, model, _, _, _ = saved
     bridge = H2CBridgeModel.from_pretrained(folder / "again" / name)
@@ -123,10 +128,11 @@ def test_what_was_saved_again_loads_with_the_same_weights(saved, name):
     assert len(load_file(folder / "again" / name / "model.safetensors")) == len(model.bridge.state_dict())
 
 
-def test_the_processor_is_saved_again_with_its_code(saved):
-    folder = saved[0]
-    assert (folder / "again" / "processor" / "processing_h2c.py").exists()
-    assert (folder / "again" / "processor" / "sharer_tokenizer" / "tokenizer.json").exists()
+@pytest.mark.parametrize("name", ["processor", "pipeline"])
+def test_the_processor_is_saved_again_with_its_code(saved, name):
+    again = saved[0] / "again" / name
+    assert (again / "processing_h2c.py").exists() and (again / "processor_config.json").exists()
+    assert (again / "sharer_tokenizer" / "tokenizer.json").exists()
 
 
 def small(**config):
