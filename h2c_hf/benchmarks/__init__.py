@@ -6,6 +6,9 @@ from importlib import import_module
 
 # name: the module whose `main(arguments)` runs it and returns the exit status
 BENCHMARKS = {
+    "bridge": "h2c_hf.benchmarks.bridge",
+    "generate": "h2c_hf.benchmarks.generate",
+    "memory": "h2c_hf.benchmarks.memory",
     "train": "h2c_hf.benchmarks.train",
     "states": "h2c_hf.benchmarks.states",
     "evaluate": "h2c_hf.benchmarks.evaluate",

@@ -3,29 +3,24 @@
 Both steps are forward, backward, clipping and AdamW on the same frozen pair (random weights), with equal bridges and the same
 batches, by turns in one process. That both compute the same loss is checked first.
 
-Time: on CUDA by the clock, synchronised; on CPU the process's CPU seconds on one thread, which other processes do not disturb.
-Memory: the most bytes alive in a step beyond weights and moments: on CUDA the allocator's own peak, on
-CPU the running sum of every allocation and release that torch.profiler records. The ratio with weights and moments is beside it.
+Memory is the most bytes alive in a step beyond weights and moments; the ratio with both is beside it.
 """
 
 import argparse
-import itertools
-import json
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import matplotlib
 import torch
 from matplotlib.figure import Figure
-from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from ..hub.conversion import stack_blocks
 from ..modeling import H2CForCausalLM
-from ..visualization.style import BLUE, GREY, THEMES
+from ..visualization.style import BLUE, GREY
 from . import per_layer
+from .measure import device_to_measure, now, peak_bytes, save, settings, spread
 
 
 # All widths and vocabularies of Llama-3.1-8B and Qwen2.5-0.5B divided by this; layers, and query heads to a key-value head, as there.
@@ -47,20 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     result = measure(options)
     print(describe(result))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-        with matplotlib.rc_context(THEMES["light"].settings):
-            draw(result).savefig(options.output.with_suffix(".png"))
+    save(result, options.output, draw)
     return 0
 
 
 def measure(options: argparse.Namespace) -> dict:
     """All rounds; times in seconds, memory in bytes."""
     torch.manual_seed(options.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    device = device_to_measure()
     model = pair(PAIRS[options.pair], options.dropout, device)
     first = per_layer.PerLayerBridge(model.config)
     model.bridge.load_state_dict(stack_blocks(first.state_dict(), model.config))
@@ -80,7 +69,7 @@ def measure(options: argparse.Namespace) -> dict:
             seconds[name].append(now(device) - start)
             # Gradients that a step leaves behind are part of the next one's peak.
             held = sum(p.grad.nbytes for p in bridges[name].parameters() if p.grad is not None)
-            peak[name].append(held + peak_bytes(steps[name], batch, device))
+            peak[name].append(held + peak_bytes(partial(steps[name], batch), device))
     frozen = sum(p.numel() * p.element_size() for p in (*model.sharer.parameters(), *model.receiver.parameters()))
     kept = frozen + 3 * sum(p.numel() * p.element_size() for p in first.parameters())
     ratios = {
@@ -89,14 +78,12 @@ def measure(options: argparse.Namespace) -> dict:
         "memory_with_weights": [(kept + ours) / (kept + theirs) for ours, theirs in zip(*peak.values(), strict=True)],
     }
     return {
-        "settings": {name: value for name, value in vars(options).items() if name != "output"},
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu, 1 thread",
-        "torch": torch.__version__,
+        **settings(options, device),
         "filled": [float(batch["sharer_attention_mask"].float().mean()) for batch in batches],
         "seconds": seconds,
         "peak_bytes": peak,
         "kept_bytes": kept,
-        "ratios": {name: {"min": min(x), "median": statistics.median(x), "max": max(x)} for name, x in ratios.items()},
+        "ratios": {name: spread(x) for name, x in ratios.items()},
     }
 
 
@@ -185,34 +172,14 @@ def first_step(model: H2CForCausalLM, bridge: per_layer.PerLayerBridge) -> Calla
     return step
 
 
-def now(device: torch.device) -> float:
-    if device.type == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def peak_bytes(step: Callable[[dict], None], batch: dict, device: torch.device) -> int:
-    """The most bytes alive in a step beyond those before it."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step(batch)
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step(batch)
-    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())))
-
-
 def describe(result: dict) -> str:
     titles = {
         "throughput": "throughput, ours / first",
         "memory": "peak memory of a step beyond weights, ours / first",
         "memory_with_weights": "peak memory with weights and moments, ours / first",
     }
-    settings = ", ".join(f"{name} {value}" for name, value in result["settings"].items())
-    lines = [f"{settings}; {result['device']}; prompts fill {100 * statistics.mean(result['filled']):.0f} % of their batches"]
+    options = ", ".join(f"{name} {value}" for name, value in result["settings"].items())
+    lines = [f"{options}; {result['device']}; prompts fill {100 * statistics.mean(result['filled']):.0f} % of their batches"]
     lines += [f"{'':<52} {'min':>7} {'median':>7} {'max':>7}"]
     lines += [f"{titles[key]:<52} {x['min']:>7.2f} {x['median']:>7.2f} {x['max']:>7.2f}" for key, x in result["ratios"].items()]
     return "\n".join(lines)

@@ -5,23 +5,21 @@ Both answer the same prompts of random tokens, on a pair with random weights, by
 logits in the first turn, in which they do the same, is checked first. (In later turns they may differ: the whole is bridged
 anew from all that the Sharer has read by then.)
 
-Time: on CUDA by the clock, synchronised; on CPU the process's CPU seconds on one thread, which other processes do not disturb.
 What must hold: the last turn takes at most the first turn's time and, for its new tokens, their share of that time,
 last <= first * (1 + new tokens / tokens of the first turn). Tokens are those of either model, here as many.
 """
 
 import argparse
-import json
 from pathlib import Path
 from statistics import median
 
-import matplotlib
 import torch
 from matplotlib.figure import Figure
 
 from ..modeling import H2CConversation, H2CForCausalLM
-from ..visualization.style import BLUE, GREY, THEMES
-from .train import PAIRS, now, pair
+from ..visualization.style import BLUE, GREY
+from .measure import device_to_measure, now, save, settings, spread
+from .train import PAIRS, pair
 
 
 FORMS = {"kept": "turn by turn: only what is new", "whole": "the whole conversation in every turn"}
@@ -39,20 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     result = measure(options)
     print(describe(result))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-        with matplotlib.rc_context(THEMES["light"].settings):
-            draw(result).savefig(options.output.with_suffix(".png"))
+    save(result, options.output, draw)
     return 0
 
 
 def measure(options: argparse.Namespace) -> dict:
     """Seconds of every turn of every round, and their ratios round by round."""
     torch.manual_seed(options.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    device = device_to_measure()
     model = pair(PAIRS[options.pair], 0.0, device).eval()
     check_same_first_turn(model, random_turns(model, options)[0])
     seconds = {name: [] for name in FORMS}
@@ -74,11 +66,9 @@ def measure(options: argparse.Namespace) -> dict:
     }
     allowed = 1 + options.new_tokens / options.first_tokens
     return {
-        "settings": {name: value for name, value in vars(options).items() if name != "output"},
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu, 1 thread",
-        "torch": torch.__version__,
+        **settings(options, device),
         "seconds": seconds,
-        "ratios": {name: {"min": min(x), "median": median(x), "max": max(x)} for name, x in ratios.items()},
+        "ratios": {name: spread(x) for name, x in ratios.items()},
         "allowed": allowed,
         "holds": median(ratios["kept"]) <= allowed,
     }

@@ -73,6 +73,8 @@ class H2CConversation:
             if len(ids) != 1 or (mask is not None and not mask.all()):
                 got = "padding" if len(ids) == 1 else f"a batch of {len(ids)}"
                 raise ValueError(f"Got {got} in {prefix}input_ids; expected one conversation, without padding.")
+        if self.model._bridge_disabled:  # the Receiver alone; what was read before is kept
+            return self.model.generate(input_ids, attention_mask, **kwargs)
         past = self._read_on(input_ids, sharer_input_ids)
         output = self.model.generate(input_ids, attention_mask, cache=forked(past.bridged_cache), **kwargs)
         self._past = past

@@ -152,6 +152,17 @@ def test_the_same_prompt_after_a_longer_one_of_the_sharer():
     expect(conversation, [{**turns[0], "sharer_input_ids": turns[1]["sharer_input_ids"]}])
 
 
+def test_a_turn_without_the_bridge_is_the_receivers_own():
+    model, turns = random_pair(0), random_turns(0, 3)
+    conversation = model.conversation()
+    answer(conversation, turns[0])
+    with model.disable_bridge():
+        tokens, _ = answer(conversation, turns[1])
+    own = model.receiver.generate(turns[1]["input_ids"], max_new_tokens=STEPS, do_sample=False)
+    assert torch.equal(tokens, own[0, turns[1]["input_ids"].shape[1] :])
+    expect(conversation, [turns[0], turns[2]])
+
+
 def test_another_bridge_starts_anew():
     model, turns = random_pair(4), random_turns(4, 2)
     conversation = model.conversation()

@@ -1,0 +1,108 @@
+"""`scripts/benchmark.py generate`: how close H2C comes to its floor, by turns in one process.
+
+Time to first token, `generate(max_new_tokens=1)`, over the floor: the Sharer's backbone (all its layers), the Receiver's prefill of all
+but the last token and one Receiver step, each as its own model runs it. And tokens a second after the first, H2C over the
+Receiver alone; and the time of the first implementation's bridged cache (`per_layer`) over ours.
+"""
+
+import argparse
+from statistics import median
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from ..hub.conversion import stack_blocks
+from ..modeling import H2CForCausalLM
+from ..modeling.inputs_h2c import CACHE
+from . import per_layer
+from .measure import add_sizes, by_turns, device_to_measure, draw_ratios, random_prompts, ratio_rows, save, settings, sizes
+from .train import PAIRS, pair
+
+
+NEW_TOKENS = 32
+TITLES = {"over_floor": "over the floor", "throughput": "tokens/s over Receiver", "first_over_ours": "first way / ours"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pair", choices=PAIRS, default="scaled", help="scaled: 1/16 of the reference pair's widths (default)")
+    add_sizes(parser, batches=[1, 8], tokens=[32, 128, 512, 1024, 4096], rounds=5)
+    options = parser.parse_args(arguments)
+    result = measure(options)
+    print(describe(result))
+    save(result, options.output, lambda result: draw_ratios(result["sizes"], "over_floor", "time to first token / floor", 1.05))
+    return 0
+
+
+@torch.inference_mode()
+def measure(options: argparse.Namespace) -> dict:
+    torch.manual_seed(options.seed)
+    device = device_to_measure()
+    model = pair(PAIRS[options.pair], 0.0, device).eval()
+    first = per_layer.PerLayerBridge(model.config).eval()
+    model.bridge.load_state_dict(stack_blocks(first.state_dict(), model.config))
+    first.to(device)
+    model.bridge.fold()
+    rows = [measure_size(model, first, *size, options.rounds, device) for size in sizes(options)]
+    return {**settings(options, device), "new_tokens": NEW_TOKENS, "sizes": rows}
+
+
+def measure_size(model, first, batch: int, tokens: int, rounds: int, device) -> dict:
+    """Seconds and ratios of one size."""
+    prompts = random_prompts(model, batch, tokens)
+    parts = floor_parts(model, prompts)
+    ways = {
+        "h2c": lambda: answer(model, prompts, 1),
+        "first": lambda: per_layer.bridged_cache(model, first, prompts),
+        **parts,
+        "h2c_long": lambda: answer(model, prompts, 1 + NEW_TOKENS),
+        "receiver": lambda: answer(model.receiver, prompts, 1),
+        "receiver_long": lambda: answer(model.receiver, prompts, 1 + NEW_TOKENS),
+    }
+    seconds = by_turns(ways, rounds, device)
+    floor = [sum(values) for values in zip(*(seconds[name] for name in parts), strict=True)]
+    further = {
+        name: [long - short for long, short in zip(seconds[f"{name}_long"], seconds[name], strict=True)] for name in ("h2c", "receiver")
+    }
+    return {
+        "batch": batch, "tokens": tokens, "seconds": seconds,
+        "over_floor": ratio_rows(seconds["h2c"], floor),
+        "throughput": ratio_rows(further["receiver"], further["h2c"]),
+        "first_over_ours": ratio_rows(seconds["first"], seconds["h2c"]),
+    }  # fmt: skip
+
+
+def floor_parts(model: H2CForCausalLM, prompts: dict[str, torch.Tensor]) -> dict:
+    """What cannot be spared, each step as its model runs it by itself."""
+    ids, sharer_ids = prompts["input_ids"], prompts["sharer_input_ids"]
+    filled = model.receiver.base_model(ids[:, :-1], use_cache=True)[CACHE]
+
+    def step():
+        filled.crop(ids.shape[1] - 1)
+        model.receiver(ids[:, -1:], **{CACHE: filled}, use_cache=True)
+
+    return {
+        "sharer": lambda: model.sharer.base_model(sharer_ids, use_cache=False),
+        "prefill": lambda: model.receiver.base_model(ids[:, :-1], **{CACHE: DynamicCache()}, use_cache=True),
+        "step": step,
+    }
+
+
+def answer(model, prompts: dict[str, torch.Tensor], new_tokens: int) -> torch.Tensor:
+    if not isinstance(model, H2CForCausalLM):
+        prompts = {name: prompts[name] for name in ("input_ids", "attention_mask")}
+    return model.generate(**prompts, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0, eos_token_id=1)
+
+
+def describe(result: dict) -> str:
+    lines = [f"pair {result['settings']['pair']}; {result['device']}; min / median / max over rounds"]
+    lines.append(f"{'batch':>6} {'tokens':>7} {'first token, ms':>16}" + "".join(f"{title:>24}" for title in TITLES.values()))
+    for row in result["sizes"]:
+        cells = [" / ".join(f"{row[key][name]:.2f}" for name in ("min", "median", "max")) for key in TITLES]
+        first = 1e3 * median(row["seconds"]["h2c"])
+        lines.append(f"{row['batch']:>6} {row['tokens']:>7} {first:>16.1f}" + "".join(f"{cell:>24}" for cell in cells))
+        shares = {name: 1e3 * median(row["seconds"][name]) for name in ("sharer", "prefill", "step")}
+        lines.append(f"{'':>15}of which at least: " + ", ".join(f"{name} {value:.1f} ms" for name, value in shares.items()))
+    return "\n".join(lines)
