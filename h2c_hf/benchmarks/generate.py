@@ -80,8 +80,8 @@ def floor_parts(model: H2CForCausalLM, prompts: dict[str, torch.Tensor]) -> dict
     filled = model.receiver.base_model(ids[:, :-1], use_cache=True)[CACHE]
 
     def step():
-        filled.crop(ids.shape[1] - 1)
         model.receiver(ids[:, -1:], **{CACHE: filled}, use_cache=True)
+        filled.crop(-1)
 
     return {
         "sharer": lambda: model.sharer.base_model(sharer_ids, use_cache=False),

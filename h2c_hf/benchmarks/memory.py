@@ -55,11 +55,8 @@ def describe(result: dict) -> str:
     lines = [f"pair {result['settings']['pair']}; {result['device']}", "".join(f"{title:>18}" for title in titles)]
     for row in result["sizes"]:
         peaks, total = row["peak_bytes"], row["batch"] * row["tokens"]
-        cells = [f"{row['batch']}", f"{row['tokens']}", f"{peaks['ours'] / 1e6:.1f}", f"{peaks['first'] / 1e6:.1f}"]
-        cells += [
-            f"{row['ratio']['median']:.2f}",
-            f"{peaks['bridge'] / total / 1e3:.1f}",
-            f"{1e6 * min(row['seconds']['ours']) / total:.1f}",
-        ]
+        megabytes = [f"{peaks[name] / 1e6:.1f}" for name in ("ours", "first")]
+        a_token = [f"{peaks['bridge'] / total / 1e3:.1f}", f"{1e6 * min(row['seconds']['ours']) / total:.1f}"]
+        cells = [f"{row['batch']}", f"{row['tokens']}", *megabytes, f"{row['ratio']['median']:.2f}", *a_token]
         lines.append("".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)

@@ -1,0 +1,57 @@
+import copy
+import json
+
+import pytest
+import torch
+
+from h2c_hf.benchmarks import bridge, generate, main, train
+
+
+SIZES = ["--pair=tiny", "--batches", "1", "2", "--tokens", "8", "16", "--rounds=2", "--most_tokens=16"]
+
+
+def run(name: str, arguments: list[str], folder) -> dict:
+    assert main([name, *arguments, f"--output={folder / 'result.json'}"]) == 0
+    assert (folder / "result.png").read_bytes().startswith(b"\x89PNG")
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_the_bridge_is_measured_folded_and_as_trained(tmp_path, capsys):
+    result = run("bridge", SIZES, tmp_path)
+    assert [(row["batch"], row["tokens"]) for row in result["sizes"]] == [(1, 8), (1, 16), (2, 8)]
+    for row in result["sizes"]:
+        ratios = sorted(theirs / ours for theirs, ours in zip(row["seconds"]["first"], row["seconds"]["folded"], strict=True))
+        assert [row["folded"]["min"], row["folded"]["max"]] == ratios
+    assert f"median over sizes: folded {result['median']['folded']:.2f}" in capsys.readouterr().out
+
+
+def test_bridges_that_differ_are_not_compared():
+    cache = train.pair(32, 0.0, torch.device("cpu")).eval().prefill(torch.arange(1, 9)[None])
+    other = copy.deepcopy(cache)
+    bridge.check_same(cache, cache, other)
+    other.layers[3].values = other.layers[3].values + 0.1
+    with pytest.raises(ValueError, match="the largest difference in values is 0.1"):
+        bridge.check_same(cache, cache, other)
+
+
+def test_the_first_token_is_measured_against_its_parts(tmp_path, capsys):
+    result = run("generate", SIZES, tmp_path)
+    row = result["sizes"][0]
+    floor = [sum(row["seconds"][name][number] for name in ("sharer", "prefill", "step")) for number in range(2)]
+    ratios = sorted(taken / least for taken, least in zip(row["seconds"]["h2c"], floor, strict=True))
+    assert [row["over_floor"]["min"], row["over_floor"]["max"]] == pytest.approx(ratios)
+    assert generate.TITLES["over_floor"] in capsys.readouterr().out
+
+
+def test_memory_is_that_of_either_way(tmp_path, capsys):
+    result = run("memory", SIZES, tmp_path)
+    for row in result["sizes"]:
+        assert row["ratio"]["median"] == row["peak_bytes"]["ours"] / row["peak_bytes"]["first"] < 1
+    assert "kB/token" in capsys.readouterr().out
+
+
+def test_a_training_step_is_measured_against_the_first(tmp_path, capsys):
+    result = run("train", ["--pair=tiny", "--batch=2", "--prompt_tokens=6", "--target_tokens=4", "--rounds=2"], tmp_path)
+    assert [len(result[key][name]) for key in ("seconds", "peak_bytes") for name in ("ours", "first")] == [2] * 4
+    assert result["ratios"]["memory"]["max"] < 1
+    assert "throughput, ours / first" in capsys.readouterr().out
