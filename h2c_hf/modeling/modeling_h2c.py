@@ -27,7 +27,8 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
     """A frozen Sharer, a trainable bridge and a frozen Receiver.
 
     Make one with `from_pair` (two models, a new bridge) or `from_pretrained` (a trained bridge). `save_pretrained` and
-    `push_to_hub` write the bridge alone.
+    `push_to_hub` write the bridge alone. Other bridges for the pair come in with `load_bridge` and `set_bridge`, and
+    `disable_bridge` leaves the Receiver alone.
     """
 
     config: H2CBridgeConfig

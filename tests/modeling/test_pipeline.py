@@ -59,8 +59,8 @@ def test_plain_text(pipe):
     alone = [answers(pipe, pipe.processor(text))[0] for text in texts]
     assert pipe(texts[0], **OPTIONS) == [{"generated_text": texts[0] + alone[0]}]
     assert pipe(texts, batch_size=2, return_full_text=False, **OPTIONS) == [[{"generated_text": text}] for text in alone]
-    (prefixed,) = pipe(texts[1], prefix="The ", return_full_text=False, **OPTIONS)
-    assert prefixed["generated_text"] == answers(pipe, pipe.processor("The It"))[0]
+    (prefixed,) = pipe(texts[1], prefix="The ", return_tensors=True, **OPTIONS)
+    assert prefixed["generated_token_ids"] == pipe.model.generate(**pipe.processor("The It"), **OPTIONS)[0].tolist()
 
 
 def test_the_streamed_text_is_the_returned_text(pipe):
