@@ -5,22 +5,18 @@ import contextlib
 import shutil
 import textwrap
 from itertools import zip_longest
-from pathlib import Path
 
-import torch
 from transformers import TextStreamer
 from transformers.utils import logging
 
 from .data.prompts import user_turn, with_passage
-from .evaluation.arguments import EvaluationArguments
-from .evaluation.evaluate import load
+from .demo import opened
 from .evaluation.methods import METHODS, Batch
 from .evaluation.page import TITLES
 from .modeling import H2CForCausalLM, H2CProcessor
 from .training.pair import QUANTIZATION
 
 
-ATLAS = Path(__file__).parents[1] / "hub_configs" / "atlas"
 COMPARED = ("receiver", "text_to_text", "h2c")
 HELP = """\
 /compare QUESTION   Receiver, text-to-text and H2C side by side, without the conversation
@@ -110,28 +106,18 @@ def main(arguments: list[str] | None = None) -> int:
         prog="h2c chat", description=__doc__, epilog=f"in the chat:\n{textwrap.indent(HELP, '  ')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("repo", nargs="?", metavar="REPO", help="the bridge: a folder or a Hub id (default: the Atlas bridge that ships)")
+    parser.add_argument("repo", nargs="?", metavar="REPO", help="the bridge: a folder or a Hub id (default: Atlas, in the package)")
     parser.add_argument("--revision", help="commit of the bridge's repo")
     parser.add_argument("--sharer_quantization", choices=("none", *QUANTIZATION), default="none", help="of the Sharer (bitsandbytes)")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="longest answer (default: %(default)s)")
     options = parser.parse_args(arguments)
-    if options.repo is None and not ATLAS.is_dir():
-        raise ValueError("h2c chat found no hub_configs/atlas beside the package; expected the REPO of a bridge.")
     if options.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {options.max_new_tokens}; expected at least 1.")
     logging.disable_progress_bar()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    named = EvaluationArguments(
-        model=options.repo or str(ATLAS), revision=options.revision, sharer_quantization=options.sharer_quantization
-    )
-    try:
-        model, processor, _ = load(named, device)
-    except OSError as error:  # transformers' goes on for several lines
-        message = " ".join(str(error).split())
-        raise OSError(f"{named.model} was not loaded; expected the folder of a bridge, or a Hub id. {message}") from error
+    model, processor = opened(options.repo, options.revision, options.sharer_quantization)
     with contextlib.suppress(ImportError):  # where there is one, `input` has line editing and a history
         import readline  # noqa: F401
-    print(f"{named.model}: {model.bridge.num_parameters():,} parameters between {named_pair(model)}. /help lists the commands.")
+    print(f"{options.repo or 'Atlas'}: {model.bridge.num_parameters():,} parameters between {named_pair(model)}. /help lists the commands.")
     Chat(model, processor, options.max_new_tokens).run()
     return 0
 

@@ -12,11 +12,24 @@ from .modeling import H2CForCausalLM, H2CProcessor
 from .training.pair import QUANTIZATION
 
 
-def atlas(device: torch.device) -> tuple[H2CForCausalLM, H2CProcessor]:
-    """The pair and the bridge that ship in the package, in fp32."""
-    models = {role: AutoModelForCausalLM.from_pretrained(MODELS / role, dtype=torch.float32).to(device) for role in ("sharer", "receiver")}
-    model = H2CForCausalLM.from_pretrained(MODELS / "bridge", **models).eval()
-    return model, H2CProcessor(*(AutoTokenizer.from_pretrained(MODELS / role) for role in models))
+def opened(repo: str | None, revision: str | None = None, sharer_quantization: str = "none") -> tuple[H2CForCausalLM, H2CProcessor]:
+    """A bridge's models and processor, on the GPU where there is one; without a repo the pair and the bridge in the package, in fp32.
+
+    Raises:
+        OSError: where there is no such repo or folder, in one sentence.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if repo is None:
+        models = {
+            role: AutoModelForCausalLM.from_pretrained(MODELS / role, dtype=torch.float32).to(device) for role in ("sharer", "receiver")
+        }
+        model = H2CForCausalLM.from_pretrained(MODELS / "bridge", **models).eval()
+        return model, H2CProcessor(*(AutoTokenizer.from_pretrained(MODELS / role) for role in models))
+    try:
+        return load(EvaluationArguments(model=repo, revision=revision, sharer_quantization=sharer_quantization), device)[:2]
+    except OSError as error:  # transformers' goes on for several lines
+        message = " ".join(str(error).split())
+        raise OSError(f"{repo} was not loaded; expected the folder of a bridge, or a Hub id. {message}") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,11 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
     except ImportError as error:
         raise ValueError(f"h2c demo needs gradio ({error}); install it with: pip install 'h2c_hf[demo]'.") from None
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if options.repo is None:
-        model, processor = atlas(device)
-    else:
-        named = EvaluationArguments(model=options.repo, revision=options.revision, sharer_quantization=options.sharer_quantization)
-        model, processor, _ = load(named, device)
+    model, processor = opened(options.repo, options.revision, options.sharer_quantization)
     demo_page.serve(demo_page.Demo(model, processor, options.repo), options.port)
     return 0
