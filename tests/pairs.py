@@ -133,3 +133,11 @@ def tiny_processor() -> H2CProcessor:
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=QWEN_TEMPLATE
     )
     return H2CProcessor(sharer, receiver)
+
+
+def text_pair() -> tuple[H2CProcessor, H2CForCausalLM]:
+    """A pair that reads and writes the text of `tiny_processor`, and the processor."""
+    processor = tiny_processor()
+    sizes = {name: len(getattr(processor, f"{name}_tokenizer")) for name in ("sharer", "receiver")}
+    model = join(tiny_model("llama", 1, vocab_size=sizes["sharer"]), tiny_model("qwen2", 2, vocab_size=sizes["receiver"]))
+    return processor, model

@@ -22,7 +22,8 @@ SCRIPT = f"""
 import importlib.util, json
 from transformers import AutoModelForCausalLM, AutoProcessor
 assert [name for name in {NOT_THERE} if importlib.util.find_spec(name)] == []
-model = AutoModelForCausalLM.from_pretrained("bridge", trust_remote_code=True, dtype="float32")  # as the fixture has it: two answers are near ties
+# In the precision of the fixture: two of the answers are near ties.
+model = AutoModelForCausalLM.from_pretrained("bridge", trust_remote_code=True, dtype="float32")
 processor = AutoProcessor.from_pretrained("bridge", trust_remote_code=True)
 answers = []
 for asked in {ASKED}:

@@ -13,14 +13,16 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
-from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .bridges_h2c import BridgesMixin
 from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig, record_commit
 from .conversation_h2c import H2CConversation
+from .generation_h2c import cache_implementation, continuing_from_cache, copies_of_each, into_static, keep_compiled
 from .inputs_h2c import CACHE, PASS_TOKENS, check_prompt, model_inputs, passes_by_length, target_start
 from .loss_h2c import loss_without_logits
 from .modeling_h2c_bridge import H2CBridgeModel
+from .passes_h2c import backbone_up_to, beside, join
+from .prefixes_h2c import H2CPrefixCache
 
 
 class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
@@ -189,7 +191,8 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
 
         Args:
             layers: which of the S + 1 states to keep, by default all; the others are None.
-            cache: the Sharer's, of what stands before `sharer_input_ids` (without padding); these are added to it. None: no cache.
+            cache: the Sharer's, of what stands before `sharer_input_ids`; these are added to it, and `sharer_attention_mask` is then of
+                both. None: no cache.
 
         Raises:
             ValueError: where the model was made with the Sharer's config alone.
@@ -197,8 +200,8 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         if self.sharer is None:
             raise ValueError("This model was made without the Sharer's weights: expected sharer_hidden_states, got sharer_input_ids.")
         self.sharer.eval()
-        if sharer_attention_mask is None:
-            return self._read(sharer_input_ids, None, layers, cache)
+        if sharer_attention_mask is None or cache is not None:
+            return self._read(sharer_input_ids, sharer_attention_mask, layers, cache)
         passes = passes_by_length(sharer_attention_mask, PASS_TOKENS.get(self.sharer.device.type, PASS_TOKENS["cuda"]))
         if len(passes) == 1:
             return self._read(sharer_input_ids, sharer_attention_mask, layers)
@@ -228,8 +231,8 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
 
     @torch.inference_mode()
     def prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: Cache | None = None) -> Cache:
-        """The Receiver's own cache of all `input_ids` but the last, the kickstart; or `cache`, of what stands before them (without
-        padding), with these added."""
+        """The Receiver's own cache of all `input_ids` but the last, the kickstart; or `cache`, of what stands before them, with these
+        added: `attention_mask` is then of both."""
         self.receiver.eval()
         cache = DynamicCache(config=self.receiver.config) if cache is None else cache
         mask = None if attention_mask is None else attention_mask[:, :-1]
@@ -273,12 +276,15 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         if sharer_batch != len(input_ids):
             raise ValueError(f"The Sharer got {sharer_batch} prompts and the Receiver {len(input_ids)}; expected as many.")
 
+        in_place = receiver_cache is None
+        with beside(self.receiver.device) as prefill_stream:  # first: the Sharer's pass is the longer one
+            if receiver_cache is None:
+                receiver_cache = self.prefill(input_ids, attention_mask)
         if sharer_hidden_states is None:
             sharer_hidden_states = self.read(sharer_input_ids, sharer_attention_mask, self.bridge.read_layers)
-        if receiver_cache is None:
-            receiver_cache = self.prefill(input_ids, attention_mask)
+        join(prefill_stream, receiver_cache)
         receiver_mask = None if attention_mask is None else attention_mask[:, :-1]
-        return self.bridge(sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_mask)
+        return self.bridge(sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_mask, in_place=in_place)
 
     # Scoring and training
 
@@ -357,6 +363,10 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         """A conversation of several turns, which keeps what it has read."""
         return H2CConversation(self)
 
+    def prefix_cache(self, max_bytes: int = 2**30) -> H2CPrefixCache:
+        """Answers prompts that begin alike, and reads what they share once."""
+        return H2CPrefixCache(self, max_bytes)
+
     @torch.no_grad()
     def generate(
         self,
@@ -375,7 +385,8 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         Args:
             input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states: see `bridged_cache`.
             past_key_values: a cache that is bridged already, of all `input_ids` but the last.
-            generation_config, kwargs: as for any model; `self.generation_config` serves where there is none.
+            generation_config, kwargs: as for any model; `self.generation_config` serves where there is none. `cache_implementation`
+                is "dynamic" or "static" (on a GPU, decoding is then compiled into CUDA graphs, as transformers does it).
             cache: the newer name of `past_key_values`.
         """
         past_key_values = past_key_values if cache is None else cache
@@ -384,8 +395,7 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
             raise ValueError("input_ids is missing: got None, expected the Receiver's prompt (batch, length).")
         if kwargs.pop("use_cache", None) is False:
             raise ValueError("use_cache is False; expected True: what the bridge writes is the cache.")
-        # As `generate` has it: arguments, then the config that was given, then the model's. The prompt is prefilled here, at once.
-        kwargs.pop("prefill_chunk_size", None)
+        kwargs.pop("prefill_chunk_size", None)  # the prompt is prefilled here, at once
         configs = [copy.deepcopy(config) for config in (generation_config, self.generation_config) if config is not None]
         for config in configs:
             config.use_cache, config.prefill_chunk_size = True, None
@@ -393,21 +403,23 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         input_ids = input_ids.to(device)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
         if past_key_values is None:
+            implementation = cache_implementation(kwargs, configs)
             past_key_values = self.bridged_cache(input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states)
-        # `generate` repeats the prompt for beams and several sequences, but not a cache that it is given.
-        copies = max(
-            kwargs.get(name) or next(filter(None, (getattr(config, name) for config in configs)), 1)
-            for name in ("num_beams", "num_return_sequences")
-        )
-        if copies > 1:
+        else:
+            implementation = None
+        if (copies := copies_of_each(kwargs, configs)) > 1:
             past_key_values.batch_repeat_interleave(copies)
+        if implementation == "static":
+            past_key_values = into_static(past_key_values, self.receiver, input_ids.shape[1], kwargs, configs)
         self.receiver.eval()
         receiver = continuing_from_cache(self.receiver)
         receiver.generation_config = configs[-1]
-        return receiver.generate(
+        outputs = receiver.generate(
             input_ids=input_ids, attention_mask=attention_mask, **{CACHE: past_key_values},
             generation_config=None if generation_config is None else configs[0], **kwargs,
         )  # fmt: skip
+        keep_compiled(receiver, self.receiver)
+        return outputs
 
 
 def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
@@ -415,40 +427,6 @@ def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(model_id, **arguments)
     record_commit(model.config, **{name: arguments[name] for name in ("revision", "subfolder", *HUB_ARGUMENTS) if name in arguments})
     return model
-
-
-def backbone_up_to(model: PreTrainedModel, layers: list[int] | None) -> torch.nn.Module:
-    """The model without LM head and, where it is built as most are, without what comes after the last of `layers`; weights shared.
-
-    transformers can leave hidden states out of what it returns, but not the work for them.
-    """
-    backbone = model.base_model
-    stack = getattr(backbone, "layers", None)
-    plain = isinstance(stack, torch.nn.ModuleList) and isinstance(getattr(backbone, "norm", None), torch.nn.Module)
-    # An instance with a `forward` of its own (accelerate's hooks) would run that of the whole.
-    if not layers or not plain or max(layers) >= len(stack) or "forward" in vars(backbone):
-        return backbone
-    maybe_install_capturing_hooks(backbone)  # on the layers that both share: once
-    trimmed = copy.copy(backbone)
-    trimmed._modules = {**backbone._modules, "layers": stack[: max(1, *layers)], "norm": torch.nn.Identity()}
-    return trimmed
-
-
-def continuing_from_cache(receiver: PreTrainedModel) -> PreTrainedModel:
-    """The same model, weights shared, whose assisted decoding starts from a filled cache. Stock `_assisted_decoding` feeds the
-    whole prompt in its first step whatever the cache holds, and is then silently wrong; the other modes slice the prompt."""
-    stock = receiver.prepare_inputs_for_generation
-
-    def prepare_inputs_for_generation(input_ids, next_sequence_length=None, is_first_iteration=False, **kwargs):
-        cache = kwargs.get(CACHE)
-        if is_first_iteration and next_sequence_length is None and cache is not None:
-            next_sequence_length = input_ids.shape[1] - cache.get_seq_length()
-        return stock(input_ids, next_sequence_length=next_sequence_length, is_first_iteration=is_first_iteration, **kwargs)
-
-    # A shallow copy, so that the Receiver itself stays as it is, also while another thread generates.
-    receiver = copy.copy(receiver)
-    receiver.prepare_inputs_for_generation = prepare_inputs_for_generation
-    return receiver
 
 
 __all__ = ["H2CForCausalLM"]

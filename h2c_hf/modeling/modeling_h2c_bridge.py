@@ -57,7 +57,8 @@ def normalized(x: torch.Tensor) -> torch.Tensor:
 
 
 def inverse_deviation(x: torch.Tensor) -> torch.Tensor:
-    """What a layer norm multiplies with, of each row, in fp32. Two passes that only read, in the place of one that writes."""
+    """What a layer norm multiplies with, of each row, in fp32. Two passes that only read, in the place of one that writes; digits are lost
+    where a row's mean is a hundred times its deviation, and language models' hidden states lie around zero."""
     mean = x.sum(-1, dtype=torch.float32) / x.shape[-1]
     variance = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).square() / x.shape[-1] - mean.square()
     return (variance.clamp(min=0) + EPSILON).rsqrt()
@@ -231,6 +232,7 @@ class H2CBridgeModel(PreTrainedModel):
         receiver_cache: Cache,
         sharer_attention_mask: torch.Tensor | None = None,
         receiver_attention_mask: torch.Tensor | None = None,
+        in_place: bool = False,
     ) -> Cache:
         """A new cache with every bridged layer rewritten; `receiver_cache` is left as it was.
 
@@ -240,15 +242,14 @@ class H2CBridgeModel(PreTrainedModel):
             receiver_cache: R layers of keys and values (batch, key-value heads, length, head_dim).
             sharer_attention_mask: (batch, sharer length), 1 for tokens, 0 for padding. Padding is not attended.
             receiver_attention_mask: (batch, length), likewise. Padded positions are left as they are.
+            in_place: rewrite `receiver_cache` itself, each layer's old keys and values freed as soon as they are rewritten.
 
         Raises:
             ValueError: where a shape is not what the config says, or a layer keeps only a window of the prompt.
         """
         self._check(sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_attention_mask)
-        layers = [receiver_cache.layers[layer] for layer, _ in self.alignment]
-        batch, heads, length, head_dim = layers[0].keys.shape
-
-        new_cache = forked(receiver_cache)
+        batch, heads, length, head_dim = receiver_cache.layers[self.alignment[0][0]].keys.shape
+        new_cache = receiver_cache if in_place else forked(receiver_cache)
         for first, last in self._groups(batch * max(length, sharer_hidden_states[self.alignment[0][1]].shape[1])):
             layers = [new_cache.layers[layer] for layer, _ in self.alignment[first:last]]
             # (blocks, batch * length, size): keys and values of the group's layers, heads flattened

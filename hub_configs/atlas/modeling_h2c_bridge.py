@@ -30,7 +30,8 @@ from .inputs_h2c import forked
 
 # Elements of normalised Sharer states that are worked on at once. On CPU as fit into its caches; on a GPU all layers of 512 tokens of
 # the reference pair are 50 million, and more would take memory without saving time.
-GROUP_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+GROUP_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
+EPSILON = 1e-5  # of every layer norm, as in the original
 
 
 def check_hashes(folder: Path) -> None:
@@ -52,7 +53,15 @@ def check_hashes(folder: Path) -> None:
 
 def normalized(x: torch.Tensor) -> torch.Tensor:
     """A layer norm without its affine part."""
-    return F.layer_norm(x, x.shape[-1:])
+    return F.layer_norm(x, x.shape[-1:], eps=EPSILON)
+
+
+def inverse_deviation(x: torch.Tensor) -> torch.Tensor:
+    """What a layer norm multiplies with, of each row, in fp32. Two passes that only read, in the place of one that writes; digits are lost
+    where a row's mean is a hundred times its deviation, and language models' hidden states lie around zero."""
+    mean = x.sum(-1, dtype=torch.float32) / x.shape[-1]
+    variance = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).square() / x.shape[-1] - mean.square()
+    return (variance.clamp(min=0) + EPSILON).rsqrt()
 
 
 class StackedNorm(nn.Module):
@@ -70,11 +79,13 @@ class StackedNorm(nn.Module):
         return x if self.folded else torch.addcmul(self.bias[group, None], x, self.weight[group, None])
 
     def folded_into(self, linear: "StackedLinear", group: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias with which `linear` needs only what is normalised."""
+        """Weight and bias with which `linear` needs what comes in only divided by its standard deviation: neither mean nor affine part."""
         weight, bias = linear.weight[group], linear.bias[group]
         if self.folded:
             return weight, bias
-        return weight * self.weight[group, None], torch.baddbmm(bias[:, :, None], weight, self.bias[group, :, None])[:, :, 0]
+        bias = torch.baddbmm(bias[:, :, None], weight, self.bias[group, :, None])[:, :, 0]
+        weight = weight * self.weight[group, None]
+        return weight - weight.mean(-1, keepdim=True), bias
 
 
 class StackedLinear(nn.Module):
@@ -187,7 +198,8 @@ class H2CBridgeModel(PreTrainedModel):
         for norm, linear in ((self.norm_receiver, self.q_proj), (self.norm_sharer, self.kv_proj), (self.norm_ffn, self.ffn_in)):
             weight, scale, shift = linear.weight.float(), norm.weight.float(), norm.bias.float()
             linear.bias.copy_(linear.bias + torch.einsum("boi,bi->bo", weight, shift))
-            linear.weight.copy_(weight * scale[:, None])
+            weight = weight * scale[:, None]
+            linear.weight.copy_(weight - weight.mean(-1, keepdim=True))  # the mean of what is normalised already is zero
             norm.folded = True
         opened = torch.sigmoid(self.gate.float())
         self.ffn_out.weight.copy_(self.ffn_out.weight * opened[:, None, None])
@@ -220,6 +232,7 @@ class H2CBridgeModel(PreTrainedModel):
         receiver_cache: Cache,
         sharer_attention_mask: torch.Tensor | None = None,
         receiver_attention_mask: torch.Tensor | None = None,
+        in_place: bool = False,
     ) -> Cache:
         """A new cache with every bridged layer rewritten; `receiver_cache` is left as it was.
 
@@ -229,15 +242,14 @@ class H2CBridgeModel(PreTrainedModel):
             receiver_cache: R layers of keys and values (batch, key-value heads, length, head_dim).
             sharer_attention_mask: (batch, sharer length), 1 for tokens, 0 for padding. Padding is not attended.
             receiver_attention_mask: (batch, length), likewise. Padded positions are left as they are.
+            in_place: rewrite `receiver_cache` itself, each layer's old keys and values freed as soon as they are rewritten.
 
         Raises:
             ValueError: where a shape is not what the config says, or a layer keeps only a window of the prompt.
         """
         self._check(sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_attention_mask)
-        layers = [receiver_cache.layers[layer] for layer, _ in self.alignment]
-        batch, heads, length, head_dim = layers[0].keys.shape
-
-        new_cache = forked(receiver_cache)
+        batch, heads, length, head_dim = receiver_cache.layers[self.alignment[0][0]].keys.shape
+        new_cache = receiver_cache if in_place else forked(receiver_cache)
         for first, last in self._groups(batch * max(length, sharer_hidden_states[self.alignment[0][1]].shape[1])):
             layers = [new_cache.layers[layer] for layer, _ in self.alignment[first:last]]
             # (blocks, batch * length, size): keys and values of the group's layers, heads flattened
@@ -266,9 +278,7 @@ class H2CBridgeModel(PreTrainedModel):
     def _rewrite(self, group, sharer_hidden_states, sharer_attention_mask, receiver_attention_mask, receiver) -> torch.Tensor:
         """What the blocks of a group add, added. receiver: (blocks, batch * length, size); sharer_hidden_states: one for each layer."""
         device, dtype, batch = self.gate.device, self.dtype, len(sharer_hidden_states[0])
-        # (blocks / 2, tokens, sharer_hidden_size): normalised without the affine part, and without padding
-        read = slice(None) if sharer_attention_mask is None else sharer_attention_mask.to(device).bool().flatten().nonzero()[:, 0]
-        sharer = torch.stack([normalized(states.to(device, dtype).flatten(0, 1)[read]) for states in sharer_hidden_states])
+        sharer = [states.to(device, dtype).flatten(0, 1) for states in sharer_hidden_states]
 
         update = self._attend(group, receiver.to(dtype), sharer, batch, sharer_attention_mask)
         update = self.ffn_in(self.norm_ffn(update, group), group)
@@ -279,21 +289,15 @@ class H2CBridgeModel(PreTrainedModel):
         return torch.addcmul(receiver, scale.to(receiver.dtype), update.to(receiver.dtype))
 
     def _attend(self, group, receiver, sharer, batch, sharer_attention_mask) -> torch.Tensor:
-        """Cross-attention of a group's blocks. receiver: (blocks, batch * length, size); sharer: (blocks / 2, tokens that are not
-        padding, sharer_hidden_size), normalised -> (blocks, batch * length, size)."""
+        """Cross-attention of a group's blocks. receiver: (blocks, batch * length, size); sharer: blocks / 2 times (batch * sharer length,
+        sharer_hidden_size) -> (blocks, batch * length, size)."""
         blocks, tokens, size = receiver.shape
         heads = self.config.num_attention_heads
 
-        # A layer's key and value block read the same hidden states: normalised once, the affine part of `norm_sharer`
-        # folded into the projections, and both blocks' projections in one matmul.
-        weight, bias = self.norm_sharer.folded_into(self.kv_proj, group)
-        kv = torch.baddbmm(bias.view(blocks // 2, 1, -1), sharer, weight.view(blocks // 2, 4 * size, -1).transpose(1, 2))
+        kv = self._keys_and_values(group, sharer)
         mask = None
         if sharer_attention_mask is not None:
-            mask = sharer_attention_mask.to(kv.device, torch.bool)
-            # Padded again: what stands there is not attended.
-            kv = kv.index_select(1, (mask.flatten().cumsum(0) - 1).clamp(min=0))
-            mask = mask[:, None, None].repeat(blocks, 1, 1, 1)
+            mask = sharer_attention_mask.to(kv.device, torch.bool)[:, None, None].repeat(blocks, 1, 1, 1)
         kv = kv.view(blocks // 2, batch, -1, 2, 2, heads, size // heads)  # layer, batch, token, block, k or v, head, dim
         key, value = kv.permute(4, 0, 3, 1, 5, 2, 6).reshape(2, blocks * batch, heads, -1, size // heads)
 
@@ -303,6 +307,22 @@ class H2CBridgeModel(PreTrainedModel):
             query, key, value, attn_mask=mask, dropout_p=self.config.dropout if self.training else 0.0
         )
         return self.o_proj(attended.transpose(1, 2).reshape(blocks, tokens, size), group)
+
+    def _keys_and_values(self, group, sharer) -> torch.Tensor:
+        """What a group's blocks attend to, (blocks / 2, tokens, 4 * size): k and v of a layer's key block, then of its value block.
+
+        Both blocks read the same hidden states, with norms of their own: one matmul for both. Where a norm takes off the mean and
+        multiplies is linear, so it is in the weights; what differs from token to token, the deviation, divides what comes out, a
+        fraction as wide as what goes in.
+        """
+        weight, bias = self.norm_sharer.folded_into(self.kv_proj, group)
+        weight = weight.view(len(sharer), -1, weight.shape[-1]).transpose(1, 2)
+        if weight.device.type == "cpu" and not torch.is_grad_enabled():
+            projected = torch.stack([torch.mm(*pair) for pair in zip(sharer, weight, strict=True)])  # spares a copy of the states
+        else:  # spares launches; and tensors of inference mode cannot be saved for the backward pass, a copy can
+            projected = torch.bmm(torch.stack(sharer), weight)
+        scale = torch.stack([inverse_deviation(states) for states in sharer])
+        return torch.addcmul(bias.view(len(sharer), 1, -1), projected, scale[..., None]).to(projected.dtype)
 
     def _check(self, sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_attention_mask) -> None:
         config = self.config

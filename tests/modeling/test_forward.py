@@ -218,3 +218,14 @@ def test_the_sharers_prompt_matters():
     other = {**inputs, "sharer_input_ids": inputs["sharer_input_ids"].flip(0)}
     other["sharer_attention_mask"] = inputs["sharer_attention_mask"].flip(0)
     assert (model(**inputs).logits - model(**other).logits).abs().max() > 0.1
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_with_both_passes_side_by_side():
+    """Each model's pass on a stream of its own, many times over, so that memory is handed out again while the other still runs."""
+    model, inputs = random_pair(0).to("cuda"), {name: tensor.to("cuda") for name, tensor in random_inputs(0).items()}
+    prefilled = model.prefill(inputs["input_ids"], inputs["attention_mask"])  # on the one stream
+    expected = [layer.keys for layer in model.bridged_cache(**inputs, receiver_cache=prefilled).layers]
+    for _ in range(200):
+        for layer, keys in zip(model.bridged_cache(**inputs).layers, expected, strict=True):
+            torch.testing.assert_close(layer.keys, keys)

@@ -4,9 +4,10 @@ import threading
 
 import pytest
 import torch
-from pairs import alone, join, random_inputs, random_pair, tiny_model, tiny_processor
+from pairs import alone, join, random_inputs, random_pair, text_pair, tiny_model
 from reference import plain_beams, plain_decode, plain_logits
-from transformers import GenerationConfig, LogitsProcessor, MaxLengthCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import CompileConfig, GenerationConfig, LogitsProcessor, MaxLengthCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers.cache_utils import StaticCache
 
 
 SEEDS = range(5)
@@ -109,13 +110,6 @@ def test_prompt_lookup_changes_nothing_but_the_speed(seed):
     assert torch.equal(expected[0], plain)
     model.generation_config.prompt_lookup_num_tokens = 3
     assert torch.equal(generate(model, inputs, max_new_tokens=12), expected)
-
-
-def text_pair():
-    processor = tiny_processor()
-    sizes = {name: len(getattr(processor, f"{name}_tokenizer")) for name in ("sharer", "receiver")}
-    model = join(tiny_model("llama", 1, vocab_size=sizes["sharer"]), tiny_model("qwen2", 2, vocab_size=sizes["receiver"]))
-    return processor, model
 
 
 @pytest.mark.parametrize("options", [{}, {"prompt_lookup_num_tokens": 2}, {"do_sample": True, "top_k": 5}])
@@ -256,3 +250,43 @@ def test_generate_with_arguments_is_no_deprecated_use(caplog):
     finally:
         logger.removeHandler(caplog.handler)
     assert not [record for record in caplog.records if "deprecated" in record.getMessage()]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"num_return_sequences": 2, "num_beams": 3}])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_static_cache_answers_as_a_dynamic_one(seed, options):
+    model, inputs = random_pair(seed), random_inputs(seed)
+    options = {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 5, "do_sample": False, **options}
+    dynamic, static = (model.generate(**inputs, **options, cache_implementation=name) for name in ("dynamic", "static"))
+    assert torch.equal(dynamic.sequences, static.sequences)
+    torch.testing.assert_close(torch.stack(dynamic.logits), torch.stack(static.logits), atol=1e-4, rtol=1e-5)
+    assert type(static.past_key_values) is StaticCache and static.past_key_values.get_max_length() == 128
+
+
+def test_the_kind_of_cache_as_a_config_says_it():
+    model, inputs = random_pair(0), random_inputs(0)
+    given = GenerationConfig(max_new_tokens=2, cache_implementation="static", return_dict_in_generate=True)
+    assert type(model.generate(**inputs, generation_config=given).past_key_values) is StaticCache
+    assert given.cache_implementation == "static"
+    model.generation_config.cache_implementation = "static"
+    output = model.generate(**inputs, max_length=200, return_dict_in_generate=True)
+    assert type(output.past_key_values) is StaticCache and output.past_key_values.get_max_length() == 256
+    with model.disable_bridge():
+        alone = model.generate(**inputs, max_new_tokens=STEPS)
+    receiver = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    assert torch.equal(alone, model.receiver.generate(**receiver, max_new_tokens=STEPS, do_sample=False))
+    for refused in ("offloaded", "quantized", "offloaded_static"):
+        with pytest.raises(ValueError, match=f"cache_implementation is '{refused}'; expected 'dynamic' or 'static'"):
+            model.generate(**inputs, cache_implementation=refused)
+
+
+def test_what_generate_compiled_serves_the_next_call():
+    model, inputs = random_pair(0), random_inputs(0)
+    compiled = CompileConfig(backend="eager", mode=None, fullgraph=True)
+    compiled._compile_all_devices = True
+    options = {"cache_implementation": "static", "compile_config": compiled}
+    expected = generate(model, inputs)
+    assert torch.equal(generate(model, inputs, **options), expected)
+    first = model.receiver._compiled_call
+    assert torch.equal(generate(model, inputs, **options), expected)
+    assert model.receiver._compiled_call is first
