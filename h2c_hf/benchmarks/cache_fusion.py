@@ -22,7 +22,8 @@ from ..modeling.processing_h2c import encode_marked
 
 
 FIRST_TEMPERATURE, LAST_TEMPERATURE = 1.0, 1e-3
-CONTENT = -1024.0  # where the content ends on the scale of `token_ends`: before every token of a frame
+# On the scale of `token_ends`: where a prompt ends, and its content, before every token of the frame. fp32 counts so far exactly.
+LAST, CONTENT = 2.0**20, 2.0**20 - 2**10
 
 
 class FusionBridge(PreTrainedModel):
@@ -88,23 +89,21 @@ class FusionBridge(PreTrainedModel):
         blocks, batch, length, heads, head_dim = cached.shape
         receiver = cached.reshape(blocks, batch * length, heads * head_dim)
         sharer = torch.stack([half for _, index in self.alignment for half in states[index].chunk(2, -1)]).flatten(1, 2)
+        mask = receiver.new_ones(batch * length) if receiver_attention_mask is None else receiver_attention_mask.flatten()
+        tokens, every = mask.nonzero()[:, 0].to(receiver.device), slice(None)
 
-        every = slice(None)
-        z = self.mlp(self.join(torch.cat([sharer, receiver], -1).to(self.gate.dtype), every))
-        added = self.out(self.out_mlp(z), every).view(cached.shape)
-        weight = torch.sigmoid(self.heads(self.heads_mlp(z), every)).view(blocks, batch, length, heads, 1)
-        weight = weight * self._gates(weight)
-        if receiver_attention_mask is not None:
-            weight = weight * receiver_attention_mask.to(weight)[None, :, :, None, None]
-        # Not a sum where nothing is added: what is left alone stays the same to the bit.
-        bridged = torch.where(weight == 0, cached, cached + (weight * added).to(cached.dtype)).transpose(2, 3)
+        z = self.mlp(self.join(torch.cat([sharer[:, tokens], receiver[:, tokens]], -1).to(self.gate.dtype), every))
+        added = self.out(self.out_mlp(z), every).unflatten(-1, (heads, head_dim))
+        weight = torch.sigmoid(self.heads(self.heads_mlp(z), every))
+        added = (weight * self._gates(weight))[..., None] * added
+        bridged = receiver.index_add(1, tokens, added.flatten(-2).to(receiver.dtype)).view(cached.shape).transpose(2, 3)
         for layer, keys, values in zip(layers, bridged[::2], bridged[1::2], strict=True):
             layer.keys, layer.values = keys, values
         return new_cache
 
     def _gates(self, like: torch.Tensor) -> torch.Tensor:
-        """(blocks, ...): 0 to 1 in training, drawn for every token and head; 0 or 1 after it."""
-        logits = self.gate.view(-1, 1, 1, 1, 1)
+        """(blocks, tokens, heads): 0 to 1 in training, drawn for every token and head; 0 or 1 after it."""
+        logits = self.gate.view(-1, 1, 1)
         if not self.training:
             return (logits > 0).to(like)
         done = (self.steps / self.anneal_steps).clamp(max=1)
@@ -156,16 +155,15 @@ class CacheFusion(H2CForCausalLM):
             tokenizer = getattr(processor, f"{role}_tokenizer")
             self.frames[role], self.bytes[role] = frame_length(tokenizer), token_bytes(tokenizer)
 
-    @torch.inference_mode()
-    def read(
-        self, sharer_input_ids: torch.Tensor, sharer_attention_mask: torch.Tensor | None = None, layers: list[int] | None = None
+    def _read(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: list[int] | None, cache: Cache | None = None
     ) -> tuple[torch.Tensor | None, ...]:
         """In the place of hidden state i, the keys and values of the Sharer's layer i, (batch, length, 2 x size + 1) in fp32; last in
         each row, where its token ends. (The controls exchange or blank them together.) After them the last hidden state."""
-        inputs = model_inputs(self.sharer, sharer_input_ids, sharer_attention_mask)
         cache = DynamicCache()
+        inputs = model_inputs(self.sharer, input_ids, attention_mask)
         last = self.sharer.base_model(**inputs, **{CACHE: cache}, use_cache=True).last_hidden_state
-        ends = self._ends("sharer", sharer_input_ids, sharer_attention_mask).to(last.device)[:, :, None]
+        ends = self._ends("sharer", input_ids, attention_mask).to(last.device)[:, :, None]
         read = [
             torch.cat([*(x.transpose(1, 2).flatten(2).float() for x in (layer.keys, layer.values)), ends], -1)
             if index in self.bridge.read_layers
@@ -224,12 +222,12 @@ def frame_length(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def token_ends(lengths: torch.Tensor, attention_mask: torch.Tensor, frame: int) -> torch.Tensor:
-    """Where tokens end, (batch, length), on a scale that tokenizers share: those of the frame after the content count up to 0; those
-    before it are as many bytes below `CONTENT` as follow them of the content; padding is at minus infinity."""
+    """Where tokens end, (batch, length), on a scale that tokenizers share: those of the frame after the content count up to `LAST`; those
+    before it are as many bytes below `CONTENT` as follow them of the content; padding is at 0."""
     counted = torch.where(attention_mask.bool(), lengths, 0)[:, : lengths.shape[1] - frame].float()
     after = counted.flip(1).cumsum(1).flip(1) - counted
-    ends = torch.cat([CONTENT - after, torch.arange(1 - frame, 1, device=after.device).float().expand(len(after), -1)], 1)
-    return ends.masked_fill(~attention_mask.bool(), -torch.inf)
+    frame_ends = LAST + torch.arange(1 - frame, 1, device=after.device).expand(len(after), -1)
+    return torch.cat([CONTENT - after, frame_ends], 1) * attention_mask
 
 
 def aligned_places(ends: torch.Tensor, sharer_ends: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from h2c_hf.data.examples import encode_example
 from h2c_hf.data.prompts import user_turn
 from h2c_hf.evaluation.methods import METHODS, Batch
 from h2c_hf.evaluation.runner import evaluate
-from h2c_hf.modeling import H2CProcessor
+from h2c_hf.modeling import H2CProcessor, inputs_h2c
 from h2c_hf.training.arguments import H2CTrainingArguments
 from h2c_hf.training.trainer import H2CTrainer
 
@@ -124,9 +124,10 @@ def test_the_fused_cache_is_that_of_the_plain_method(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @torch.no_grad()
-def test_a_left_padded_batch_answers_as_each_example_alone(seed):
+def test_a_left_padded_batch_answers_as_each_example_alone(seed, monkeypatch):
+    monkeypatch.setitem(inputs_h2c.PASS_TOKENS, "cpu", 64)  # the Sharer reads it in several passes
     model, processor = fusion(seed)
-    inputs = random_inputs(processor, seed)
+    inputs = random_inputs(processor, seed, batch=5)
     for row, logits in enumerate(model(**inputs).logits):
         torch.testing.assert_close(logits, model(**alone(inputs, row)).logits[0], atol=1e-4, rtol=1e-4)
 
@@ -167,7 +168,7 @@ def test_teacher_forced_logits_are_those_of_generate(seed):
 
 def test_gates_are_drawn_in_training_and_harden():
     model, _ = fusion(0)
-    bridge, like = model.bridge.train(), torch.empty(len(model.bridge.gate), 1000)[:, None, :, None, None]
+    bridge, like = model.bridge.train(), torch.empty(len(model.bridge.gate), 1000, 1)
     torch.nn.init.constant_(bridge.gate, 0.5)
     drawn = [bridge._gates(like).detach() for _ in range(bridge.anneal_steps + 1)]
     between = [((gates > 0.01) & (gates < 0.99)).float().mean() for gates in drawn]
