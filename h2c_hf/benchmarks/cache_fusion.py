@@ -2,7 +2,8 @@
 token by token and layer by layer.
 
 Method: Fu et al. 2025, "Cache-to-Cache: Direct Semantic Communication Between Large Language Models", arXiv 2510.03215. Written anew
-from its description; the chat frame is aligned from its end, and a token with the Sharer's own token that ends it.
+from its description, with what made it stronger here: each model reads its own tokens, and a token of the Receiver gets the Sharer's
+that holds its last character; the chat frame is aligned from the end of what is in the caches; gates start open.
 
     model = CacheFusion(sharer, receiver, processor, anneal_steps=346)  # then as any H2CForCausalLM: H2CTrainer, evaluate, generate
 """
@@ -22,6 +23,7 @@ from ..modeling.processing_h2c import encode_marked
 
 
 FIRST_TEMPERATURE, LAST_TEMPERATURE = 1.0, 1e-3
+FIRST_GATE = 2.0  # open, of 1,000 draws, 999
 # On the scale of `token_ends`: where a prompt ends, and its content, before every token of the frame. fp32 counts so far exactly.
 LAST, CONTENT = 2.0**20, 2.0**20 - 2**10
 
@@ -34,7 +36,7 @@ class FusionBridge(PreTrainedModel):
         z = mlp(join([sharer, receiver]));  x + gate * sigmoid(heads(mlp(z))) * out(mlp(z))
 
     with a weight for each head and token, and one learned gate, which is drawn (Gumbel-sigmoid) in training, ever harder, and 0 or 1
-    after it. `out` begins at zero: before training, the Receiver answers as it does alone.
+    after it. Gates begin open and `out` at zero: before training, the Receiver answers as it does alone.
     """
 
     config: H2CBridgeConfig
@@ -56,7 +58,7 @@ class FusionBridge(PreTrainedModel):
         self.mlp, self.heads_mlp, self.out_mlp = (ResidualMLP(blocks, inner, config.dropout) for _ in range(3))
         self.heads = StackedLinear(blocks, inner, config.receiver_num_key_value_heads)
         self.out = StackedLinear(blocks, inner, size)
-        self.gate = nn.Parameter(torch.zeros(blocks))
+        self.gate = nn.Parameter(torch.full((blocks,), FIRST_GATE))
         self.register_buffer("steps", torch.zeros(()))
         self.post_init()
 
@@ -154,6 +156,8 @@ class CacheFusion(H2CForCausalLM):
         for role in ("sharer", "receiver"):
             tokenizer = getattr(processor, f"{role}_tokenizer")
             self.frames[role], self.bytes[role] = frame_length(tokenizer), token_bytes(tokenizer)
+        # The kickstart is not in the Receiver's cache: its last token there gets the Sharer's last, which is where the Sharer answers.
+        self.frames["receiver"] -= 1
 
     def _read(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: list[int] | None, cache: Cache | None = None
@@ -185,15 +189,15 @@ class CacheFusion(H2CForCausalLM):
         states, cache = sharer_hidden_states, receiver_cache
         states = self.read(sharer_input_ids, sharer_attention_mask) if states is None else states
         cache = self.prefill(input_ids, attention_mask) if cache is None else cache
-        ends = self._ends("receiver", input_ids, attention_mask)[:, :-1]
-        aligned = []
+        mask = None if attention_mask is None else attention_mask[:, :-1]
+        ends, aligned = self._ends("receiver", input_ids[:, :-1], mask), []
         for state in states[:-1]:
             if state is not None:
                 state = state.to(ends.device)
                 places = aligned_places(ends, state[..., -1])
                 state = state[..., :-1].take_along_dim(places[:, :, None], 1)
             aligned.append(state)
-        return self.bridge(tuple(aligned), cache, None if attention_mask is None else attention_mask[:, :-1])
+        return self.bridge(tuple(aligned), cache, mask)
 
     def _ends(self, role: str, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)

@@ -50,28 +50,26 @@ def random_inputs(processor: H2CProcessor, seed: int, batch: int = 3):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_token_gets_the_sharers_token_that_holds_its_last_character(name):
-    """Against the tokenizers' own offsets; and the frame from its end."""
+    """Against the tokenizers' own offsets; and the frame from the end of the caches, in which the Receiver's last token is not."""
     sharer, receiver = (AutoTokenizer.from_pretrained(folder) for folder in PAIRS[name])
     processor, rng = H2CProcessor(sharer, receiver), random.Random(name)
     texts = [random_text(rng) for _ in range(24)]
     inputs = processor.apply_chat_template([user_turn(text) for text in texts])
-    masks = {prefix: inputs[f"{prefix}attention_mask"] for prefix in ("", "sharer_")}
-    frames = [frame_length(tokenizer) for tokenizer in (receiver, sharer)]
-    ends = [
-        token_ends(token_bytes(tokenizer)[inputs[f"{prefix}input_ids"]], masks[prefix], frame)
-        for (prefix, tokenizer), frame in zip((("", receiver), ("sharer_", sharer)), frames, strict=True)
-    ]
-    places = aligned_places(*ends)
+    ids, masks = ([inputs[name][:, :-1], inputs[f"sharer_{name}"]] for name in ("input_ids", "attention_mask"))
+    frames = [frame_length(receiver) - 1, frame_length(sharer)]
+    places = aligned_places(
+        *(token_ends(token_bytes(tokenizer)[ids[n]], masks[n], frames[n]) for n, tokenizer in enumerate((receiver, sharer)))
+    )
     for row, text in enumerate(texts):
         spans = []  # of all tokens, by characters from the content's beginning on
         for tokenizer in (receiver, sharer):
             rendered = tokenizer.apply_chat_template(user_turn(text), tokenize=False, add_generation_prompt=True)
             offsets = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
             spans.append([(first - rendered.rindex(text), last - rendered.rindex(text)) for first, last in offsets])
-        own, theirs = (int(masks[prefix][row].sum()) for prefix in ("", "sharer_"))
-        place = places[row, -own:] - (places.new_tensor(inputs["sharer_input_ids"].shape[1]) - theirs)
-        assert [len(tokens) for tokens in spans] == [own, theirs]
-        for (_, last), at in zip(spans[0], place.tolist(), strict=True):
+        own, theirs = (int(mask[row].sum()) for mask in masks)
+        place = places[row, -own:] - (masks[1].shape[1] - theirs)
+        assert [len(tokens) for tokens in spans] == [own + 1, theirs]
+        for (_, last), at in zip(spans[0][:-1], place.tolist(), strict=True):
             if 0 < last <= len(text):
                 assert spans[1][at][0] < last <= spans[1][at][1], (text, last, spans[1][at])
         assert place[-frames[0] :].tolist() == [max(theirs - frames[0] + n, theirs - frames[1]) for n in range(frames[0])]
@@ -107,16 +105,15 @@ def plain_cache(model: CacheFusion, inputs: dict, places: list[int]):
 @pytest.mark.parametrize("seed", SEEDS)
 @torch.no_grad()
 def test_the_fused_cache_is_that_of_the_plain_method(seed):
-    """The two byte tokenizers' frames are 12 and 13 tokens after the content, and as many bytes before it but for a bos."""
+    """The two byte tokenizers' frames are as long, in the caches, but for the Sharer's bos."""
     model, processor = fusion(seed)
     inputs = random_inputs(processor, seed)
     cache = model.bridged_cache(**inputs)
     for row in range(3):
         single = alone(inputs, row)
-        own, theirs = single["input_ids"].shape[1], single["sharer_input_ids"].shape[1]
-        places = [min(max(theirs - own + n + (n < own - 13), 0), theirs - 2) for n in range(own - 1)]
-        places[own - 13] = theirs - 12
-        expected = plain_cache(model, single, places)
+        own = single["input_ids"].shape[1]
+        assert single["sharer_input_ids"].shape[1] == own
+        expected = plain_cache(model, single, list(range(1, own)))
         for layer, plain in zip(cache.layers, expected.layers, strict=True):
             torch.testing.assert_close(layer.keys[row, :, 1 - own :], plain.keys[0], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(layer.values[row, :, 1 - own :], plain.values[0], atol=1e-4, rtol=1e-4)
