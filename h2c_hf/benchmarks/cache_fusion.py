@@ -132,7 +132,7 @@ class CacheFusion(H2CForCausalLM):
     """In the place of `H2CForCausalLM`, for training with `H2CTrainer`, for `evaluate` with its controls and for `generate`.
 
     For prompts that are chat templates around a user's turn, as `H2CProcessor.apply_chat_template` makes them, of tokenizers whose
-    tokens are bytes (Llama 3, Qwen, the embedded pair).
+    tokens are bytes (Llama 3, Qwen, the embedded pair). Without what only a bridge for the Hub needs: saving, conversations.
     """
 
     def __init__(
@@ -150,8 +150,8 @@ class CacheFusion(H2CForCausalLM):
             overrides: fields of `H2CBridgeConfig`; those of the shapes, `dropout` and `layer_alignment` count here.
         """
         config = H2CBridgeConfig.from_pair(sharer.config, receiver.config, **overrides)
-        sharer_text = H2CBridgeConfig.from_pair(receiver.config, sharer.config)  # the pair turned around has the Sharer's cache
-        super().__init__(config, sharer, receiver, FusionBridge(config, sharer_text.receiver_size, anneal_steps, inner_size))
+        turned = H2CBridgeConfig.from_pair(receiver.config, sharer.config)  # in which the Sharer is the one with a cache
+        super().__init__(config, sharer, receiver, FusionBridge(config, turned.receiver_size, anneal_steps, inner_size))
         self.frames, self.bytes = {}, {}
         for role in ("sharer", "receiver"):
             tokenizer = getattr(processor, f"{role}_tokenizer")

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pairs import alone, randomize, tiny_model, tiny_processor
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from h2c_hf.atlas import MODELS
 from h2c_hf.benchmarks.cache_fusion import CacheFusion, aligned_places, frame_length, token_bytes, token_ends
@@ -74,6 +75,12 @@ def test_a_token_gets_the_sharers_token_that_holds_its_last_character(name):
                 assert spans[1][at][0] < last <= spans[1][at][1], (text, last, spans[1][at])
         assert place[-frames[0] :].tolist() == [max(theirs - frames[0] + n, theirs - frames[1]) for n in range(frames[0])]
         assert (place >= 0).all()
+
+
+def test_a_tokenizer_whose_tokens_are_no_bytes_is_refused():
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"word": 0}, unk_token="word")))
+    with pytest.raises(ValueError, match="not byte-level; expected one whose tokens are bytes of text"):
+        token_bytes(words)
 
 
 @torch.no_grad()
