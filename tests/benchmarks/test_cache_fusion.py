@@ -1,3 +1,4 @@
+import functools
 import os
 import random
 from pathlib import Path
@@ -28,6 +29,9 @@ if REAL := os.environ.get("H2C_REAL_DATA"):
     PAIRS |= {"llama to qwen": (llama, qwen), "qwen to llama": (qwen, llama)}
 
 
+tokenizer_at = functools.cache(AutoTokenizer.from_pretrained)
+
+
 def random_text(rng: random.Random) -> str:
     words = [rng.choice(WORDS) for _ in range(rng.randint(1, 12))]
     return "".join(word + rng.choice(["", " "]) for word in words).strip() or "?"
@@ -52,7 +56,7 @@ def random_inputs(processor: H2CProcessor, seed: int, batch: int = 3):
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_token_gets_the_sharers_token_that_holds_its_last_character(name):
     """Against the tokenizers' own offsets; and the frame from the end of the caches, in which the Receiver's last token is not."""
-    sharer, receiver = (AutoTokenizer.from_pretrained(folder) for folder in PAIRS[name])
+    sharer, receiver = map(tokenizer_at, PAIRS[name])
     processor, rng = H2CProcessor(sharer, receiver), random.Random(name)
     texts = [random_text(rng) for _ in range(24)]
     inputs = processor.apply_chat_template([user_turn(text) for text in texts])
