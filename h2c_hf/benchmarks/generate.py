@@ -10,13 +10,14 @@ from statistics import median
 
 import torch
 from tqdm.auto import tqdm
+from transformers import StoppingCriteria
 from transformers.cache_utils import DynamicCache
 
 from ..hub.conversion import stack_blocks
 from ..modeling import H2CForCausalLM
 from ..modeling.inputs_h2c import CACHE
 from . import per_layer
-from .measure import add_sizes, by_turns, device_to_measure, draw_ratios, random_prompts, ratio_rows, save, settings, sizes
+from .measure import add_sizes, by_turns, device_to_measure, draw_ratios, now, random_prompts, ratio_rows, save, settings, sizes
 from .train import PAIRS, pair
 
 
@@ -58,19 +59,17 @@ def measure_size(model, first, batch: int, tokens: int, rounds: int, device) -> 
         "h2c": lambda: answer(model, prompts, 1),
         "first": lambda: per_layer.bridged_cache(model, first, prompts),
         **parts,
-        "h2c_long": lambda: answer(model, prompts, 1 + NEW_TOKENS),
-        "receiver": lambda: answer(model.receiver, prompts, 1),
-        "receiver_long": lambda: answer(model.receiver, prompts, 1 + NEW_TOKENS),
     }
     seconds = by_turns(ways, rounds, device)
     floor = [sum(values) for values in zip(*(seconds[name] for name in parts), strict=True)]
-    further = {
-        name: [long - short for long, short in zip(seconds[f"{name}_long"], seconds[name], strict=True)] for name in ("h2c", "receiver")
-    }
+    clocks = {"h2c": Clock(device), "receiver": Clock(device)}
+    models = {"h2c": model, "receiver": model.receiver}
+    by_turns({name: lambda name=name: answer(models[name], prompts, 1 + NEW_TOKENS, clocks[name]) for name in models}, rounds, device)
+    seconds["after_first"] = {name: clock.seconds[1:] for name, clock in clocks.items()}  # without the round to warm up
     return {
         "batch": batch, "tokens": tokens, "seconds": seconds,
         "over_floor": ratio_rows(seconds["h2c"], floor),
-        "throughput": ratio_rows(further["receiver"], further["h2c"]),
+        "throughput": ratio_rows(seconds["after_first"]["receiver"], seconds["after_first"]["h2c"]),
         "first_over_ours": ratio_rows(seconds["first"], seconds["h2c"]),
     }  # fmt: skip
 
@@ -91,10 +90,28 @@ def floor_parts(model: H2CForCausalLM, prompts: dict[str, torch.Tensor]) -> dict
     }
 
 
-def answer(model, prompts: dict[str, torch.Tensor], new_tokens: int) -> torch.Tensor:
+class Clock(StoppingCriteria):
+    """Seconds from the first token to the last, of each call of `generate`. Never stops it."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds = device, []
+
+    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
+        if input_ids.shape[1] == self.prompt_length + 1:
+            self.first = now(self.device)
+        if input_ids.shape[1] == self.prompt_length + 1 + NEW_TOKENS:
+            self.seconds.append(now(self.device) - self.first)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def answer(model, prompts: dict[str, torch.Tensor], new_tokens: int, clock: Clock | None = None) -> torch.Tensor:
     if not isinstance(model, H2CForCausalLM):
         prompts = {name: prompts[name] for name in ("input_ids", "attention_mask")}
-    return model.generate(**prompts, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0, eos_token_id=1)
+    kwargs = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": 1}
+    if clock is not None:
+        clock.prompt_length = prompts["input_ids"].shape[1]
+        kwargs["stopping_criteria"] = [clock]
+    return model.generate(**prompts, **kwargs)
 
 
 def describe(result: dict) -> str:
