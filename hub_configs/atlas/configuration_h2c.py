@@ -198,8 +198,14 @@ class H2CBridgeConfig(PreTrainedConfig):
             name = model_id[2:]
             if not name or "/" in name or "\\" in name or name.startswith("."):
                 raise ValueError(f"{role}_model_id is {model_id!r}; './name' must name a folder directly inside the bridge's repo.")
-            model_id, revision = path, repo.get("revision")
-            arguments = {**arguments, "subfolder": f"{repo.get('subfolder', '')}/{name}".lstrip("/")}
+            inside = f"{repo.get('subfolder', '')}/{name}".lstrip("/")
+            # A folder by its own path: transformers takes the generation config of a folder's `subfolder` from the folder above it,
+            # where the path is absolute, and a model that stops at the other's end token runs on.
+            if Path(path).is_dir():
+                model_id, revision = str(Path(path) / inside), None
+            else:
+                model_id, revision = path, repo.get("revision")
+                arguments = {**arguments, "subfolder": inside}
         elif not Path(path).is_dir() and (model_id.startswith(("/", "~", ".")) or ".." in model_id or "\\" in model_id or ":" in model_id):
             raise ValueError(f"{role}_model_id is {model_id!r}: a repo on the Hub may name a Hub id or './name', and no path.")
         return model_id, {**({} if revision is None else {"revision": revision}), **arguments}

@@ -56,6 +56,13 @@ def test_the_receiver_alone_is_at_chance(pair):
 
 
 @pytest.mark.parametrize("role", ["sharer", "receiver"])
+def test_each_model_stops_at_its_own_end_token(pair, role):
+    config = pair[role].model.config
+    for name in ("eos_token_id", "pad_token_id"):
+        assert getattr(pair[role].model.generation_config, name) == getattr(config, name)
+
+
+@pytest.mark.parametrize("role", ["sharer", "receiver"])
 def test_the_open_form_is_answered_in_words(pair, role):
     side, right = pair[role], 0
     questions = QUESTIONS[::10]
