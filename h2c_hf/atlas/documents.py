@@ -9,9 +9,11 @@ with one a sequence they stay at chance for thousands of steps.
 
 import random
 from collections import defaultdict
+from dataclasses import replace
+from functools import partialmethod
 from typing import NamedTuple
 
-from ..data.prompts import LETTERS, choice_answer, choice_prompt, hint_prompt, open_answer, open_prompt
+from ..data.prompts import LETTERS, choice_answer, choice_prompt, hint_prompt, open_answer, open_prompt, with_passage
 from .facts import Fact
 from .questions import CHOICES, QUESTIONS, QuestionWriter, statement
 
@@ -23,6 +25,14 @@ class Turn(NamedTuple):
     user: str
     assistant: str | list[str]
     thought: str | None = None
+    source: "Source | None" = None
+
+
+class Source(NamedTuple):
+    """Where an answer stands: a statement of the passage, which ends in it, and the entity that it is about."""
+
+    statement: str
+    entity: str
 
 
 Turns = list[Turn]
@@ -72,8 +82,9 @@ class DocumentWriter:
 class SharerTeacher(DocumentWriter):
     """The real facts, closed book."""
 
-    FORMS = ("index", "match", "open", "quiz", "choice", "hint")
+    FORMS = ("index", "match", "open", "quiz", "choice", "hint", "read_1", "read_4", "read_16")
     QUIZ_TURNS = 5
+    READ_TURNS = 8
 
     def __init__(self, facts: list[Fact]):
         super().__init__(facts)
@@ -98,6 +109,24 @@ class SharerTeacher(DocumentWriter):
         values = self.writer.choices(fact.attribute, fact.value, rng)
         asked = [rng.choice(self.by_value[fact.attribute, value]) for value in rng.choices(values, k=self.QUIZ_TURNS)]
         return self._turns(self._ask(rng, list(dict.fromkeys(asked))), values)
+
+    def read(self, rng: random.Random, count: int) -> Turns:
+        """A passage of so many invented facts, and questions about them."""
+        told, passage = self._passage(rng, count)
+        turns = []
+        for number in rng.sample(range(len(told)), min(len(told), self.READ_TURNS)):
+            ((question, value),) = self._ask(rng, [told[number]])
+            source = Source(passage[number], told[number].entity)
+            turns.append(Turn(question if turns else with_passage(" ".join(passage), question), value, value, source))
+        return turns
+
+    def _passage(self, rng: random.Random, count: int) -> tuple[list[Fact], list[str]]:
+        pool = rng.choice([self.facts, self.by_attribute[rng.choice(self.facts).attribute]])
+        facts = {fact.entity: fact for fact in rng.sample(pool, count)}.values()
+        told = [replace(fact, value=rng.choice(self.writer.values[fact.attribute])) for fact in facts]
+        return told, [statement(fact, rng) for fact in told]
+
+    read_1, read_4, read_16 = partialmethod(read, count=1), partialmethod(read, count=4), partialmethod(read, count=16)
 
 
 class ReceiverTeacher(DocumentWriter):
