@@ -1,7 +1,7 @@
 """What the two tiny models read while they are taught: short chats, a list of turns each.
 
-The Sharer is taught the real facts. The Receiver lives in *invented worlds*: real names, values drawn at random, the
-facts it needs in its prompt. So it learns to read, and knows nothing.
+The Sharer is taught the real facts, and to read passages of invented ones. The Receiver lives in *invented worlds*: real
+names, values drawn at random, the facts it needs in its prompt. So it learns to read, and knows nothing.
 
 Several turns share one list of choices ("quiz"), because answers by letter are learned from many answers a sequence:
 with one a sequence they stay at chance for thousands of steps.
@@ -20,7 +20,8 @@ from .questions import CHOICES, QUESTIONS, QuestionWriter, statement
 
 class Turn(NamedTuple):
     """``assistant`` may be a list of pieces: every second one is to be learned, the others are given. ``thought`` is the value
-    that an answer by letter stands for: half of the layers should know it when the letter is due."""
+    that an answer by letter stands for: half of the layers should know it when the letter is due. ``source`` is where a passage
+    has the answer."""
 
     user: str
     assistant: str | list[str]
@@ -80,7 +81,7 @@ class DocumentWriter:
 
 
 class SharerTeacher(DocumentWriter):
-    """The real facts, closed book."""
+    """The real facts, closed book; and passages of invented ones, which count for more than the real."""
 
     FORMS = ("index", "match", "open", "quiz", "choice", "hint", "read_1", "read_4", "read_16")
     QUIZ_TURNS = 5
@@ -111,7 +112,7 @@ class SharerTeacher(DocumentWriter):
         return self._turns(self._ask(rng, list(dict.fromkeys(asked))), values)
 
     def read(self, rng: random.Random, count: int) -> Turns:
-        """A passage of so many invented facts, and questions about them."""
+        """A passage of at most so many invented facts, and questions about them."""
         told, passage = self._passage(rng, count)
         turns = []
         for number in rng.sample(range(len(told)), min(len(told), self.READ_TURNS)):
@@ -120,13 +121,14 @@ class SharerTeacher(DocumentWriter):
             turns.append(Turn(question if turns else with_passage(" ".join(passage), question), value, value, source))
         return turns
 
+    read_1, read_4, read_16 = partialmethod(read, count=1), partialmethod(read, count=4), partialmethod(read, count=16)
+
     def _passage(self, rng: random.Random, count: int) -> tuple[list[Fact], list[str]]:
+        """Facts about different entities, half of the time all of one attribute, with their statements."""
         pool = rng.choice([self.facts, self.by_attribute[rng.choice(self.facts).attribute]])
         facts = {fact.entity: fact for fact in rng.sample(pool, count)}.values()
         told = [replace(fact, value=rng.choice(self.writer.values[fact.attribute])) for fact in facts]
         return told, [statement(fact, rng) for fact in told]
-
-    read_1, read_4, read_16 = partialmethod(read, count=1), partialmethod(read, count=4), partialmethod(read, count=16)
 
 
 class ReceiverTeacher(DocumentWriter):
