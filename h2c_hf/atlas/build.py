@@ -28,11 +28,15 @@ LETTERS_FIRST = [(200, {"index": 1}), (200, {"index": 1, "match": 2})]
 LOOKING = {"read_4": 0.7, "open": 0.15, "quiz": 0.1, "choice": 0.05}
 READING = {"read_1": 0.1, "read_16": 0.15, "read_4": 0.35, "open": 0.2, "choice": 0.05, "quiz": 0.1, "hint": 0.05}
 BOTH = {"open": 0.45, "quiz": 0.15, "choice": 0.14, "hint": 0.05, "match": 0.02, "read_16": 0.08, "read_4": 0.055, "read_1": 0.055}
+RARE = {
+    "open": 0.42, "quiz": 0.15, "choice": 0.16, "hint": 0.06, "read_16": 0.04, "read_4": 0.03, "alike_1": 0.1, "alike_4": 0.06,
+    "alike_16": 0.03,
+}  # fmt: skip
 READER = {"warmup_steps": 10, "other_lr": 2e-3, "matrix_lr": 2e-3}
 LAYERS = ["self_attn", "mlp", "norm"]  # all but embeddings and LM head
 # Passes, each with a learning-rate cycle of its own. The Sharer is taught the facts, then where to look in a passage, by its attention
-# alone (with all of it the facts are gone in 60 steps), then to read, then both. What ships had the first pass on another machine than
-# the others, which began from its bfloat16 weights.
+# alone (with all of it the facts are gone in 60 steps), then to read, then both, and last to read of rare attributes, where it went on
+# saying the real value. What ships had the first pass on another machine than the others, which began from its bfloat16 weights.
 RECIPES = {
     "sharer": [
         PretrainingArguments(
@@ -43,10 +47,20 @@ RECIPES = {
             ]
         ),
         PretrainingArguments(
-            stages=[(250, LOOKING)], taught=["self_attn"], sequences=8, decay=0.3, **{**READER, "matrix_lr": 4e-3, "other_lr": 3e-3}
+            stages=[(250, LOOKING)], taught=["self_attn"], sequences=8, decay=0.3, warmup_steps=10, matrix_lr=4e-3, other_lr=3e-3
         ),
         PretrainingArguments(stages=[(300, READING)], taught=LAYERS, sequences=4, sequence_length=320, **READER),
         PretrainingArguments(stages=[(500, BOTH)], taught=LAYERS, sequences=4, sequence_length=512, decay=0.6, **READER),
+        PretrainingArguments(
+            stages=[(220, RARE)],
+            taught=LAYERS,
+            sequences=4,
+            sequence_length=512,
+            decay=0.8,
+            warmup_steps=10,
+            matrix_lr=1.5e-3,
+            other_lr=1.5e-3,
+        ),  # fmt: skip
     ],
     "receiver": [
         PretrainingArguments(
@@ -85,8 +99,8 @@ def new_model(role: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 def build(output: str | Path, seed: int = 0, tables: str | Path | None = None, recipes: dict = RECIPES) -> None:
     """Build Atlas into `output`: `facts.tsv`, and `sharer/` and `receiver/` with model, tokenizer and learning curve.
 
-    Takes about 25 minutes on two cores (not yet timed on a GPU, which is used where there is one); deterministic for a seed on one
-    kind of machine.
+    Takes about an hour on two cores (not yet timed on a GPU, which is used where there is one); deterministic for a seed on one kind
+    of machine.
 
     Args:
         tables: folder of the source tables (`cities.csv` ...); by default the facts that ship are taken as they are.
@@ -130,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     """`h2c atlas build`."""
     atlas = argparse.ArgumentParser(prog="h2c atlas", description=__doc__)
     commands = atlas.add_subparsers(required=True)
-    parser = commands.add_parser("build", help="rebuild facts, tokenizers and both models from nothing (about 25 minutes on 2 cores)")
+    parser = commands.add_parser("build", help="rebuild facts, tokenizers and both models from nothing (about an hour on 2 cores)")
     parser.add_argument("--output", default="outputs/atlas", help="folder to write to (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tables", help="folder of the source tables to select facts from (default: the facts that ship)")

@@ -83,7 +83,7 @@ class DocumentWriter:
 class SharerTeacher(DocumentWriter):
     """The real facts, closed book; and passages of invented ones, which count for more than the real."""
 
-    FORMS = ("index", "match", "open", "quiz", "choice", "hint", "read_1", "read_4", "read_16")
+    FORMS = ("index", "match", "open", "quiz", "choice", "hint", "read_1", "read_4", "read_16", "alike_1", "alike_4", "alike_16")
     QUIZ_TURNS = 5
     READ_TURNS = 8
 
@@ -111,9 +111,13 @@ class SharerTeacher(DocumentWriter):
         asked = [rng.choice(self.by_value[fact.attribute, value]) for value in rng.choices(values, k=self.QUIZ_TURNS)]
         return self._turns(self._ask(rng, list(dict.fromkeys(asked))), values)
 
-    def read(self, rng: random.Random, count: int) -> Turns:
-        """A passage of at most so many invented facts, and questions about them."""
-        told, passage = self._passage(rng, count)
+    def read(self, rng: random.Random, count: int, alike: bool = False) -> Turns:
+        """A passage of at most so many invented facts, and questions about them. ``alike``: all of one attribute, each attribute
+        as often; otherwise half of the time."""
+        pool = self.by_attribute[rng.choice(list(self.by_attribute))] if alike else self._some_facts(rng)
+        facts = {fact.entity: fact for fact in rng.sample(pool, count)}.values()  # one for each entity
+        told = [replace(fact, value=rng.choice(self.writer.values[fact.attribute])) for fact in facts]
+        passage = [statement(fact, rng) for fact in told]
         turns = []
         for number in rng.sample(range(len(told)), min(len(told), self.READ_TURNS)):
             ((question, value),) = self._ask(rng, [told[number]])
@@ -122,13 +126,12 @@ class SharerTeacher(DocumentWriter):
         return turns
 
     read_1, read_4, read_16 = partialmethod(read, count=1), partialmethod(read, count=4), partialmethod(read, count=16)
+    alike_1, alike_4, alike_16 = (
+        partialmethod(read, count=1, alike=True), partialmethod(read, count=4, alike=True), partialmethod(read, count=16, alike=True)
+    )  # fmt: skip
 
-    def _passage(self, rng: random.Random, count: int) -> tuple[list[Fact], list[str]]:
-        """Facts about different entities, half of the time all of one attribute, with their statements."""
-        pool = rng.choice([self.facts, self.by_attribute[rng.choice(self.facts).attribute]])
-        facts = {fact.entity: fact for fact in rng.sample(pool, count)}.values()
-        told = [replace(fact, value=rng.choice(self.writer.values[fact.attribute])) for fact in facts]
-        return told, [statement(fact, rng) for fact in told]
+    def _some_facts(self, rng: random.Random) -> list[Fact]:
+        return rng.choice([self.facts, self.by_attribute[rng.choice(self.facts).attribute]])
 
 
 class ReceiverTeacher(DocumentWriter):
