@@ -32,8 +32,8 @@ RARE = {
     "open": 0.42, "quiz": 0.15, "choice": 0.16, "hint": 0.06, "read_16": 0.04, "read_4": 0.03, "alike_1": 0.1, "alike_4": 0.06,
     "alike_16": 0.03,
 }  # fmt: skip
-READER = {"warmup_steps": 10, "other_lr": 2e-3, "matrix_lr": 2e-3}
-LAYERS = ["self_attn", "mlp", "norm"]  # all but embeddings and LM head
+EIGHT = {"sequences": 8, "warmup_steps": 10}
+FOUR = {"sequences": 4, "warmup_steps": 10, "taught": ["self_attn", "mlp", "norm"]}  # all but embeddings and LM head
 # Passes, each with a learning-rate cycle of its own. The Sharer is taught the facts, then where to look in a passage, by its attention
 # alone (with all of it the facts are gone in 60 steps), then to read, then both, and last to read of rare attributes, where it went on
 # saying the real value. What ships had the first pass on another machine than the others, which began from its bfloat16 weights.
@@ -46,21 +46,10 @@ RECIPES = {
                 (800, {"open": 0.35, "quiz": 0.35, "choice": 0.15, "hint": 0.05, "match": 0.1}),
             ]
         ),
-        PretrainingArguments(
-            stages=[(250, LOOKING)], taught=["self_attn"], sequences=8, decay=0.3, warmup_steps=10, matrix_lr=4e-3, other_lr=3e-3
-        ),
-        PretrainingArguments(stages=[(300, READING)], taught=LAYERS, sequences=4, sequence_length=320, **READER),
-        PretrainingArguments(stages=[(500, BOTH)], taught=LAYERS, sequences=4, sequence_length=512, decay=0.6, **READER),
-        PretrainingArguments(
-            stages=[(220, RARE)],
-            taught=LAYERS,
-            sequences=4,
-            sequence_length=512,
-            decay=0.8,
-            warmup_steps=10,
-            matrix_lr=1.5e-3,
-            other_lr=1.5e-3,
-        ),  # fmt: skip
+        PretrainingArguments(stages=[(250, LOOKING)], taught=["self_attn"], decay=0.3, matrix_lr=4e-3, other_lr=3e-3, **EIGHT),
+        PretrainingArguments(stages=[(300, READING)], sequence_length=320, matrix_lr=2e-3, **FOUR),
+        PretrainingArguments(stages=[(500, BOTH)], sequence_length=512, matrix_lr=2e-3, decay=0.6, **FOUR),
+        PretrainingArguments(stages=[(220, RARE)], sequence_length=512, matrix_lr=1.5e-3, other_lr=1.5e-3, decay=0.8, **FOUR),
     ],
     "receiver": [
         PretrainingArguments(
