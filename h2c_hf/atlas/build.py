@@ -25,23 +25,43 @@ TOKENIZERS = {"sharer": build_sharer_tokenizer, "receiver": build_receiver_token
 # Answering by letter comes first, in two small steps: 400 steps, where all forms at once stay at chance for thousands. It stays
 # in the mixture until the rest is learned, or it is forgotten within 100 steps. Shares are of documents, whose lengths differ.
 LETTERS_FIRST = [(200, {"index": 1}), (200, {"index": 1, "match": 2})]
+LOOKING = {"read_4": 0.7, "open": 0.15, "quiz": 0.1, "choice": 0.05}
+READING = {"read_1": 0.1, "read_16": 0.15, "read_4": 0.35, "open": 0.2, "choice": 0.05, "quiz": 0.1, "hint": 0.05}
+BOTH = {"open": 0.45, "quiz": 0.15, "choice": 0.14, "hint": 0.05, "match": 0.02, "read_16": 0.08, "read_4": 0.055, "read_1": 0.055}
+RARE = {
+    "open": 0.42, "quiz": 0.15, "choice": 0.16, "hint": 0.06, "read_16": 0.04, "read_4": 0.03, "alike_1": 0.1, "alike_4": 0.06,
+    "alike_16": 0.03,
+}  # fmt: skip
+EIGHT = {"sequences": 8, "warmup_steps": 10}
+FOUR = {"sequences": 4, "warmup_steps": 10, "taught": ["self_attn", "mlp", "norm"]}  # all but embeddings and LM head
+# Passes, each with a learning-rate cycle of its own. The Sharer is taught the facts, then where to look in a passage, by its attention
+# alone (with all of it the facts are gone in 60 steps), then to read, then both, and last to read of rare attributes, where it went on
+# saying the real value. What ships had the first pass on another machine than the others, which began from its bfloat16 weights.
 RECIPES = {
-    "sharer": PretrainingArguments(
-        stages=[
-            *LETTERS_FIRST,
-            (500, {"open": 0.9, "match": 0.1}),
-            (800, {"open": 0.35, "quiz": 0.35, "choice": 0.15, "hint": 0.05, "match": 0.1}),
-        ]
-    ),
-    "receiver": PretrainingArguments(
-        stages=[
-            *LETTERS_FIRST,
-            (800, {"quiz": 0.3, "choice": 0.35, "open": 0.25, "match": 0.1}),
-            (2200, {"quiz": 0.2, "choice": 0.35, "open": 0.25, "guess_choice": 0.1, "guess_open": 0.1}),
-        ],
-        sequences=24,
-        sequence_length=192,
-    ),
+    "sharer": [
+        PretrainingArguments(
+            stages=[
+                *LETTERS_FIRST,
+                (500, {"open": 0.9, "match": 0.1}),
+                (800, {"open": 0.35, "quiz": 0.35, "choice": 0.15, "hint": 0.05, "match": 0.1}),
+            ]
+        ),
+        PretrainingArguments(stages=[(250, LOOKING)], taught=["self_attn"], decay=0.3, matrix_lr=4e-3, other_lr=3e-3, **EIGHT),
+        PretrainingArguments(stages=[(300, READING)], sequence_length=320, matrix_lr=2e-3, **FOUR),
+        PretrainingArguments(stages=[(500, BOTH)], sequence_length=512, matrix_lr=2e-3, decay=0.6, **FOUR),
+        PretrainingArguments(stages=[(220, RARE)], sequence_length=512, matrix_lr=1.5e-3, other_lr=1.5e-3, decay=0.8, **FOUR),
+    ],
+    "receiver": [
+        PretrainingArguments(
+            stages=[
+                *LETTERS_FIRST,
+                (800, {"quiz": 0.3, "choice": 0.35, "open": 0.25, "match": 0.1}),
+                (2200, {"quiz": 0.2, "choice": 0.35, "open": 0.25, "guess_choice": 0.1, "guess_open": 0.1}),
+            ],
+            sequences=24,
+            sequence_length=192,
+        )
+    ],
 }
 
 
@@ -68,12 +88,12 @@ def new_model(role: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 def build(output: str | Path, seed: int = 0, tables: str | Path | None = None, recipes: dict = RECIPES) -> None:
     """Build Atlas into `output`: `facts.tsv`, and `sharer/` and `receiver/` with model, tokenizer and learning curve.
 
-    Takes about 25 minutes on two cores (not yet timed on a GPU, which is used where there is one); deterministic for a seed on one
-    kind of machine.
+    Takes about an hour on two cores (not yet timed on a GPU, which is used where there is one); deterministic for a seed on one kind
+    of machine.
 
     Args:
         tables: folder of the source tables (`cities.csv` ...); by default the facts that ship are taken as they are.
-        recipes: how each model is taught.
+        recipes: how each model is taught, pass by pass.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -90,25 +110,30 @@ def build(output: str | Path, seed: int = 0, tables: str | Path | None = None, r
         raise RuntimeError(f"Teaching the {' and the '.join(failed)} failed; the traceback is above.")
 
 
-def build_model(role: str, output: Path, seed: int, recipe: PretrainingArguments) -> None:
+def build_model(role: str, output: Path, seed: int, recipe: list[PretrainingArguments]) -> None:
     """Teach one model and save it, in bfloat16, beside its tokenizer and its learning curve (`learning_curve.json`)."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     facts = load_facts(output / "facts.tsv")
     tokenizer = TOKENIZERS[role](facts)
     model = new_model(role, tokenizer)
-    recipe = replace(recipe, seed=seed)
-    curve = pretrain(model, Packer(tokenizer, TEACHERS[role](facts)), recipe, title=role, row=ROLES.index(role))
+    packer, curve = Packer(tokenizer, TEACHERS[role](facts)), []
+    recipe = [replace(one, seed=seed) for one in recipe]
+    for number, one in enumerate(recipe, 1):
+        entries = pretrain(model, packer, one, title=f"{role}, pass {number} of {len(recipe)}", row=ROLES.index(role))
+        curve += [{"pass": number, **entry} for entry in entries]
     model.to("cpu", torch.bfloat16).save_pretrained(output / role)
     tokenizer.save_pretrained(output / role)
-    (output / role / "learning_curve.json").write_text(json.dumps({"recipe": asdict(recipe), "curve": curve}, indent=1) + "\n")
+    (output / role / "learning_curve.json").write_text(
+        json.dumps({"recipe": [asdict(one) for one in recipe], "curve": curve}, indent=1) + "\n"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """`h2c atlas build`."""
     atlas = argparse.ArgumentParser(prog="h2c atlas", description=__doc__)
     commands = atlas.add_subparsers(required=True)
-    parser = commands.add_parser("build", help="rebuild facts, tokenizers and both models from nothing (about 25 minutes on 2 cores)")
+    parser = commands.add_parser("build", help="rebuild facts, tokenizers and both models from nothing (about an hour on 2 cores)")
     parser.add_argument("--output", default="outputs/atlas", help="folder to write to (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tables", help="folder of the source tables to select facts from (default: the facts that ship)")

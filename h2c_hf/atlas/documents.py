@@ -1,7 +1,7 @@
 """What the two tiny models read while they are taught: short chats, a list of turns each.
 
-The Sharer is taught the real facts. The Receiver lives in *invented worlds*: real names, values drawn at random, the
-facts it needs in its prompt. So it learns to read, and knows nothing.
+The Sharer is taught the real facts, and to read passages of invented ones. The Receiver lives in *invented worlds*: real
+names, values drawn at random, the facts it needs in its prompt. So it learns to read, and knows nothing.
 
 Several turns share one list of choices ("quiz"), because answers by letter are learned from many answers a sequence:
 with one a sequence they stay at chance for thousands of steps.
@@ -9,20 +9,31 @@ with one a sequence they stay at chance for thousands of steps.
 
 import random
 from collections import defaultdict
+from dataclasses import replace
+from functools import partialmethod
 from typing import NamedTuple
 
-from ..data.prompts import LETTERS, choice_answer, choice_prompt, hint_prompt, open_answer, open_prompt
+from ..data.prompts import LETTERS, choice_answer, choice_prompt, hint_prompt, open_answer, open_prompt, with_passage
 from .facts import Fact
 from .questions import CHOICES, QUESTIONS, QuestionWriter, statement
 
 
 class Turn(NamedTuple):
     """``assistant`` may be a list of pieces: every second one is to be learned, the others are given. ``thought`` is the value
-    that an answer by letter stands for: half of the layers should know it when the letter is due."""
+    that an answer by letter stands for: half of the layers should know it when the letter is due. ``source`` is where a passage
+    has the answer."""
 
     user: str
     assistant: str | list[str]
     thought: str | None = None
+    source: "Source | None" = None
+
+
+class Source(NamedTuple):
+    """Where an answer stands: a statement of the passage, which ends in it, and the entity that it is about."""
+
+    statement: str
+    entity: str
 
 
 Turns = list[Turn]
@@ -70,10 +81,11 @@ class DocumentWriter:
 
 
 class SharerTeacher(DocumentWriter):
-    """The real facts, closed book."""
+    """The real facts, closed book; and passages of invented ones, which count for more than the real."""
 
-    FORMS = ("index", "match", "open", "quiz", "choice", "hint")
+    FORMS = ("index", "match", "open", "quiz", "choice", "hint", "read_1", "read_4", "read_16", "alike_1", "alike_4", "alike_16")
     QUIZ_TURNS = 5
+    READ_TURNS = 8
 
     def __init__(self, facts: list[Fact]):
         super().__init__(facts)
@@ -98,6 +110,28 @@ class SharerTeacher(DocumentWriter):
         values = self.writer.choices(fact.attribute, fact.value, rng)
         asked = [rng.choice(self.by_value[fact.attribute, value]) for value in rng.choices(values, k=self.QUIZ_TURNS)]
         return self._turns(self._ask(rng, list(dict.fromkeys(asked))), values)
+
+    def read(self, rng: random.Random, count: int, alike: bool = False) -> Turns:
+        """A passage of at most so many invented facts, and questions about them. ``alike``: all of one attribute, each attribute
+        as often; otherwise half of the time."""
+        pool = self.by_attribute[rng.choice(list(self.by_attribute))] if alike else self._some_facts(rng)
+        facts = {fact.entity: fact for fact in rng.sample(pool, count)}.values()  # one for each entity
+        told = [replace(fact, value=rng.choice(self.writer.values[fact.attribute])) for fact in facts]
+        passage = [statement(fact, rng) for fact in told]
+        turns = []
+        for number in rng.sample(range(len(told)), min(len(told), self.READ_TURNS)):
+            ((question, value),) = self._ask(rng, [told[number]])
+            source = Source(passage[number], told[number].entity)
+            turns.append(Turn(question if turns else with_passage(" ".join(passage), question), value, value, source))
+        return turns
+
+    read_1, read_4, read_16 = partialmethod(read, count=1), partialmethod(read, count=4), partialmethod(read, count=16)
+    alike_1, alike_4, alike_16 = (
+        partialmethod(read, count=1, alike=True), partialmethod(read, count=4, alike=True), partialmethod(read, count=16, alike=True)
+    )  # fmt: skip
+
+    def _some_facts(self, rng: random.Random) -> list[Fact]:
+        return rng.choice([self.facts, self.by_attribute[rng.choice(self.facts).attribute]])
 
 
 class ReceiverTeacher(DocumentWriter):

@@ -2,6 +2,7 @@
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 
 from .facts import Fact, load_facts
 
@@ -91,3 +92,30 @@ def atlas_questions(split: str, variants: int = 1, seed: int = 0) -> list[dict]:
     positions = [index % CHOICES for index in range(len(asked))]
     rng.shuffle(positions)
     return [writer.write(fact, rng, position) for fact, position in zip(asked, positions, strict=True)]
+
+
+def atlas_passages(split: str, facts: int = 4, invented: bool = False, seed: int = 0) -> list[dict]:
+    """A question about each fact of the split, answered by the text of its one choice, and its `passage`: ``facts`` statements,
+    that fact's among others about other entities. ``invented``: all values are drawn anew, so that nobody can know them.
+
+    Raises:
+        ValueError: for fewer than 1 fact a passage, or more than there are.
+    """
+    everything = load_facts()
+    writer, rng = QuestionWriter(everything), random.Random(f"{split}-passages-{seed}")
+    asked = [fact for fact in everything if fact.split == split]
+    if not 1 <= facts <= len(asked) // 2:
+        raise ValueError(f"A passage has {facts} facts; expected 1 to {len(asked) // 2} of the {len(asked)} of {split}.")
+    if invented:
+        asked = [replace(fact, value=rng.choice(writer.values[fact.attribute])) for fact in asked]
+    questions = []
+    for fact in asked:
+        told = [fact, *rng.sample([other for other in asked if other.entity != fact.entity], facts - 1)]
+        passage = " ".join(statement(one) for one in rng.sample(told, len(told)))
+        questions.append(
+            {
+                "question": writer.write(fact, rng)["question"], "passage": passage, "choices": [fact.value], "answer": 0,
+                "answers": [fact.value], "subject": fact.attribute,
+            }
+        )  # fmt: skip
+    return questions

@@ -188,9 +188,9 @@ class RecordEncoder:
         group = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
         return [{**self._encode(*exchange), "group": group} for exchange in exchanges]
 
-    def _encode(self, conversation: list[dict], answer: str) -> dict:
+    def _encode(self, *exchange) -> dict:
         try:
-            example = encode_example(self.processor, conversation, answer)
+            example = encode_example(self.processor, *exchange)
         except TemplateError:  # a template that has no system turn, say
             return self._dropped("refused by a chat template")
         if len(example["sharer_input_ids"]) > self.max_length:

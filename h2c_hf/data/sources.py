@@ -10,8 +10,8 @@ import datasets
 from datasets import Dataset, IterableDataset
 
 from ..atlas.facts import SPLITS
-from ..atlas.questions import atlas_questions
-from .prompts import FORMS, user_turn
+from ..atlas.questions import atlas_passages, atlas_questions
+from .prompts import FORMS, open_answer, open_prompt, user_turn, with_passage
 
 
 # Short names of datasets that have one; `atlas` comes with the package.
@@ -20,8 +20,8 @@ FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"
 # ShareGPT's names of the roles, as OpenHermes has them.
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
-# A prompt, as messages, and the assistant's turn that follows it.
-Exchange = tuple[list[dict], str]
+# A prompt, as messages, and the assistant's turn that follows it; then, where the Sharer reads another prompt, that.
+Exchange = tuple[list[dict], str] | tuple[list[dict], str, list[dict]]
 
 
 class UnusableRecordError(ValueError):
@@ -38,9 +38,11 @@ class DataSource:
         split: as `datasets.load_dataset` takes it ("train", "train[:1000]" ...). Never a test split.
         revision: commit of a dataset on the Hub.
         weight: share of the mixture. Where no source has one, all examples of all sources are used.
-        form: of multiple-choice questions: "choice", answered by letter, or "open", in words and without the choices.
+        form: of multiple-choice questions: "choice", answered by letter; "open", in words and without the choices; or "hand_off",
+            in words, after a `passage` that the Sharer alone reads (in Atlas, of invented facts about the split's entities).
         turns: of a conversation: the "first" assistant turn is a target, or "all" are, each after what went before it.
         variants: of Atlas: so many differently worded questions a fact.
+        facts: of Atlas in the form "hand_off": so many facts a passage.
     """
 
     path: str
@@ -51,11 +53,12 @@ class DataSource:
     form: str = "choice"
     turns: str = "first"
     variants: int = 1
+    facts: int = 4
 
     def __post_init__(self):
         if self.weight is not None and not self.weight > 0:
             raise ValueError(f"The weight of {self.path} is {self.weight}; expected a number above 0.")
-        for field, known in (("form", FORMS), ("turns", ("first", "all"))):
+        for field, known in (("form", (*FORMS, "hand_off")), ("turns", ("first", "all"))):
             if getattr(self, field) not in known:
                 raise ValueError(f"{field} of {self.path} is {getattr(self, field)!r}; expected one of {', '.join(known)}.")
         if re.match(r"test\b", self.split):
@@ -81,7 +84,7 @@ class DataSource:
         if "path" not in source:
             raise ValueError(f"A data source has no path, but {source}; expected path=NAME_OR_ID_OR_FOLDER.")
         try:
-            typed = {"weight": float, "variants": int}
+            typed = {"weight": float, "variants": int, "facts": int}
             return cls(**{key: typed.get(key, lambda value: value)(value) for key, value in source.items() if value is not None})
         except TypeError as error:
             raise ValueError(f"A data source cannot be {source}: {error}.") from None
@@ -89,8 +92,8 @@ class DataSource:
     @property
     def title(self) -> str:
         """What reports call it."""
-        form = [self.form] if self.form != "choice" else []
-        return " ".join([self.path, *([self.name] if self.name else []), self.split, *form])
+        form = {"choice": "", "hand_off": f"hand_off {self.facts}"}.get(self.form, self.form)
+        return " ".join(part for part in (self.path, self.name, self.split, form) if part)
 
     def load(self, streaming: bool = False) -> Dataset | IterableDataset:
         """The records, one a row.
@@ -101,7 +104,9 @@ class DataSource:
         if self.path == "atlas":
             if self.split not in SPLITS:
                 raise ValueError(f"atlas has no split {self.split!r}; expected one of {', '.join(SPLITS)}.")
-            data = Dataset.from_list(atlas_questions(self.split, self.variants))
+            told = self.form == "hand_off"
+            rows = atlas_passages(self.split, self.facts, invented=True) if told else atlas_questions(self.split, self.variants)
+            data = Dataset.from_list(rows)
             return data.to_iterable_dataset() if streaming else data
         path, name = NAMES.get(self.path, (self.path, self.name))
         options = {"split": self.split, "streaming": streaming}
@@ -119,8 +124,10 @@ def reader(columns: list[str], source: DataSource) -> Callable[[dict], Iterator[
     """The function that makes exchanges of a record with these columns.
 
     Raises:
-        ValueError: for columns in no known layout.
+        ValueError: for columns in no known layout, or the form "hand_off" without a passage.
     """
+    if source.form == "hand_off" and "passage" not in columns:
+        raise ValueError(f"{source.title} has the columns {', '.join(columns)}; expected a passage among them.")
     layouts: dict[tuple[str, ...], Callable] = {
         ("question", "choices", "answer"): read_question,
         ("conversations",): read_sharegpt,
@@ -136,8 +143,12 @@ def reader(columns: list[str], source: DataSource) -> Callable[[dict], Iterator[
 
 def read_question(record: dict, source: DataSource) -> Iterator[Exchange]:
     """Multiple choice in the columns of `cais/mmlu`."""
-    prompt, answer = FORMS[source.form]
     try:
+        if source.form == "hand_off":
+            prompt = open_prompt(record)
+            yield user_turn(prompt), open_answer(record), user_turn(with_passage(record["passage"], prompt))
+            return
+        prompt, answer = FORMS[source.form]
         yield user_turn(prompt(record)), answer(record)
     except (ValueError, TypeError):
         raise UnusableRecordError("answer is none of the choices") from None

@@ -43,6 +43,7 @@ class EvaluationArguments:
     hand_off_name: str | None = HfArg(default=None, help="configuration of that dataset")
     hand_off_split: str = HfArg(default="test", help="its split")
     hand_off_limit: int | None = HfArg(default=None, help="so many of its questions, spread over all")
+    hand_off_facts: int = HfArg(default=4, help="facts a passage of 'atlas' and 'atlas_invented'")
     perplexity_data: str | None = HfArg(default=None, help="conversations whose last turn is scored, as OpenHermes or messages")
     perplexity_name: str | None = HfArg(default=None, help="configuration of that dataset")
     perplexity_split: str = HfArg(default="train", help="its split")
@@ -101,7 +102,7 @@ def check(options: EvaluationArguments) -> None:
         raise ValueError(f"forms is {options.forms}; expected ['choice'] or ['choice', 'open'].")
     for name, least in (
         ("shots", 0), ("batch_size", 2), ("perplexity_limit", 1), ("perplexity_batch_size", 2), ("timed_questions", 0), ("examples", 0),
-        ("limit", 2), ("hand_off_limit", 2), ("max_length", 2),
+        ("limit", 2), ("hand_off_limit", 2), ("hand_off_facts", 1), ("max_length", 2),
     ):  # fmt: skip
         value = getattr(options, name)
         if value is not None and value < least:

@@ -54,7 +54,7 @@ class Run:
             self.passages = self.exchanges = None
             if options.hand_off:
                 name, split, limit = options.hand_off_name, options.hand_off_split, options.hand_off_limit
-                self.passages = hand_off_questions(options.hand_off, name, split, limit)
+                self.passages = hand_off_questions(options.hand_off, name, split, limit, options.hand_off_facts)
             if options.perplexity_data:
                 name, split, limit = options.perplexity_name, options.perplexity_split, options.perplexity_limit
                 self.exchanges, self.unusable = load_exchanges(options.perplexity_data, name, split, limit)

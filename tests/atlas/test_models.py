@@ -1,4 +1,4 @@
-"""The models that ship are what every number of the project rests on: the Sharer knows, the Receiver reads and knows nothing."""
+"""The models that ship are what every number of the project rests on: the Sharer knows and reads, the Receiver reads and knows nothing."""
 
 from types import SimpleNamespace
 
@@ -7,8 +7,9 @@ import torch
 
 from h2c_hf.atlas import MODELS
 from h2c_hf.atlas.facts import load_facts
-from h2c_hf.atlas.questions import atlas_questions, statement
+from h2c_hf.atlas.questions import atlas_passages, atlas_questions, statement
 from h2c_hf.data.prompts import choice_prompt, letter_ids, open_answer, open_prompt, user_turn
+from h2c_hf.evaluation.runner import evaluate
 
 
 QUESTIONS = atlas_questions("test")
@@ -45,6 +46,12 @@ def told(question: dict) -> str:
 
 def test_the_sharer_knows_the_facts(pair):
     assert accuracy(pair, "sharer", [choice_prompt(question) for question in QUESTIONS]) > 0.95
+
+
+@pytest.mark.parametrize("count", [1, 4, 16])
+def test_the_sharer_reads_what_nobody_can_know(atlas, count):
+    questions = atlas_passages("test", count, invented=True)[:: 25 if count == 16 else 10]
+    assert evaluate(*atlas, questions, ["sharer"], "open")["sharer"]["correct"].mean() > 0.9
 
 
 def test_the_receiver_reads_the_fact_in_its_prompt(pair):

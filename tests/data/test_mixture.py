@@ -140,3 +140,16 @@ def test_a_template_that_refuses_a_turn_is_counted(processor, tmp_path):
     Dataset.from_list([{"messages": turns}, {"messages": [{"role": "system", "content": "x"}, *turns]}]).to_parquet(tmp_path / "x.parquet")
     _, _, report = build_dataset([DataSource(str(tmp_path / "x.parquet"))], processor)
     assert report.sources[0].kept == 1 and report.sources[0].dropped == {"refused by a chat template": 1}
+
+
+def test_a_passage_is_encoded_for_the_sharer_alone(processor):
+    """The Receiver's side is that of the open form; the Sharer's is the passage before it, by the chat template."""
+    source = DataSource("atlas", split="validation", form="hand_off", facts=2)
+    encoded, _, report = build_dataset([source], processor)
+    assert len(encoded) == report.sources[0].kept == len(source.load())
+    for row, example in list(zip(source.load(), encoded, strict=True))[::60]:
+        asked = processor.apply_chat_template([{"role": "user", "content": row["question"]}])
+        told = processor.apply_chat_template([{"role": "user", "content": f"{row['passage']}\n\n{row['question']}"}])
+        assert example["input_ids"] == asked["input_ids"][0].tolist()
+        assert example["sharer_input_ids"] == told["sharer_input_ids"][0].tolist()
+        assert processor.receiver_tokenizer.decode(example["target_ids"], skip_special_tokens=True).strip() == row["answers"][0]

@@ -3,6 +3,7 @@ import json
 import pytest
 from datasets import Dataset
 
+from h2c_hf.atlas.facts import load_facts
 from h2c_hf.data.sources import DataSource, UnusableRecordError, reader
 
 
@@ -37,6 +38,24 @@ def test_questions_are_read_in_either_form():
     assert read(question, form="open") == [([{"role": "user", "content": "Which is snow?"}], "cold")]
 
 
+def test_a_passage_is_for_the_sharer_alone():
+    question = {"question": "Where is it?", "choices": ["Rome"], "answer": 0, "passage": "It is in Rome."}
+    asked = [{"role": "user", "content": "Where is it?"}]
+    told = [{"role": "user", "content": "It is in Rome.\n\nWhere is it?"}]
+    assert read(question, form="hand_off") == [(asked, "Rome", told)]
+    with pytest.raises(ValueError, match=r"somewhere train hand_off 4 has the columns question, choices, answer; expected a passage"):
+        read({name: question[name] for name in ("question", "choices", "answer")}, form="hand_off")
+
+
+def test_atlas_hands_off_passages_about_train_entities():
+    rows = DataSource.parse("path=atlas,form=hand_off,facts=3").load()
+    train, test = ({fact.entity for fact in load_facts() if fact.split == split} for split in ("train", "test"))
+    assert len(rows) == len(DataSource("atlas").load())
+    for row in rows.select(range(0, len(rows), 40)):
+        assert row["passage"].count(".") >= 3 and row["passage"].count(f" {row['choices'][0]}.") >= 1
+        assert any(entity in row["passage"] and entity in row["question"] for entity in train - test)
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -64,7 +83,7 @@ def test_columns_in_no_layout_are_refused_with_those_that_are():
     ("source", "message"),
     [
         ({"path": "x", "weight": -1}, "The weight of x is -1.0; expected a number above 0"),
-        ({"path": "x", "form": "essay"}, "form of x is 'essay'; expected one of choice, open"),
+        ({"path": "x", "form": "essay"}, "form of x is 'essay'; expected one of choice, open, hand_off"),
         ({"path": "x", "turns": "last"}, "turns of x is 'last'; expected one of first, all"),
         ({"path": "x", "split": "test"}, "split of x is 'test': a test split is for reports"),
         ("path=x,wieght=1", "no field 'wieght'; did you mean 'weight'"),

@@ -32,7 +32,21 @@ def without_clock(directory: Path) -> tuple[dict, list[dict]]:
 
 
 def test_a_report_has_all_that_was_asked_for(tmp_path):
-    more = ["--limit", "24", "--forms", "choice", "open", "--hand_off", "atlas", "--hand_off_limit", "12", "--adapter", BRIDGE]
+    more = [
+        "--limit",
+        "24",
+        "--forms",
+        "choice",
+        "open",
+        "--hand_off",
+        "atlas",
+        "--hand_off_limit",
+        "12",
+        "--hand_off_facts",
+        "2",
+        "--adapter",
+        BRIDGE,
+    ]
     timed = ["--timed_questions", "2", "--output_lengths", "1", "6", "--examples", "1"]
     assert main(["evaluate", *FEW[:-2], "adapter", *more, *timed, "--output_dir", str(tmp_path)]) == 0
     report, items = without_clock(tmp_path)
@@ -66,6 +80,8 @@ def test_a_report_has_all_that_was_asked_for(tmp_path):
         ([*FEW, "--output_dir", "x", "--methods", "receiver", "h2c", "sharer"], "methods lacks a control"),
         ([*FEW, "--output_dir", "x", "--adapter", BRIDGE], "go together"),
         ([*FEW, "--output_dir", "x", "--batch_size", "1"], "batch_size is 1; expected at least 2"),
+        ([*FEW, "--output_dir", "x", "--hand_off", "atlas", "--hand_off_facts", "0"], "hand_off_facts is 0; expected at least 1"),
+        ([*FEW, "--output_dir", "x", "--hand_off", "atlas", "--hand_off_facts", "9999"], "A passage has 9999 facts; expected 1 to"),
         ([*FEW, "--output_dir", "x", "--form", "open"], "no field 'form' .*; did you mean 'forms'"),
         ([*FEW, "--output_dir", "x", "--split", "best"], "atlas has no split 'best'"),
         ([*FEW, "--output_dir", "x", "--data", "no/such"], "The dataset 'no/such' .* cannot be read"),

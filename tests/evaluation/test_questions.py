@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from h2c_hf.atlas.questions import QUESTIONS, atlas_questions
+from h2c_hf.atlas.facts import load_facts
+from h2c_hf.atlas.questions import QUESTIONS, STATEMENTS, atlas_passages, atlas_questions
 from h2c_hf.data.prompts import choice_prompt, user_turn
-from h2c_hf.evaluation.hand_off import atlas_passages, hand_off_questions, hand_off_rows
+from h2c_hf.evaluation.hand_off import hand_off_questions, hand_off_rows
 from h2c_hf.evaluation.questions import fit, limits, load_questions
 from h2c_hf.evaluation.subjects import ATLAS_SUBJECTS, CATEGORIES, SUBJECTS
 
@@ -66,15 +67,32 @@ def test_room_is_left_for_what_is_written(atlas):
     assert limits(model, ["h2c"], "open", 40) == {"receiver": 40, "sharer": 40}
 
 
-def test_a_passage_holds_the_fact_that_is_asked_for():
-    asked = {question["entity"]: question for question in atlas_questions("test")}
-    true, invented = atlas_passages("test"), atlas_passages("test", invented=True)
-    assert len(true) == len(invented) == len(atlas_questions("test"))
-    for question in true[::50] + invented[::50]:
-        assert question["passage"].count(".") >= 4 and f" {question['answers'][0]}." in question["passage"]
-        assert any(entity in question["passage"] and entity in question["question"] for entity in asked)
+@pytest.mark.parametrize("count", [1, 4, 16])
+def test_a_passage_holds_the_fact_that_is_asked_for_among_others(count):
+    facts = [fact for fact in load_facts() if fact.split == "test"]
+    true = hand_off_questions("atlas", None, "test", facts=count)
+    invented = hand_off_questions("atlas_invented", None, "test", facts=count)
+    assert len(true) == len(invented) == len(facts)
+    for fact, *questions in list(zip(facts, true, invented, strict=True))[::50]:
+        assert questions[0]["answers"] == [fact.value]
+        for question in questions:
+            value = question["answers"][0]
+            assert STATEMENTS[fact.attribute][0].format(fact.entity, value) in question["passage"] and fact.entity in question["question"]
+            assert len(statements(question["passage"], facts)) == count
     changed = sum(a["answers"] != b["answers"] for a, b in zip(true, invented, strict=True))
     assert changed > len(true) / 2
+
+
+def statements(passage: str, facts: list) -> list[str]:
+    """Its sentences, by a plain way: each begins as the first wording of some fact does."""
+    begins = {STATEMENTS[fact.attribute][0].format(fact.entity, "|").split("|")[0] for fact in facts}
+    return [begin for begin in begins if begin in passage]
+
+
+def test_a_passage_of_none_or_of_all_is_refused():
+    for count in (0, 10**6):
+        with pytest.raises(ValueError, match=rf"A passage has {count} facts; expected 1 to \d+ of the \d+ of test"):
+            atlas_passages("test", count)
 
 
 def test_squad_layout_and_its_comparison(tmp_path):
