@@ -60,7 +60,7 @@ def join(sharer, receiver, seed: int = 0, **overrides) -> H2CForCausalLM:
 
 
 def random_pair(seed: int) -> H2CForCausalLM:
-    """A Sharer and a Receiver of random families and shapes, joined by a bridge with random weights."""
+    """A Sharer and a Receiver of random families and shapes, joined by a bridge of either form with random weights."""
     rng = random.Random(seed)
 
     def shape():
@@ -75,7 +75,9 @@ def random_pair(seed: int) -> H2CForCausalLM:
     receiver = tiny_model(rng.choice(["llama", "qwen2", "gemma2"]), seed + 1, **shape())
     size = receiver.config.num_key_value_heads * receiver.config.head_dim
     heads = rng.choice([n for n in range(1, size + 1) if size % n == 0])
-    return join(sharer, receiver, seed, num_attention_heads=heads, ffn_multiplier=rng.choice([1, 4]))
+    # Every other one in the published form.
+    options = {"recency_bias": True, "update_scale": 2.5, "sharer_rank": rng.choice([None, 3, 12])} if seed % 2 else {}
+    return join(sharer, receiver, seed, num_attention_heads=heads, ffn_multiplier=rng.choice([1, 4]), **options)
 
 
 def random_inputs(seed: int, batch: int | None = None) -> dict[str, torch.Tensor]:
