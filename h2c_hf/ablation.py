@@ -118,8 +118,9 @@ def train(grid: Grid, form: dict, run: dict, seed: int) -> tuple[H2CForCausalLM,
     kept = {entities[i] for i in order[: max(1, round(run.get("fraction", 1) * len(entities)))]}
     rows = [i for i, q in enumerate(questions) if q["entity"] in kept and q["subject"] not in run.get("without", ())]
     set_seed(seed)
-    (joined, processor) = pair()
-    model = H2CForCausalLM.from_pair(joined.sharer, joined.receiver, **{**PUBLISHED, **form})
+    joined, processor = pair()
+    config = H2CBridgeConfig.published(joined.sharer.config, joined.receiver.config, **form)
+    model = H2CForCausalLM(config, joined.sharer, joined.receiver)
     with tempfile.TemporaryDirectory() as folder:
         arguments = H2CTrainingArguments(
             **{
@@ -199,10 +200,9 @@ def table(grid: Grid, output: Path) -> str:
     """The finished cells as a Markdown table, a row a form and run. Intervals (95 %) are over questions, each seed's answers averaged."""
     alone = {name: np.array(right) for name, right in json.loads((output / "alone.json").read_text(encoding="utf-8"))["correct"].items()}
     subjects = np.array([question["subject"] for question in questions_of(grid.split)["plain"]])
-    lines = [
-        "| form | run | seeds | questions | parameters | choice, recovered | choice, shuffled Sharer | open, of the Sharer's | told, points lost |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    titles = ("form", "run", "seeds", "questions", "parameters", "choice, recovered (%)", "choice, shuffled Sharer (%)")
+    titles += ("open, of the Sharer's (%)", "told, points lost")
+    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     for form in grid.forms:
         for run, options in grid.runs.items():
             paths = [output / f"{form}.{run}.{seed}.json" for seed in grid.seeds]
@@ -217,7 +217,7 @@ def table(grid: Grid, output: Path) -> str:
             lost = mean_difference(base["told/receiver"], mean["told/h2c"])
             row = [
                 form, run, str(len(cells)), f"{cells[0]['questions']:,}", f"{cells[0]['parameters']:,}", percent(lead),
-                f"{100 * mean['choice/shuffled'].mean():.1f} %", percent(written), percent(lost),
+                f"{100 * mean['choice/shuffled'].mean():.1f}", percent(written), percent(lost),
             ]  # fmt: skip
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)

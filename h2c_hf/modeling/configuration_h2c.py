@@ -44,7 +44,8 @@ PUBLISHED = {
 # More than any pair has, and less than would take a machine's memory before the weights are looked at.
 LARGEST = {
     "sharer_hidden_size": 2**16, "sharer_num_hidden_layers": 2**10, "receiver_num_hidden_layers": 2**10,
-    "receiver_num_key_value_heads": 2**10, "receiver_head_dim": 2**12, "num_attention_heads": 2**16, "ffn_multiplier": 2**6, "sharer_rank": 2**16,
+    "receiver_num_key_value_heads": 2**10, "receiver_head_dim": 2**12, "num_attention_heads": 2**16, "ffn_multiplier": 2**6,
+    "sharer_rank": 2**16,
 }  # fmt: skip
 MOST_PARAMETERS = 2**36
 
@@ -64,6 +65,28 @@ def record_commit(config: PreTrainedConfig, revision: str | None = None, **hub) 
         found = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", path or "")
         config._commit_hash = found[1] if found else None
     return config
+
+
+def pair_values(sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig) -> dict:
+    """The fields of a bridge's config that say which two models it joins."""
+    sharer, receiver = sharer_config.get_text_config(decoder=True), receiver_config.get_text_config(decoder=True)
+    return {
+        "sharer_model_id": sharer_config._name_or_path or None,
+        "sharer_revision": getattr(sharer_config, "_commit_hash", None),
+        "receiver_model_id": receiver_config._name_or_path or None,
+        "receiver_revision": getattr(receiver_config, "_commit_hash", None),
+        "sharer_hidden_size": sharer.hidden_size,
+        "sharer_num_hidden_layers": sharer.num_hidden_layers,
+        "receiver_num_hidden_layers": receiver.num_hidden_layers,
+        "receiver_num_key_value_heads": getattr(receiver, "num_key_value_heads", None) or receiver.num_attention_heads,
+        "receiver_head_dim": getattr(receiver, "head_dim", None) or receiver.hidden_size // receiver.num_attention_heads,
+    }
+
+
+def heads_that_divide(pair: dict, most: int) -> int:
+    """The largest number of heads, up to `most`, that divides the Receiver's flattened width."""
+    size = pair["receiver_num_key_value_heads"] * pair["receiver_head_dim"]
+    return next(heads for heads in range(min(most, size), 0, -1) if size % heads == 0)
 
 
 @strict
@@ -128,11 +151,9 @@ class H2CBridgeConfig(PreTrainedConfig):
             if value > largest:
                 raise ValueError(f"{name} is {value:,}; expected at most {largest:,}.")
         size = self.receiver_size
-        read = self.sharer_hidden_size if self.sharer_rank is None else self.sharer_rank
-        block = (
-            (2 + 2 * self.ffn_multiplier) * size**2 + 2 * size * read + (0 if self.sharer_rank is None else read * self.sharer_hidden_size)
-        )
-        parameters = 2 * min(self.sharer_num_hidden_layers, self.receiver_num_hidden_layers) * block
+        wide, rank = self.sharer_hidden_size, self.sharer_rank
+        block = (2 + 2 * self.ffn_multiplier) * size**2 + 2 * size * (rank or wide)
+        parameters = min(self.sharer_num_hidden_layers, self.receiver_num_hidden_layers) * (2 * block + wide * (rank or 0))
         if parameters > MOST_PARAMETERS:
             raise ValueError(f"A bridge of these shapes has {parameters:,} parameters; expected at most {MOST_PARAMETERS:,}.")
         if not 0 < self.update_scale < float("inf"):
@@ -160,34 +181,23 @@ class H2CBridgeConfig(PreTrainedConfig):
         return [(receiver_layers - 1 - t, sharer_layers - 1 - t) for t in reversed(range(depth))]
 
     @classmethod
-    def published(cls, **overrides) -> "H2CBridgeConfig":
-        """The form of the original project, whatever the default of `from_pair` is. `overrides` are fields of this class; with
-        `from_pair(sharer_config, receiver_config, **PUBLISHED)` it is made for a pair."""
-        return cls(**{**PUBLISHED, **overrides})
+    def published(cls, *pair: PreTrainedConfig, **overrides) -> "H2CBridgeConfig":
+        """The form of the original project, whatever the default of `from_pair` is.
+
+        Args:
+            pair: the Sharer's and the Receiver's configs, as `from_pair` takes them; or none, for the reference pair's shapes.
+            overrides: fields of this class.
+        """
+        values = dict(PUBLISHED)
+        if pair:
+            values |= pair_values(*pair)
+            values["num_attention_heads"] = heads_that_divide(values, PUBLISHED["num_attention_heads"])
+        return cls(**{**values, **overrides})
 
     @classmethod
     def from_pair(cls, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig, **overrides) -> "H2CBridgeConfig":
-        """The config of a bridge between two models, from their configs. `overrides` are fields of this class.
-
-        Where 16 heads do not divide the Receiver's flattened width, the largest number below that does is taken.
-        """
-        sharer, receiver = sharer_config.get_text_config(decoder=True), receiver_config.get_text_config(decoder=True)
-        kv_heads = getattr(receiver, "num_key_value_heads", None) or receiver.num_attention_heads
-        head_dim = getattr(receiver, "head_dim", None) or receiver.hidden_size // receiver.num_attention_heads
-        size = kv_heads * head_dim
-        values = {
-            "sharer_model_id": sharer_config._name_or_path or None,
-            "sharer_revision": getattr(sharer_config, "_commit_hash", None),
-            "receiver_model_id": receiver_config._name_or_path or None,
-            "receiver_revision": getattr(receiver_config, "_commit_hash", None),
-            "sharer_hidden_size": sharer.hidden_size,
-            "sharer_num_hidden_layers": sharer.num_hidden_layers,
-            "receiver_num_hidden_layers": receiver.num_hidden_layers,
-            "receiver_num_key_value_heads": kv_heads,
-            "receiver_head_dim": head_dim,
-            "num_attention_heads": next(heads for heads in range(min(16, size), 0, -1) if size % heads == 0),
-        }
-        return cls(**{**values, **overrides})
+        """The config of a new bridge between two models, from their configs. `overrides` are fields of this class."""
+        return cls.published(sharer_config, receiver_config, **overrides)
 
     def check_pair(self, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig) -> None:
         """
