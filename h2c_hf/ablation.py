@@ -216,17 +216,17 @@ def table(grid: Grid, output: Path) -> str:
             written = recovered(mean["open/h2c"], np.zeros(asked.sum()), base["open/sharer"])
             lost = mean_difference(base["told/receiver"], mean["told/h2c"])
             row = [
-                form, run, str(len(cells)), f"{cells[0]['questions']:,}", f"{cells[0]['parameters']:,}", percent(lead),
-                f"{100 * mean['choice/shuffled'].mean():.1f}", percent(written), percent(lost),
+                form, run, str(len(cells)), f"{cells[0]['questions']:,}", f"{cells[0]['parameters']:,}", with_interval(lead),
+                f"{100 * mean['choice/shuffled'].mean():.1f}", with_interval(written), with_interval(lost),
             ]  # fmt: skip
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
-def percent(row: dict) -> str:
-    """A fraction and its interval as per cent."""
-    value, low, high = (100 * row[name] for name in ("value", "low", "high"))
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+def with_interval(row: dict) -> str:
+    """A fraction as per cent, and its interval where it has one (there is no share of a lead that is none)."""
+    value, low, high = ("-" if row[name] is None else f"{100 * row[name]:.1f}" for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def main(arguments: list[str] | None = None) -> int:
