@@ -6,6 +6,7 @@ import copy
 from statistics import median
 
 import torch
+from tqdm.auto import tqdm
 
 from ..hub.conversion import stack_blocks
 from . import per_layer
@@ -34,7 +35,7 @@ def measure(options: argparse.Namespace) -> dict:
     first.to(device, model.bridge.dtype)
     folded = copy.deepcopy(model.bridge)
     folded.fold()
-    rows = [measure_size(model, folded, first, *size, options.rounds, device) for size in sizes(options)]
+    rows = [measure_size(model, folded, first, *size, options.rounds, device) for size in tqdm(sizes(options), unit="size")]
     medians = {name: median(row[name]["median"] for row in rows) for name in ("folded", "trained")}
     return {**settings(options, device), "sizes": rows, "median": medians}
 

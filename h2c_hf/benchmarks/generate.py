@@ -9,6 +9,7 @@ import argparse
 from statistics import median
 
 import torch
+from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
 from ..hub.conversion import stack_blocks
@@ -45,7 +46,7 @@ def measure(options: argparse.Namespace) -> dict:
     model.bridge.load_state_dict(stack_blocks(first.state_dict(), model.config))
     first.to(device)
     model.bridge.fold()
-    rows = [measure_size(model, first, *size, options.rounds, device) for size in sizes(options)]
+    rows = [measure_size(model, first, *size, options.rounds, device) for size in tqdm(sizes(options), unit="size")]
     return {**settings(options, device), "new_tokens": NEW_TOKENS, "sizes": rows}
 
 

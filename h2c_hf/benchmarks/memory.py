@@ -4,6 +4,7 @@ implementation's way (`per_layer`); and how memory and time grow with the length
 import argparse
 
 import torch
+from tqdm.auto import tqdm
 
 from ..hub.conversion import stack_blocks
 from . import per_layer
@@ -31,7 +32,7 @@ def measure(options: argparse.Namespace) -> dict:
     model.bridge.load_state_dict(stack_blocks(first.state_dict(), model.config))
     first.to(device)
     model.bridge.fold()
-    rows = [measure_size(model, first, *size, options.rounds, device) for size in sizes(options)]
+    rows = [measure_size(model, first, *size, options.rounds, device) for size in tqdm(sizes(options), unit="size")]
     return {**settings(options, device), "sizes": rows}
 
 

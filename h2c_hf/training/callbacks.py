@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.integrations import WandbCallback
 
 
-# The parameters of a block by what they do. All are logged under grad_norm/<part>.
+# The parameters of a block by what they do. All are logged under grad_norm/<part>; those of other bridges under their own names.
 PARTS = {
     "attention": ("norm_receiver", "norm_sharer", "q_proj", "sharer_proj", "kv_proj", "o_proj"),
     "ffn": ("norm_ffn", "ffn_in", "ffn_out"),
@@ -26,9 +27,10 @@ class BridgeStatistics(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if (state.global_step + 1) % state.logging_steps == 0:  # the gradients are gone by `on_log`
-            parts = {part: [] for part in PARTS}
+            parts = defaultdict(list)
             for name, parameter in self.trainer.accelerator.unwrap_model(model).bridge.named_parameters():
-                part = next(part for part, modules in PARTS.items() if name.split(".")[0] in modules)
+                module = name.split(".")[0]
+                part = next((part for part, modules in PARTS.items() if module in modules), module)
                 parts[part].append(parameter.grad)
             norms = {f"grad_norm/{part}": torch.nn.utils.get_total_norm(grads) for part, grads in parts.items()}
             # Under FSDP2 each rank has a part of it.

@@ -331,9 +331,12 @@ class H2CBridgeModel(PreTrainedModel):
 
         query = self.q_proj(self.norm_receiver(receiver, group), group)
         query = query.view(blocks * batch, tokens // batch, heads, size // heads).transpose(1, 2)
+        width = size // heads
+        wider = -width % 16 if query.device.type == "cpu" else 0  # its kernel takes 16 numbers at once, and slows down with 8
         attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=self.config.dropout if self.training else 0.0
-        )
+            *(F.pad(states, (0, wider)) if wider else states for states in (query, key, value)),
+            attn_mask=mask, dropout_p=self.config.dropout if self.training else 0.0, scale=width**-0.5,
+        )[..., :width]  # fmt: skip
         return self.o_proj(attended.transpose(1, 2).reshape(blocks, tokens, size), group)
 
     def _keys_and_values(self, group, sharer) -> torch.Tensor:

@@ -171,6 +171,9 @@ def test_the_sharer_reads_rows_of_like_lengths_together(seed, monkeypatch):
     assert len(widths) > 1 and sum(rows for rows, _ in widths) == 6 and widths == sorted(widths, key=lambda shape: shape[1])
     for state, expected in zip(read, whole, strict=True):
         torch.testing.assert_close(state[mask.bool()], expected[mask.bool()], atol=1e-4, rtol=1e-4)
+    widths.clear()
+    model.read(ids, torch.ones_like(mask))
+    assert widths == [ids.shape], "without padding there is nothing to spare"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -83,12 +83,13 @@ def test_another_bridge_does_not_change_what_is_kept():
     model, (prefix, inputs) = random_pair(1), shared_prompts(1)
     cache = model.prefix_cache()
     before = generate(cache, prefix, **inputs)
-    torch.nn.init.constant_(model.bridge.gate, -torch.inf)
-    receiver = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    shut = generate(cache, prefix, **inputs)
-    assert torch.equal(shut[0], generate(model.receiver, **receiver)[0]) and not torch.equal(shut[1], before[1])
+    expected = generate(model.receiver, **{name: inputs[name] for name in ("input_ids", "attention_mask")})
+    assert not torch.equal(expected[0], before[0])
     with model.disable_bridge():
-        assert torch.equal(generate(cache, prefix, **inputs)[0], shut[0])
+        assert torch.equal(generate(cache, prefix, **inputs)[0], expected[0])
+    assert torch.equal(generate(cache, prefix, **inputs)[0], before[0])
+    torch.nn.init.constant_(model.bridge.gate, -torch.inf)
+    assert torch.equal(generate(cache, prefix, **inputs)[0], expected[0])
 
 
 def test_messages_that_all_conversations_begin_with():
