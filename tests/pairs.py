@@ -18,7 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from h2c_hf.modeling import H2CForCausalLM, H2CProcessor
+from h2c_hf.modeling import H2CBridgeConfig, H2CForCausalLM, H2CProcessor
 
 
 FAMILIES = {
@@ -54,7 +54,8 @@ def randomize(bridge, seed: int = 0):
 
 
 def join(sharer, receiver, seed: int = 0, **overrides) -> H2CForCausalLM:
-    model = H2CForCausalLM.from_pair(sharer, receiver, **overrides).eval()
+    """Of the published form, but for `overrides`."""
+    model = H2CForCausalLM(H2CBridgeConfig.published(sharer.config, receiver.config, **overrides), sharer, receiver).eval()
     randomize(model.bridge, seed)
     return model
 
