@@ -18,7 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from h2c_hf.modeling import H2CForCausalLM, H2CProcessor
+from h2c_hf.modeling import H2CBridgeConfig, H2CForCausalLM, H2CProcessor
 
 
 FAMILIES = {
@@ -54,13 +54,14 @@ def randomize(bridge, seed: int = 0):
 
 
 def join(sharer, receiver, seed: int = 0, **overrides) -> H2CForCausalLM:
-    model = H2CForCausalLM.from_pair(sharer, receiver, **overrides).eval()
+    """Of the published form, but for `overrides`."""
+    model = H2CForCausalLM(H2CBridgeConfig.published(sharer.config, receiver.config, **overrides), sharer, receiver).eval()
     randomize(model.bridge, seed)
     return model
 
 
 def random_pair(seed: int) -> H2CForCausalLM:
-    """A Sharer and a Receiver of random families and shapes, joined by a bridge with random weights."""
+    """A Sharer and a Receiver of random families and shapes, joined by a bridge of either form with random weights."""
     rng = random.Random(seed)
 
     def shape():
@@ -75,7 +76,9 @@ def random_pair(seed: int) -> H2CForCausalLM:
     receiver = tiny_model(rng.choice(["llama", "qwen2", "gemma2"]), seed + 1, **shape())
     size = receiver.config.num_key_value_heads * receiver.config.head_dim
     heads = rng.choice([n for n in range(1, size + 1) if size % n == 0])
-    return join(sharer, receiver, seed, num_attention_heads=heads, ffn_multiplier=rng.choice([1, 4]))
+    # Every other one in the published form.
+    options = {"recency_bias": True, "update_scale": 2.5, "sharer_rank": rng.choice([None, 3, 12])} if seed % 2 else {}
+    return join(sharer, receiver, seed, num_attention_heads=heads, ffn_multiplier=rng.choice([1, 4]), **options)
 
 
 def random_inputs(seed: int, batch: int | None = None) -> dict[str, torch.Tensor]:

@@ -6,16 +6,22 @@ from torch import nn
 
 
 class PlainBlock(nn.Module):
-    """block(x, h) = x + sigmoid(gate) * FFN(LN(MHA(LN(x), LN(h), LN(h)))), with the parameters of block `index` of a bridge."""
+    """block(x, h) = x + scale * sigmoid(gate) * FFN(LN(MHA(LN(x), read(h), read(h)))), with the parameters of block `index` of a
+    bridge; read(h) = LN(h) or, with a rank, a linear layer of it."""
 
     def __init__(self, bridge, index: int):
         super().__init__()
         config = bridge.config
         size, wide = config.receiver_num_key_value_heads * config.receiver_head_dim, config.sharer_hidden_size
+        self.scale, self.recency = config.update_scale, config.recency_bias
+        self.heads, rank = config.num_attention_heads, config.sharer_rank
         self.norm_receiver, self.norm_sharer, self.norm_ffn = nn.LayerNorm(size), nn.LayerNorm(wide), nn.LayerNorm(size)
+        self.read = nn.Identity() if rank is None else nn.Linear(wide, rank)
+        wide = rank or wide
         self.attn = nn.MultiheadAttention(size, config.num_attention_heads, kdim=wide, vdim=wide, batch_first=True)
         self.ffn = nn.Sequential(nn.Linear(size, config.ffn_multiplier * size), nn.GELU(), nn.Linear(config.ffn_multiplier * size, size))
-        stacked = {name: tensor[index] for name, tensor in bridge.state_dict().items()}
+        blocks = len(bridge.state_dict()["gate"])
+        stacked = {name: tensor[index * len(tensor) // blocks] for name, tensor in bridge.state_dict().items()}
         key_weight, value_weight = stacked["kv_proj.weight"].split(size)
         state = {
             f"{own}.{kind}": stacked[f"{theirs}.{kind}"]
@@ -25,6 +31,8 @@ class PlainBlock(nn.Module):
             )
             for kind in ("weight", "bias")
         }  # fmt: skip
+        if rank is not None:
+            state |= {f"read.{kind}": stacked[f"sharer_proj.{kind}"] for kind in ("weight", "bias")}
         state["attn.in_proj_bias"] = torch.cat([stacked["q_proj.bias"], stacked["kv_proj.bias"]])
         if size == wide:
             state["attn.in_proj_weight"] = torch.cat([stacked["q_proj.weight"], key_weight, value_weight])
@@ -39,9 +47,15 @@ class PlainBlock(nn.Module):
     @torch.no_grad()
     def forward(self, x: torch.Tensor, h: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
         """hidden: (positions of x, positions of h), True for what is not attended."""
-        h = self.norm_sharer(h)
-        attended, _ = self.attn(self.norm_receiver(x), h, h, attn_mask=hidden)
-        return x + torch.sigmoid(self.gate) * self.ffn(self.norm_ffn(attended))
+        h = self.read(self.norm_sharer(h))
+        bias = torch.zeros(self.heads, x.shape[1], h.shape[1])
+        if hidden is not None:
+            bias = bias.masked_fill(hidden, -torch.inf)
+        for head in range(self.heads if self.recency else 0):
+            for token in range(h.shape[1]):
+                bias[head, :, token] -= (h.shape[1] - 1 - token) / 2 ** (8 * head / self.heads)
+        attended, _ = self.attn(self.norm_receiver(x), h, h, attn_mask=bias)
+        return x + self.scale * torch.sigmoid(self.gate) * self.ffn(self.norm_ffn(attended))
 
 
 def plain_bridge(bridge, hidden_states, keys, values, hidden=None) -> tuple[list, list]:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from ..hub.conversion import stack_blocks
-from ..modeling import H2CForCausalLM
+from ..modeling import H2CBridgeConfig, H2CForCausalLM
 from ..visualization.style import BLUE, GREY
 from . import per_layer
 from .measure import device_to_measure, now, peak_bytes, save, settings, spread
@@ -104,7 +104,8 @@ def pair(scale: int, dropout: float, device: torch.device) -> H2CForCausalLM:
     with device:
         models = [LlamaForCausalLM._from_config(sharer, dtype=dtype), Qwen2ForCausalLM._from_config(receiver, dtype=dtype)]
     # Heads of the reference's width, 8: with heads of width 1 the scores, which do not shrink, would outweigh all else.
-    return H2CForCausalLM.from_pair(*models, num_attention_heads=max(1, 16 // scale), dropout=dropout)
+    config = H2CBridgeConfig.published(sharer, receiver, num_attention_heads=max(1, 16 // scale), dropout=dropout)
+    return H2CForCausalLM(config, *models)
 
 
 def random_batch(model: H2CForCausalLM, options: argparse.Namespace) -> dict[str, torch.Tensor]:

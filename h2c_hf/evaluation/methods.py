@@ -25,7 +25,7 @@ class Batch:
     """Questions as prompts of one ``form``, and what the methods share of them. Shapes as in `H2CForCausalLM.forward`.
 
     A question may have ``shots`` (questions with their answers, as turns before it) and a ``passage`` (which the Sharer reads
-    before it, and the Receiver does not).
+    before it, and the Receiver does not), or a ``hint`` (a line that stands in the prompts of both).
     """
 
     def __init__(
@@ -92,7 +92,7 @@ def conversation(question: dict, form: str, hint: str | None = None, prompts: Pr
     turns = []
     for shot in question.get("shots", []):
         turns += [*user_turn(prompt(shot, prompts=prompts)), {"role": "assistant", "content": answer(shot)}]
-    return [*turns, *user_turn(prompt(question, hint, prompts))]
+    return [*turns, *user_turn(prompt(question, hint or question.get("hint"), prompts))]
 
 
 def for_sharer(messages: list[dict], question: dict) -> list[dict]:

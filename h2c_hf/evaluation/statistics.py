@@ -44,7 +44,7 @@ def recovered(h2c: np.ndarray, receiver: np.ndarray, sharer: np.ndarray) -> dict
     """The share of the Sharer's lead over the Receiver that H2C recovers, with a bootstrap interval over questions.
 
     Args:
-        h2c, receiver, sharer: boolean, one entry a question, the same questions in the same order.
+        h2c, receiver, sharer: boolean (or means over seeds), one entry a question, the same questions in the same order.
     """
 
     def statistic(h2c, receiver, sharer, axis=-1):
@@ -60,7 +60,12 @@ def difference(first: np.ndarray, second: np.ndarray) -> dict[str, float | int |
     first, second = np.asarray(first, bool), np.asarray(second, bool)
     p = float(mcnemar(discordance(first, second), exact=True).pvalue)
     needed = questions_needed(first, second) if p >= 1 - CONFIDENCE else None
-    return {**_paired(lambda a, b, axis=-1: a.mean(axis) - b.mean(axis), first, second), "p": p, "questions_needed": needed}
+    return {**mean_difference(first, second), "p": p, "questions_needed": needed}
+
+
+def mean_difference(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
+    """mean(first) - mean(second) over the same questions, with a bootstrap interval; entries may be means over seeds."""
+    return _paired(lambda a, b, axis=-1: a.mean(axis) - b.mean(axis), first, second)
 
 
 def discordance(first: np.ndarray, second: np.ndarray) -> list[list[int]]:

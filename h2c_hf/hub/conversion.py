@@ -132,7 +132,7 @@ def pair_config(state: dict[str, torch.Tensor], sharer: str, receiver: str, num_
     if size and inner % size == 0:
         overrides["ffn_multiplier"] = max(1, inner // size)
     try:
-        config = H2CBridgeConfig.from_pair(*configs.values(), **overrides)
+        config = H2CBridgeConfig.published(*configs.values(), **overrides)
     except (ValueError, AttributeError) as error:
         raise ConversionError(f"There is no bridge for this pair: {_one_line(error)}") from error
 

@@ -9,6 +9,7 @@ from transformers.hf_argparser import HfArg
 
 from ..arguments import ConfigParser
 from ..data.sources import DataSource
+from ..modeling.configuration_h2c import PUBLISHED
 
 
 @dataclass
@@ -50,6 +51,10 @@ class H2CArguments:
     dropout: float | None = HfArg(default=None, help="of a new bridge; see H2CBridgeConfig")
     gate_init: float | None = HfArg(default=None, help="of a new bridge; see H2CBridgeConfig")
     layer_alignment: str | None = HfArg(default=None, help="of a new bridge; see H2CBridgeConfig")
+    recency_bias: bool | None = HfArg(default=None, help="of a new bridge; see H2CBridgeConfig")
+    start_shut: bool | None = HfArg(default=None, help="of a new bridge; see H2CBridgeConfig")
+    update_scale: float | None = HfArg(default=None, help="of a new bridge; see H2CBridgeConfig")
+    sharer_rank: int | None = HfArg(default=None, help="of a new bridge; see H2CBridgeConfig")
 
     train_data: list[str] = HfArg(default_factory=list, help="what to train on: paths, or fields of DataSource ('path=...,weight=...')")
     validation_data: list[str] = HfArg(default_factory=list, help="what to validate on, each source apart; never a test split")
@@ -67,7 +72,7 @@ class H2CArguments:
     dry_run: bool = HfArg(default=False, help="print what the run would do and need, and stop; loads no weights")
 
 
-BRIDGE_FIELDS = ("num_attention_heads", "ffn_multiplier", "dropout", "gate_init", "layer_alignment")
+BRIDGE_FIELDS = tuple(PUBLISHED)
 
 
 def parse(arguments: list[str] | None, prog: str) -> tuple[H2CArguments, H2CTrainingArguments]:

@@ -12,7 +12,7 @@ from transformers.integrations import WandbCallback
 
 # The parameters of a block by what they do. All are logged under grad_norm/<part>; those of other bridges under their own names.
 PARTS = {
-    "attention": ("norm_receiver", "norm_sharer", "q_proj", "kv_proj", "o_proj"),
+    "attention": ("norm_receiver", "norm_sharer", "q_proj", "sharer_proj", "kv_proj", "o_proj"),
     "ffn": ("norm_ffn", "ffn_in", "ffn_out"),
     "gate": ("gate",),
 }

@@ -36,10 +36,16 @@ CUSTOM_PIPELINES = {"text-generation": {"impl": "pipeline_h2c.H2CTextGenerationP
 # Arguments of any `from_pretrained` that say how a repo is read, whatever its revision.
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
 LAYER_ALIGNMENTS = ("top_down",)
+# What the original project built; every field of `H2CBridgeConfig` that says how a bridge is built, and their defaults.
+PUBLISHED = {
+    "num_attention_heads": 16, "ffn_multiplier": 4, "dropout": 0.1, "gate_init": 1.0, "layer_alignment": "top_down",
+    "recency_bias": False, "start_shut": False, "update_scale": 1.0, "sharer_rank": None,
+}  # fmt: skip
 # More than any pair has, and less than would take a machine's memory before the weights are looked at.
 LARGEST = {
     "sharer_hidden_size": 2**16, "sharer_num_hidden_layers": 2**10, "receiver_num_hidden_layers": 2**10,
     "receiver_num_key_value_heads": 2**10, "receiver_head_dim": 2**12, "num_attention_heads": 2**16, "ffn_multiplier": 2**6,
+    "sharer_rank": 2**16,
 }  # fmt: skip
 MOST_PARAMETERS = 2**36
 
@@ -61,6 +67,28 @@ def record_commit(config: PreTrainedConfig, revision: str | None = None, **hub) 
     return config
 
 
+def pair_values(sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig) -> dict:
+    """The fields of a bridge's config that say which two models it joins."""
+    sharer, receiver = sharer_config.get_text_config(decoder=True), receiver_config.get_text_config(decoder=True)
+    return {
+        "sharer_model_id": sharer_config._name_or_path or None,
+        "sharer_revision": getattr(sharer_config, "_commit_hash", None),
+        "receiver_model_id": receiver_config._name_or_path or None,
+        "receiver_revision": getattr(receiver_config, "_commit_hash", None),
+        "sharer_hidden_size": sharer.hidden_size,
+        "sharer_num_hidden_layers": sharer.num_hidden_layers,
+        "receiver_num_hidden_layers": receiver.num_hidden_layers,
+        "receiver_num_key_value_heads": getattr(receiver, "num_key_value_heads", None) or receiver.num_attention_heads,
+        "receiver_head_dim": getattr(receiver, "head_dim", None) or receiver.hidden_size // receiver.num_attention_heads,
+    }
+
+
+def heads_that_divide(pair: dict, most: int) -> int:
+    """The largest number of heads, up to `most`, that divides the Receiver's flattened width."""
+    size = pair["receiver_num_key_value_heads"] * pair["receiver_head_dim"]
+    return next(heads for heads in range(min(most, size), 0, -1) if size % heads == 0)
+
+
 @strict
 class H2CBridgeConfig(PreTrainedConfig):
     r"""
@@ -77,6 +105,14 @@ class H2CBridgeConfig(PreTrainedConfig):
         gate_init: each gate's logit at the start; sigmoid(1) = 0.73.
         layer_alignment: which of the Sharer's hidden states a Receiver layer reads. `"top_down"`: Receiver layer r, counted
             from the top as t = R - 1 - r, is bridged when t < min(R, S) and reads hidden state S - 1 - t.
+        recency_bias: the blocks' heads attend less to what the Sharer read longer ago: head h of H subtracts 2 ** (-8 * h / H) from
+            its scores for each token that stands after (the slopes of ALiBi, Press et al. 2022, of the published ones one step
+            steeper). A causal Sharer has read the most at its last token, and its answer stands there.
+        start_shut: the last projection of each block starts at zero (as LoRA's second, Hu et al. 2021), so that a new bridge leaves
+            the Receiver as it is, to the bit, whatever the gate.
+        update_scale: what a block adds is multiplied by it (as LoRA's alpha): AdamW's steps are so much longer there.
+        sharer_rank: the two blocks of a layer read the Sharer through one shared projection of this width; None: each through its own,
+            from the Sharer's full width. (The joint compression of keys and values in DeepSeek-V2, 2024.)
     """
 
     model_type = "h2c_bridge"
@@ -97,6 +133,10 @@ class H2CBridgeConfig(PreTrainedConfig):
     gate_init: float = 1.0
     initializer_range: float = 0.02
     layer_alignment: str = "top_down"
+    recency_bias: bool = False
+    start_shut: bool = False
+    update_scale: float = 1.0
+    sharer_rank: int | None = None
 
     def __post_init__(self, **kwargs):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -104,15 +144,20 @@ class H2CBridgeConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         for name, largest in LARGEST.items():
             value = getattr(self, name)
+            if value is None and name == "sharer_rank":
+                continue
             if isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value}; expected at least 1.")
             if value > largest:
                 raise ValueError(f"{name} is {value:,}; expected at most {largest:,}.")
         size = self.receiver_size
-        block = (2 + 2 * self.ffn_multiplier) * size**2 + 2 * size * self.sharer_hidden_size
-        parameters = 2 * min(self.sharer_num_hidden_layers, self.receiver_num_hidden_layers) * block
+        wide, rank = self.sharer_hidden_size, self.sharer_rank
+        block = (2 + 2 * self.ffn_multiplier) * size**2 + 2 * size * (rank or wide)
+        parameters = min(self.sharer_num_hidden_layers, self.receiver_num_hidden_layers) * (2 * block + wide * (rank or 0))
         if parameters > MOST_PARAMETERS:
             raise ValueError(f"A bridge of these shapes has {parameters:,} parameters; expected at most {MOST_PARAMETERS:,}.")
+        if not 0 < self.update_scale < float("inf"):
+            raise ValueError(f"update_scale is {self.update_scale}; expected more than 0, and finite.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; expected at least 0 and less than 1.")
         if self.receiver_size % self.num_attention_heads:
@@ -136,28 +181,23 @@ class H2CBridgeConfig(PreTrainedConfig):
         return [(receiver_layers - 1 - t, sharer_layers - 1 - t) for t in reversed(range(depth))]
 
     @classmethod
-    def from_pair(cls, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig, **overrides) -> "H2CBridgeConfig":
-        """The config of a bridge between two models, from their configs. `overrides` are fields of this class.
+    def published(cls, *pair: PreTrainedConfig, **overrides) -> "H2CBridgeConfig":
+        """The form of the original project, whatever the default of `from_pair` is.
 
-        Where 16 heads do not divide the Receiver's flattened width, the largest number below that does is taken.
+        Args:
+            pair: the Sharer's and the Receiver's configs, as `from_pair` takes them; or none, for the reference pair's shapes.
+            overrides: fields of this class.
         """
-        sharer, receiver = sharer_config.get_text_config(decoder=True), receiver_config.get_text_config(decoder=True)
-        kv_heads = getattr(receiver, "num_key_value_heads", None) or receiver.num_attention_heads
-        head_dim = getattr(receiver, "head_dim", None) or receiver.hidden_size // receiver.num_attention_heads
-        size = kv_heads * head_dim
-        values = {
-            "sharer_model_id": sharer_config._name_or_path or None,
-            "sharer_revision": getattr(sharer_config, "_commit_hash", None),
-            "receiver_model_id": receiver_config._name_or_path or None,
-            "receiver_revision": getattr(receiver_config, "_commit_hash", None),
-            "sharer_hidden_size": sharer.hidden_size,
-            "sharer_num_hidden_layers": sharer.num_hidden_layers,
-            "receiver_num_hidden_layers": receiver.num_hidden_layers,
-            "receiver_num_key_value_heads": kv_heads,
-            "receiver_head_dim": head_dim,
-            "num_attention_heads": next(heads for heads in range(min(16, size), 0, -1) if size % heads == 0),
-        }
+        values = dict(PUBLISHED)
+        if pair:
+            values |= pair_values(*pair)
+            values["num_attention_heads"] = heads_that_divide(values, PUBLISHED["num_attention_heads"])
         return cls(**{**values, **overrides})
+
+    @classmethod
+    def from_pair(cls, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig, **overrides) -> "H2CBridgeConfig":
+        """The config of a new bridge between two models, from their configs. `overrides` are fields of this class."""
+        return cls.published(sharer_config, receiver_config, **overrides)
 
     def check_pair(self, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig) -> None:
         """

@@ -6,6 +6,9 @@ Each bridged layer has a key block and a value block,
 
 with x the Receiver's flattened keys or values and h the hidden states of the Sharer layer that it reads. All blocks run at
 once: their parameters are stacked, index 2 * i for the keys and 2 * i + 1 for the values of the i-th bridged layer.
+
+That is the published form. `H2CBridgeConfig` has options for the attention (`recency_bias`), for how much is added (`start_shut`,
+`update_scale`) and for how the Sharer is read (`sharer_rank`: `norm_sharer` and a projection are then one for both blocks of a layer).
 """
 
 import hashlib
@@ -64,6 +67,14 @@ def inverse_deviation(x: torch.Tensor) -> torch.Tensor:
     return (variance.clamp(min=0) + EPSILON).rsqrt()
 
 
+def recency_bias(heads: int, mask: torch.Tensor) -> torch.Tensor:
+    """What the heads add to their scores, (batch, heads, 1, length), by how many tokens stand after; see `H2CBridgeConfig`.
+    mask: (batch, length), which may have padding anywhere."""
+    slopes = 2 ** (torch.arange(heads, device=mask.device) * (-8 / heads))
+    after = mask.sum(1, keepdim=True) - mask.cumsum(1)
+    return -slopes[:, None, None] * after[:, None, None]
+
+
 class StackedNorm(nn.Module):
     """The affine parameters of `blocks` layer norms."""
 
@@ -120,9 +131,14 @@ class H2CBridgeModel(PreTrainedModel):
         self.alignment = config.alignment
         blocks, size, inner = 2 * len(self.alignment), config.receiver_size, config.ffn_multiplier * config.receiver_size
         self.norm_receiver = StackedNorm(blocks, size)
-        self.norm_sharer = StackedNorm(blocks, config.sharer_hidden_size)
         self.q_proj = StackedLinear(blocks, size, size)
-        self.kv_proj = StackedLinear(blocks, config.sharer_hidden_size, 2 * size)
+        if config.sharer_rank is None:
+            self.norm_sharer = StackedNorm(blocks, config.sharer_hidden_size)
+            self.kv_proj = StackedLinear(blocks, config.sharer_hidden_size, 2 * size)
+        else:
+            self.norm_sharer = StackedNorm(blocks // 2, config.sharer_hidden_size)
+            self.sharer_proj = StackedLinear(blocks // 2, config.sharer_hidden_size, config.sharer_rank)
+            self.kv_proj = StackedLinear(blocks, config.sharer_rank, 2 * size)
         self.o_proj = StackedLinear(blocks, size, size)
         self.norm_ffn = StackedNorm(blocks, size)
         self.ffn_in = StackedLinear(blocks, size, inner)
@@ -142,6 +158,8 @@ class H2CBridgeModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, H2CBridgeModel):
             init.constant_(module.gate, self.config.gate_init)
+            if self.config.start_shut:
+                init.zeros_(module.ffn_out.weight)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -195,13 +213,14 @@ class H2CBridgeModel(PreTrainedModel):
         what is spared is work that does not depend on the prompt. A folded bridge is neither trained, saved nor loaded into."""
         if self.folded:
             return
-        for norm, linear in ((self.norm_receiver, self.q_proj), (self.norm_sharer, self.kv_proj), (self.norm_ffn, self.ffn_in)):
+        reading = self.kv_proj if self.config.sharer_rank is None else self.sharer_proj
+        for norm, linear in ((self.norm_receiver, self.q_proj), (self.norm_sharer, reading), (self.norm_ffn, self.ffn_in)):
             weight, scale, shift = linear.weight.float(), norm.weight.float(), norm.bias.float()
             linear.bias.copy_(linear.bias + torch.einsum("boi,bi->bo", weight, shift))
             weight = weight * scale[:, None]
             linear.weight.copy_(weight - weight.mean(-1, keepdim=True))  # the mean of what is normalised already is zero
             norm.folded = True
-        opened = torch.sigmoid(self.gate.float())
+        opened = torch.sigmoid(self.gate.float()) * self.config.update_scale
         self.ffn_out.weight.copy_(self.ffn_out.weight * opened[:, None, None])
         self.ffn_out.bias.copy_(self.ffn_out.bias * opened[:, None])
         self.register_state_dict_pre_hook(self._refuse_folded)
@@ -283,7 +302,8 @@ class H2CBridgeModel(PreTrainedModel):
         update = self._attend(group, receiver.to(dtype), sharer, batch, sharer_attention_mask)
         update = self.ffn_in(self.norm_ffn(update, group), group)
         update = self.ffn_out(F.dropout(F.gelu(update), self.config.dropout, self.training), group)
-        scale = update.new_ones(1, 1, 1) if self.folded else torch.sigmoid(self.gate[group])[:, None, None].to(update.dtype)
+        opened = torch.ones_like(self.gate[group]) if self.folded else torch.sigmoid(self.gate[group]) * self.config.update_scale
+        scale = opened[:, None, None].to(update.dtype)
         if receiver_attention_mask is not None:
             scale = scale * receiver_attention_mask.to(update).reshape(1, -1, 1)
         return torch.addcmul(receiver, scale.to(receiver.dtype), update.to(receiver.dtype))
@@ -297,7 +317,15 @@ class H2CBridgeModel(PreTrainedModel):
         kv = self._keys_and_values(group, sharer)
         mask = None
         if sharer_attention_mask is not None:
-            mask = sharer_attention_mask.to(kv.device, torch.bool)[:, None, None].repeat(blocks, 1, 1, 1)
+            mask = sharer_attention_mask.to(kv.device, torch.bool)
+        if self.config.recency_bias:
+            tokens_read = torch.ones(batch, kv.shape[1] // batch, dtype=torch.long, device=kv.device) if mask is None else mask.long()
+            bias = recency_bias(heads, tokens_read).to(kv.dtype)
+            mask = bias if mask is None else bias.masked_fill(~mask[:, None, None], -torch.inf)
+        elif mask is not None:
+            mask = mask[:, None, None]
+        if mask is not None:
+            mask = mask.repeat(blocks, 1, 1, 1)
         kv = kv.view(blocks // 2, batch, -1, 2, 2, heads, size // heads)  # layer, batch, token, block, k or v, head, dim
         key, value = kv.permute(4, 0, 3, 1, 5, 2, 6).reshape(2, blocks * batch, heads, -1, size // heads)
 
@@ -318,14 +346,21 @@ class H2CBridgeModel(PreTrainedModel):
         multiplies is linear, so it is in the weights; what differs from token to token, the deviation, divides what comes out, a
         fraction as wide as what goes in.
         """
-        weight, bias = self.norm_sharer.folded_into(self.kv_proj, group)
+        shared = self.config.sharer_rank is not None
+        layers = slice(group.start // 2, group.stop // 2)
+        weight, bias = self.norm_sharer.folded_into(*((self.sharer_proj, layers) if shared else (self.kv_proj, group)))
         weight = weight.view(len(sharer), -1, weight.shape[-1]).transpose(1, 2)
         if weight.device.type == "cpu" and not torch.is_grad_enabled():
             projected = torch.stack([torch.mm(*pair) for pair in zip(sharer, weight, strict=True)])  # spares a copy of the states
         else:  # spares launches; and tensors of inference mode cannot be saved for the backward pass, a copy can
             projected = torch.bmm(torch.stack(sharer), weight)
         scale = torch.stack([inverse_deviation(states) for states in sharer])
-        return torch.addcmul(bias.view(len(sharer), 1, -1), projected, scale[..., None]).to(projected.dtype)
+        projected = torch.addcmul(bias.view(len(sharer), 1, -1), projected, scale[..., None]).to(projected.dtype)
+        if not shared:
+            return projected
+        weight, bias = self.kv_proj.weight[group], self.kv_proj.bias[group]
+        weight = weight.view(len(sharer), -1, weight.shape[-1]).transpose(1, 2)
+        return torch.baddbmm(bias.view(len(sharer), 1, -1), projected, weight)
 
     def _check(self, sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_attention_mask) -> None:
         config = self.config

@@ -186,6 +186,8 @@ def test_a_cache_of_another_depth():
     [
         ({"num_attention_heads": 3}, "num_attention_heads is 3, which does not divide the Receiver's flattened width 128"),
         ({"receiver_head_dim": 0}, "receiver_head_dim is 0; expected at least 1"),
+        ({"sharer_rank": 0}, "sharer_rank is 0; expected at least 1"),
+        ({"update_scale": 0.0}, "update_scale is 0.0; expected more than 0, and finite"),
         ({"layer_alignment": "bottom_up"}, "layer_alignment is 'bottom_up'; expected one of top_down"),
     ],
 )

@@ -22,7 +22,7 @@ QWEN = Qwen2Config(
 
 
 def test_parameters_by_part_add_up_to_the_bridge():
-    config = H2CBridgeConfig.from_pair(LLAMA, QWEN)
+    config = H2CBridgeConfig.published(LLAMA, QWEN)
     sizes = bridge_parameters(config)
     assert sum(sizes.values()) == 58_669_104 and sizes["gate"] == 48
     with torch.device("meta"):
