@@ -9,8 +9,8 @@ import gradio as gr
 import matplotlib
 import torch
 
-from .atlas.questions import atlas_questions
-from .data.prompts import FORMS, choice_answer, open_answer, user_turn
+from .atlas.questions import atlas_passages, atlas_questions
+from .data.prompts import FORMS, choice_answer, open_answer, user_turn, with_passage
 from .evaluation.inspection import injection
 from .evaluation.methods import Batch
 from .evaluation.questions import limits
@@ -71,9 +71,11 @@ class Demo:
         if repo is None:
             by_subject = {question["subject"]: question for question in reversed(atlas_questions("test"))}
             self.examples = [by_subject[subject] for subject in ATLAS_SUBJECTS]
+            told = {question["subject"]: question for question in reversed(atlas_passages("test", 4, invented=True))}
+            self.passages = [told[subject] for subject in ATLAS_SUBJECTS[::2]]
+            self.hand_offs = [[with_passage(asked["passage"], asked["question"]), asked["question"]] for asked in self.passages]
         else:
-            self.examples = QUESTIONS
-        self.hand_offs = HAND_OFFS if repo else [[question["question"], "What is the answer?"] for question in self.examples[::2]]
+            self.examples, self.hand_offs = QUESTIONS, HAND_OFFS
 
     @told
     def compare(self, question: str, choices: str, reads: str, longest: int) -> Iterator[list]:
@@ -207,7 +209,7 @@ def page(demo: Demo) -> gr.Blocks:
             reads, longest, ask, stop = controls()
             with gr.Row():
                 outputs = [*column("Receiver"), *column("H2C")]
-            gr.Examples(demo.hand_offs, [secret, prompt], example_labels=[secrets.split("\n")[0] for secrets, _ in demo.hand_offs])
+            gr.Examples(demo.hand_offs, [secret, prompt], example_labels=[prompt for _, prompt in demo.hand_offs])
             asked = gr.on(
                 [ask.click, reads.input], demo.hand_off, [secret, prompt, reads, longest], outputs, show_progress="minimal", **one_at_a_time
             )
@@ -221,7 +223,7 @@ def page(demo: Demo) -> gr.Blocks:
 
 
 HAND_OFF_TEXT = "The two models read different prompts. What only the Sharer reads can reach the answer through the bridge alone. "
-ATLAS_HAND_OFF_TEXT = "On Atlas that is the question itself: its tiny Sharer was never taught to read a passage, only to know facts."
+ATLAS_HAND_OFF_TEXT = "The examples of Atlas are real names with invented values, which nobody can know who has not read them."
 
 
 def introduction(demo: Demo) -> str:

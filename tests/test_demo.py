@@ -60,10 +60,11 @@ def test_the_columns_end_in_what_the_methods_return(demo, reads, choices):
 
 
 def test_what_only_the_sharer_reads_reaches_the_answer(demo):
-    question = demo.examples[0]
+    (secret, prompt), invented = demo.hand_offs[0], demo.passages[0]
+    assert invented["passage"] in secret and secret.endswith(prompt)
     for reads, knows in (("h2c", True), ("shuffled", False), ("zeros", False)):
-        receiver, _, h2c, _ = [*demo.hand_off(question["question"], "What is the answer?", reads, 16)][-1]
-        assert receiver != open_answer(question) and (h2c.value == open_answer(question)) == knows
+        receiver, _, h2c, _ = [*demo.hand_off(secret, prompt, reads, 16)][-1]
+        assert receiver != open_answer(invented) and (h2c.value == open_answer(invented)) == knows
 
 
 @pytest.mark.parametrize(
@@ -221,9 +222,9 @@ def test_the_other_tabs(address, visit, demo, size, theme):
 
     page = visit(address, size, theme)
     page.get_by_role("tab", name="Hand-off").click()
-    example = demo.examples[2]
+    example = demo.passages[1]
     button(page, example["question"]).click()
-    expect(text(page, "Only the Sharer reads")).to_have_value(example["question"])
+    expect(text(page, "Only the Sharer reads")).to_have_value(demo.hand_offs[1][0])
     ask(page)
     expect(text(page, "H2C")).to_have_value(open_answer(example))
     page.get_by_label("nothing (zeros)").locator("visible=true").check()
