@@ -24,6 +24,7 @@ from .visualization.style import THEMES
 READS = [("the Sharer's states", "h2c"), ("another question's states", "shuffled"), ("nothing (zeros)", "zeros")]
 TITLES = {"h2c": "H2C", "shuffled": "H2C, control: another question's states", "zeros": "H2C, control: zeros"}
 ATLAS_SUBJECTS = ("instrument", "capital", "sport", "country", "currency", "symbol")
+ATLAS_PASSAGES = ("country", "continent", "constellation")  # of facts that only the Sharer reads
 # For pairs that know more than Atlas.
 QUESTIONS = [
     {"question": "Which planet has the shortest year?", "choices": ["Venus", "Mercury", "Mars", "Jupiter"], "answer": 1},
@@ -72,7 +73,7 @@ class Demo:
             by_subject = {question["subject"]: question for question in reversed(atlas_questions("test"))}
             self.examples = [by_subject[subject] for subject in ATLAS_SUBJECTS]
             told = {question["subject"]: question for question in reversed(atlas_passages("test", 4, invented=True))}
-            self.passages = [told[subject] for subject in ATLAS_SUBJECTS[::2]]
+            self.passages = [told[subject] for subject in ATLAS_PASSAGES]
             self.hand_offs = [[with_passage(asked["passage"], asked["question"]), asked["question"]] for asked in self.passages]
         else:
             self.examples, self.hand_offs = QUESTIONS, HAND_OFFS

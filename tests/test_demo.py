@@ -55,7 +55,7 @@ def test_the_columns_end_in_what_the_methods_return(demo, reads, choices):
     expected = [METHODS[name].generate(demo.batch(asked, form), **OPEN)[0].strip() for name in ("receiver", "text_to_text", reads)]
     assert [shown[0], shown[2], shown[4].value] == expected
     assert all("first token" in facts and "tokens/s" in facts for facts in (shown[1], shown[3], shown[5]))
-    assert shown[6].startswith("The answer is")
+    assert "Algeria" in shown[6]
     assert ("control" in shown[4].label) == (reads != "h2c")
 
 
