@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "hub_configs/atlas/training.yaml")
 TRAIN = [sys.executable, "-m", "h2c_hf.cli", "train"]
 SMALL = [
+    "--train_data", "path=atlas,form=choice", "path=atlas,form=open", "--validation_data", "path=atlas,split=validation",
     "--max_steps=6", "--save_steps=2", "--logging_steps=1", "--per_device_train_batch_size=8", "--eval_strategy=no",
     "--load_best_model_at_end=false", "--save_total_limit=9", "--use_cpu",
 ]  # fmt: skip
