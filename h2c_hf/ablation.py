@@ -169,17 +169,17 @@ def run_grid(grid: Grid, output: Path, processes: int = 1) -> None:
     if kept.exists() and kept.read_text(encoding="utf-8") != settings:
         raise ValueError(f"{output} holds cells of other settings, {kept.read_text(encoding='utf-8')}; expected another --output.")
     kept.write_text(settings, encoding="utf-8")
-    todo = [(output / "alone.json", grid)]
-    todo += [
+    cells = [(output / "alone.json", grid)]
+    cells += [
         (output / f"{form}.{run}.{seed}.json", grid, form, run, seed) for seed in grid.seeds for run in grid.runs for form in grid.forms
     ]
-    todo = [cell for cell in todo if not done(cell)]
+    missing = [cell for cell in cells if not done(cell)]
     if processes == 1:
-        for cell in todo:
+        for cell in missing:
             compute(*cell)
         return
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        pool.starmap(compute, todo, chunksize=1)
+        pool.starmap(compute, missing, chunksize=1)
 
 
 def done(cell: tuple) -> bool:

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from .inputs_h2c import check_prompt, forked
+from .inputs_h2c import check_goes_on, check_prompt, forked
 
 
 @dataclass
@@ -40,10 +40,7 @@ class H2CConversation:
         Raises:
             ValueError: for a model without the Sharer's weights, or a Receiver that keeps other than keys and values.
         """
-        if model.sharer is None:
-            raise ValueError("This model was made without the Sharer's weights; expected a model that holds them.")
-        if other := [layer for layer in DynamicCache(config=model.receiver.config).layers if not isinstance(layer, DynamicLayer)]:
-            raise ValueError(f"A layer of the Receiver keeps a {type(other[0]).__name__}; expected keys and values of every token.")
+        check_goes_on(model, "receiver")
         self.model, self._past = model, None
 
     @torch.no_grad()

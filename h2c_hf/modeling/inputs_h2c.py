@@ -5,7 +5,7 @@ import dataclasses
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
@@ -31,6 +31,26 @@ def forked(cache: Cache) -> Cache:
     fork = copy.copy(cache)
     fork.layers = [copy.copy(layer) for layer in cache.layers]
     return fork
+
+
+def check_goes_on(model, *roles: str) -> None:
+    """What goes on from what was read before needs the Sharer itself, and keys and values that can be gone on from.
+
+    Args:
+        model: an `H2CForCausalLM`.
+        roles: whose caches are kept: "sharer", "receiver".
+
+    Raises:
+        ValueError: where one is missing.
+    """
+    if model.sharer is None:
+        raise ValueError("This model was made without the Sharer's weights; expected a model that holds them.")
+    for role in roles:
+        layers = DynamicCache(config=getattr(model, role).config).layers
+        if other := [layer for layer in layers if not isinstance(layer, DynamicLayer)]:
+            raise ValueError(
+                f"A layer of the {role.capitalize()} keeps a {type(other[0]).__name__}; expected keys and values of every token."
+            )
 
 
 def passes_by_length(attention_mask: torch.Tensor, least: int) -> list[tuple[list[int], int]]:

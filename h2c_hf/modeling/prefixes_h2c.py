@@ -4,9 +4,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
-from .inputs_h2c import check_prompt, forked
+from .inputs_h2c import check_goes_on, check_prompt, forked
 
 
 @dataclass
@@ -40,11 +40,7 @@ class H2CPrefixCache:
         Raises:
             ValueError: for a model without the Sharer's weights, or a model that keeps other than keys and values.
         """
-        if model.sharer is None:
-            raise ValueError("This model was made without the Sharer's weights; expected a model that holds them.")
-        for role, base in (("Sharer", model.sharer), ("Receiver", model.receiver)):
-            if other := [layer for layer in DynamicCache(config=base.config).layers if not isinstance(layer, DynamicLayer)]:
-                raise ValueError(f"A layer of the {role} keeps a {type(other[0]).__name__}; expected keys and values of every token.")
+        check_goes_on(model, "sharer", "receiver")
         self.model, self.max_bytes = model, max_bytes
         self._kept: OrderedDict[tuple, Prefix] = OrderedDict()
 
