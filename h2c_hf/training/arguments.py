@@ -124,9 +124,6 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
         "streaming and sharer_states are both given: a stream cannot be computed ahead; expected either": (
             h2c.streaming and h2c.sharer_states
         ),
-        f"init_from has its own config, and {[name for name in BRIDGE_FIELDS if getattr(h2c, name) is not None]} are for a new bridge": (
-            h2c.init_from and any(getattr(h2c, name) is not None for name in BRIDGE_FIELDS)
-        ),
     }
     for message, holds in contradictions.items():
         if holds:

@@ -43,17 +43,20 @@ class Pair:
         """The config of the bridge to train: a new one's, or that of `init_from`.
 
         Raises:
-            ValueError: where `init_from` is a bridge for another pair.
+            ValueError: where `init_from` is a bridge for another pair, or of another form than the arguments ask for.
         """
         configs = self.config("sharer"), self.config("receiver")
+        given = {name: value for name in BRIDGE_FIELDS if (value := getattr(self.arguments, name)) is not None}
         if self.arguments.init_from:
             config = H2CBridgeConfig.from_pretrained(self.arguments.init_from)
             config.check_pair(*configs)
+            for name, value in given.items():
+                if value != (got := getattr(config, name)):
+                    raise ValueError(f"init_from is a bridge with {name} {got}, and {name} is {value}; expected the same, or none.")
             return config
-        given = {name: getattr(self.arguments, name) for name in BRIDGE_FIELDS}
         # The tiny models are saved beside the bridge, in folders of its own repo.
         beside = {f"{role}_model_id": f"./{role}" for role in ("sharer", "receiver") if getattr(self.arguments, role) == "atlas"}
-        return H2CBridgeConfig.from_pair(*configs, **beside, **{name: value for name, value in given.items() if value is not None})
+        return H2CBridgeConfig.from_pair(*configs, **beside, **given)
 
     def model(self, device: torch.device) -> H2CForCausalLM:
         """All three, with weights; the Sharer's config alone where its states are read from disk, or blanked."""

@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from h2c_hf.arguments import read_yaml
 from h2c_hf.training.arguments import parse
+from h2c_hf.training.pair import Pair
 
 
 MINIMAL = "sharer: atlas\nreceiver: atlas\ntrain_data: [{path: atlas}]\noutput_dir: out\n"
@@ -49,7 +52,6 @@ def test_sources_can_be_given_on_the_command_line(config):
         ("validation_data: [atlas]\n", [], "a source is in train_data and in validation_data"),
         ("early_stopping_patience: 2\n", [], "early_stopping_patience needs eval_strategy"),
         ("streaming: true\n", [], "streaming needs max_steps"),
-        ("init_from: x\ndropout: 0.1\n", [], r"init_from has its own config, and \['dropout'\]"),
         ("bf16: true\nfp16: true\nuse_cpu: true\n", [], "fp16.*bf16"),
     ],
 )
@@ -72,3 +74,13 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(ValueError, match=r"broken.yaml is not yaml"):
         read_yaml(tmp_path / "broken.yaml")
+
+
+def test_a_bridge_to_go_on_from_is_of_the_form_that_is_asked_for(config):
+    bridge = Path(__file__).parents[2] / "hub_configs" / "atlas"
+    same, other = (["--init_from", str(bridge), "--num_attention_heads", heads] for heads in ("8", "4"))
+    assert Pair(parse([config(), *same], "test")[0]).bridge_config().num_attention_heads == 8
+    with pytest.raises(
+        ValueError, match="init_from is a bridge with num_attention_heads 8, and num_attention_heads is 4; expected the same"
+    ):
+        Pair(parse([config(), *other], "test")[0]).bridge_config()
