@@ -1,7 +1,7 @@
-"""`scripts/ablate.py GRID.yaml`: bridges of several forms, trained alike on Atlas, in one table: forms x runs x seeds.
+"""`scripts/ablate.py GRID.yaml`: bridges of several forms, trained alike on Atlas, in two tables: forms x runs x seeds.
 
-A cell is a bridge of one form, trained in one run (how much of which questions) with one seed, and then asked. It is kept as a json
-file, so that a grid that was stopped goes on where it was.
+A cell is a bridge of one form, trained in one run (on how much of which questions) with one seed, and then asked. It is kept as a json
+file, so that a grid that was stopped goes on where it was. What is asked, and how the tables are made: `h2c_hf.merits`.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from datasets import Dataset, concatenate_datasets
 from transformers import set_seed
 
 from .arguments import read_yaml
-from .atlas.facts import load_facts
-from .atlas.questions import atlas_questions, statement
-from .data.examples import encode_questions
-from .evaluation.runner import evaluate
-from .evaluation.statistics import mean_difference, recovered
+from .atlas.facts import SPLITS, load_facts
+from .benchmarks.cache_fusion import CacheFusion
+from .data.examples import encode_example
+from .data.sources import DataSource, reader
+from .merits import ALONE, ON_ALL, ON_FEW, ask, harm_table, knowledge_table
 from .modeling import H2CBridgeConfig, H2CForCausalLM, H2CProcessor
 from .modeling.configuration_h2c import PUBLISHED
 from .quickstart import atlas_pair
@@ -31,14 +31,7 @@ from .training.arguments import H2CTrainingArguments
 from .training.trainer import H2CTrainer
 
 
-FORMS = ("choice", "open")
-# What is asked of each bridge: (questions, form, methods). "told": the answer stands in the Receiver's own prompt.
-MERITS = {"choice": ("plain", "choice", ["h2c", "shuffled"]), "open": ("plain", "open", ["h2c"]), "told": ("told", "choice", ["h2c"])}
-ALONE = {
-    "choice": ("plain", "choice", ["receiver", "sharer"]),
-    "open": ("plain", "open", ["sharer"]),
-    "told": ("told", "choice", ["receiver"]),
-}
+FUSION = "cache_fusion"  # the field of a form that is no bridge of ours
 
 
 @dataclass
@@ -46,19 +39,21 @@ class Grid:
     """A grid file.
 
     Args:
-        forms: name -> fields of `H2CBridgeConfig` that differ from the published form.
+        forms: name -> fields of `H2CBridgeConfig` that differ from the published form; or `cache_fusion: true`, for the related
+            system of `h2c_hf.benchmarks.cache_fusion`.
+        sources: what is trained on, as `train_data` of a training.yaml; of Atlas.
         runs: name -> `fraction` of the train entities (default 1), and `without`: subjects that are not trained on, and alone asked.
+            Every run takes as many steps as one with all the data.
         seeds: of each cell: weights, order of the examples, and which entities a fraction holds.
         split: what is asked. Choose on validation; a table of "test" is for the report.
-        variants: differently worded training questions a fact.
         training: fields of `H2CTrainingArguments`, the same for all.
     """
 
     forms: dict[str, dict]
+    sources: list[dict]
     runs: dict[str, dict] = field(default_factory=lambda: {"all": {}})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     split: str = "validation"
-    variants: int = 1
     training: dict = field(default_factory=dict)
 
     @classmethod
@@ -69,12 +64,17 @@ class Grid:
         """
         values = read_yaml(path)
         refuse_unknown(values, [field.name for field in fields(cls)], path)
-        if not values.get("forms"):
-            raise ValueError(f"{path} has no forms; expected a mapping of names to fields of H2CBridgeConfig.")
+        for name, what in (("forms", "a mapping of names to fields of H2CBridgeConfig"), ("sources", "a list of data sources")):
+            if not values.get(name):
+                raise ValueError(f"{path} has no {name}; expected {what}.")
         grid = cls(**values)
         for form in grid.forms.values():
-            refuse_unknown(form or {}, PUBLISHED, path)
-            H2CBridgeConfig.published(**(form or {}))
+            refuse_unknown(form or {}, [*PUBLISHED, FUSION], path)
+            H2CBridgeConfig.published(**{name: value for name, value in (form or {}).items() if name != FUSION})
+        if other := [source.path for source in map(DataSource.parse, grid.sources) if source.path != "atlas"]:
+            raise ValueError(f"A source of {path} is {other[0]}; expected atlas, of which the questions are.")
+        if grid.split not in SPLITS[1:]:
+            raise ValueError(f"split is {grid.split!r}; expected {' or '.join(SPLITS[1:])}.")
         for name, run in grid.runs.items():
             refuse_unknown(run or {}, ["fraction", "without"], path)
             if not 0 < (run or {}).get("fraction", 1) <= 1:
@@ -95,51 +95,53 @@ def pair() -> tuple[H2CForCausalLM, H2CProcessor]:
 
 
 @lru_cache
-def examples(variants: int) -> tuple[list[dict], dict[str, Dataset]]:
-    """The training questions, and them as examples in both forms; encoded once a process."""
-    questions = atlas_questions("train", variants=variants)
-    encoded = {form: encode_questions(pair()[1], questions, form) for form in FORMS}
-    return questions, {form: rows.add_column("length", [len(ids) for ids in rows["sharer_input_ids"]]) for form, rows in encoded.items()}
+def examples(source: str) -> tuple[list[dict], Dataset]:
+    """The records of a source (as json), and them as examples; encoded once a process."""
+    parsed = DataSource.parse(json.loads(source))
+    records = parsed.load()
+    read, processor = reader(records.column_names, parsed), pair()[1]
+    encoded = Dataset.from_list([encode_example(processor, *exchange) for record in records for exchange in read(record)])
+    return list(records), encoded.add_column("length", [len(ids) for ids in encoded["sharer_input_ids"]])
 
 
-@lru_cache
-def questions_of(split: str) -> dict[str, list[dict]]:
-    """The questions that are asked, plain and told."""
-    facts = {(fact.entity, fact.attribute): fact for fact in load_facts()}
-    plain = atlas_questions(split)
-    return {"plain": plain, "told": [{**q, "hint": statement(facts[q["entity"], q["subject"]])} for q in plain]}
+def training_rows(grid: Grid, run: dict, seed: int) -> tuple[Dataset, int, int]:
+    """What a run trains on; how many examples a run with all the data would have; and the number of facts that are asked about."""
+    without, loaded = run.get("without", ()), [examples(json.dumps(source, sort_keys=True)) for source in grid.sources]
+    entities = sorted({fact.entity for fact in load_facts() if fact.split == "train" and fact.attribute not in without})
+    order = np.random.default_rng(seed).permutation(len(entities))
+    kept = {entities[i] for i in order[: max(1, round(run.get("fraction", 1) * len(entities)))]}
+    parts = [
+        encoded.select([i for i, record in enumerate(records) if record["entity"] in kept and record["subject"] not in without])
+        for records, encoded in loaded
+    ]
+    facts = sum(fact.entity in kept and fact.attribute not in without for fact in load_facts() if fact.split == "train")
+    return concatenate_datasets(parts), sum(len(encoded) for _, encoded in loaded), facts
 
 
 def train(grid: Grid, form: dict, run: dict, seed: int) -> tuple[H2CForCausalLM, int]:
-    """A bridge of a form for the pair, trained; and the number of its training questions, in both forms each."""
-    questions, encoded = examples(grid.variants)
-    entities = sorted({question["entity"] for question in questions if question["subject"] not in run.get("without", ())})
-    order = np.random.default_rng(seed).permutation(len(entities))
-    kept = {entities[i] for i in order[: max(1, round(run.get("fraction", 1) * len(entities)))]}
-    rows = [i for i, q in enumerate(questions) if q["entity"] in kept and q["subject"] not in run.get("without", ())]
+    """A bridge of a form for the pair, trained; and the number of facts that it was trained on."""
+    rows, whole, facts = training_rows(grid, run, seed)
+    batch = grid.training.get("per_device_train_batch_size", 16)
+    steps = grid.training.get("max_steps") or round(grid.training.get("num_train_epochs", 1) * -(-whole // batch))
     set_seed(seed)
     joined, processor = pair()
-    config = H2CBridgeConfig.published(joined.sharer.config, joined.receiver.config, **form)
-    model = H2CForCausalLM(config, joined.sharer, joined.receiver)
+    fields = {name: value for name, value in form.items() if name != FUSION}
+    if form.get(FUSION):
+        model = CacheFusion(joined.sharer, joined.receiver, processor, anneal_steps=steps, **fields)
+    else:
+        config = H2CBridgeConfig.published(joined.sharer.config, joined.receiver.config, **fields)
+        model = H2CForCausalLM(config, joined.sharer, joined.receiver)
     with tempfile.TemporaryDirectory() as folder:
         arguments = H2CTrainingArguments(
             **{
-                "output_dir": folder, "seed": seed, "per_device_train_batch_size": 64, "learning_rate": 3e-3, "num_train_epochs": 1,
+                "output_dir": folder, "seed": seed, "per_device_train_batch_size": batch, "learning_rate": 3e-3,
                 "save_strategy": "no", "report_to": "none", "logging_steps": 10, "disable_tqdm": True,
-                "train_sampling_strategy": "group_by_length", "dataloader_pin_memory": torch.cuda.is_available(), **grid.training,
+                "train_sampling_strategy": "group_by_length", "dataloader_pin_memory": torch.cuda.is_available(),
+                **grid.training, "max_steps": steps,
             }
         )  # fmt: skip
-        H2CTrainer(model, arguments, processor, train_dataset=concatenate_datasets([encoded[form].select(rows) for form in FORMS])).train()
-    return model, len(rows)
-
-
-def ask(model: H2CForCausalLM, split: str, merits: dict) -> dict[str, list[int]]:
-    """{"merit/method": 1 where a question of the split was answered rightly, else 0}."""
-    correct = {}
-    for merit, (kind, form, methods) in merits.items():
-        for method, result in evaluate(model, pair()[1], questions_of(split)[kind], methods, form=form).items():
-            correct[f"{merit}/{method}"] = [int(right) for right in result["correct"]]
-    return correct
+        H2CTrainer(model, arguments, processor, train_dataset=rows).train()
+    return model, facts
 
 
 def compute(path: Path, grid: Grid, form: str | None = None, run: str | None = None, seed: int | None = None) -> None:
@@ -147,13 +149,13 @@ def compute(path: Path, grid: Grid, form: str | None = None, run: str | None = N
     torch.set_num_threads(1)
     started = time.monotonic()
     if form is None:
-        cell = {"correct": ask(pair()[0], grid.split, ALONE)}
+        cell = ask(*pair(), grid.split, ALONE)
     else:
-        model, count = train(grid, grid.forms[form] or {}, grid.runs[run] or {}, seed)
+        model, facts = train(grid, grid.forms[form] or {}, grid.runs[run] or {}, seed)
         trained = time.monotonic() - started
         cell = {
-            "form": form, "run": run, "seed": seed, "fields": grid.forms[form] or {}, "questions": count, "training_seconds": trained,
-            "parameters": model.bridge.num_parameters(), "correct": ask(model, grid.split, MERITS),
+            "form": form, "run": run, "seed": seed, "fields": grid.forms[form] or {}, "facts": facts, "training_seconds": trained,
+            "parameters": model.bridge.num_parameters(), **ask(model, pair()[1], grid.split, ON_FEW if grid.runs[run] else ON_ALL),
         }  # fmt: skip
     part = path.with_suffix(".part")
     part.write_text(json.dumps(cell) + "\n", encoding="utf-8")
@@ -164,8 +166,8 @@ def compute(path: Path, grid: Grid, form: str | None = None, run: str | None = N
 def run_grid(grid: Grid, output: Path, processes: int = 1) -> None:
     """Compute the cells that are missing: seed by seed, so that a grid that is stopped has whole rows of fewer seeds."""
     output.mkdir(parents=True, exist_ok=True)
-    settings = json.dumps({"split": grid.split, "variants": grid.variants, "training": grid.training, "runs": grid.runs}, sort_keys=True)
-    kept = output / "settings.json"
+    kept, names = output / "settings.json", ("split", "sources", "training", "runs")
+    settings = json.dumps({name: getattr(grid, name) for name in names}, sort_keys=True)
     if kept.exists() and kept.read_text(encoding="utf-8") != settings:
         raise ValueError(f"{output} holds cells of other settings, {kept.read_text(encoding='utf-8')}; expected another --output.")
     kept.write_text(settings, encoding="utf-8")
@@ -196,37 +198,17 @@ def done(cell: tuple) -> bool:
     return True
 
 
-def table(grid: Grid, output: Path) -> str:
-    """The finished cells as a Markdown table, a row a form and run. Intervals (95 %) are over questions, each seed's answers averaged."""
-    alone = {name: np.array(right) for name, right in json.loads((output / "alone.json").read_text(encoding="utf-8"))["correct"].items()}
-    subjects = np.array([question["subject"] for question in questions_of(grid.split)["plain"]])
-    titles = ("form", "run", "seeds", "questions", "parameters", "choice, recovered (%)", "choice, shuffled Sharer (%)")
-    titles += ("open, of the Sharer's (%)", "told, points lost")
-    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
+def tables(grid: Grid, output: Path) -> str:
+    """The finished cells as two Markdown tables: what is carried, a row a form and run; and what else is asked of those that saw all."""
+    alone = json.loads((output / "alone.json").read_text(encoding="utf-8"))
+    rows = []
     for form in grid.forms:
-        for run, options in grid.runs.items():
+        for run in grid.runs:
             paths = [output / f"{form}.{run}.{seed}.json" for seed in grid.seeds]
-            cells = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-            if not cells:
-                continue
-            asked = np.isin(subjects, options["without"]) if (options or {}).get("without") else np.ones(len(subjects), bool)
-            mean = {name: np.mean([cell["correct"][name] for cell in cells], 0)[asked] for name in cells[0]["correct"]}
-            base = {name: right[asked] for name, right in alone.items()}
-            lead = recovered(mean["choice/h2c"], base["choice/receiver"], base["choice/sharer"])
-            written = recovered(mean["open/h2c"], np.zeros(asked.sum()), base["open/sharer"])
-            lost = mean_difference(base["told/receiver"], mean["told/h2c"])
-            row = [
-                form, run, str(len(cells)), f"{cells[0]['questions']:,}", f"{cells[0]['parameters']:,}", with_interval(lead),
-                f"{100 * mean['choice/shuffled'].mean():.1f}", with_interval(written), with_interval(lost),
-            ]  # fmt: skip
-            lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
-
-
-def with_interval(row: dict) -> str:
-    """A fraction as per cent, and its interval where it has one (there is no share of a lead that is none)."""
-    value, low, high = ("-" if row[name] is None else f"{100 * row[name]:.1f}" for name in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"
+            if cells := [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]:
+                rows.append((form, run, grid.runs[run] or {}, cells))
+    whole = [(form, cells) for form, _, options, cells in rows if not options]
+    return "\n\n".join([knowledge_table(rows, alone, grid.split), *([harm_table(whole, alone)] if whole else [])])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -238,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     grid, output = Grid.read(options.grid), Path(options.output)
     run_grid(grid, output, options.processes)
-    text = table(grid, output)
+    text = tables(grid, output)
     (output / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     return 0

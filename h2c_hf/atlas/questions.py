@@ -94,28 +94,58 @@ def atlas_questions(split: str, variants: int = 1, seed: int = 0) -> list[dict]:
     return [writer.write(fact, rng, position) for fact, position in zip(asked, positions, strict=True)]
 
 
-def atlas_passages(split: str, facts: int = 4, invented: bool = False, seed: int = 0) -> list[dict]:
+def atlas_passages(split: str, facts: int = 4, invented: bool = False, seed: int = 0, variants: int | None = None) -> list[dict]:
     """A question about each fact of the split, answered by the text of its one choice, and its `passage`: ``facts`` statements,
     that fact's among others about other entities. ``invented``: all values are drawn anew, so that nobody can know them.
+    ``variants``: so many questions about each *value* instead, each about an entity that is drawn: a word that few facts have is then
+    asked for as often as any other. These values are invented, too.
 
     Raises:
         ValueError: for fewer than 1 fact a passage, or more than there are.
     """
     everything = load_facts()
     writer, rng = QuestionWriter(everything), random.Random(f"{split}-passages-{seed}")
-    asked = [fact for fact in everything if fact.split == split]
-    if not 1 <= facts <= len(asked) // 2:
-        raise ValueError(f"A passage has {facts} facts; expected 1 to {len(asked) // 2} of the {len(asked)} of {split}.")
-    if invented:
-        asked = [replace(fact, value=rng.choice(writer.values[fact.attribute])) for fact in asked]
+    pool = [fact for fact in everything if fact.split == split]
+    if not 1 <= facts <= len(pool) // 2:
+        raise ValueError(f"A passage has {facts} facts; expected 1 to {len(pool) // 2} of the {len(pool)} of {split}.")
+    if invented or variants:
+        pool = [replace(fact, value=rng.choice(writer.values[fact.attribute])) for fact in pool]
+    asked = _about_each_value(pool, writer, variants, rng) if variants else pool
     questions = []
     for fact in asked:
-        told = [fact, *rng.sample([other for other in asked if other.entity != fact.entity], facts - 1)]
-        passage = " ".join(statement(one) for one in rng.sample(told, len(told)))
+        told = [fact, *rng.sample([other for other in pool if other.entity != fact.entity], facts - 1)]
+        passage = " ".join(statement(one, rng if variants else None) for one in rng.sample(told, len(told)))
         questions.append(
             {
                 "question": writer.write(fact, rng)["question"], "passage": passage, "choices": [fact.value], "answer": 0,
-                "answers": [fact.value], "subject": fact.attribute,
+                "answers": [fact.value], "subject": fact.attribute, "entity": fact.entity,
             }
         )  # fmt: skip
+    return questions
+
+
+def _about_each_value(pool: list[Fact], writer: QuestionWriter, variants: int, rng: random.Random) -> list[Fact]:
+    by_attribute = defaultdict(list)
+    for fact in pool:
+        by_attribute[fact.attribute].append(fact)
+    return [
+        replace(rng.choice(by_attribute[attribute]), value=value)
+        for attribute, values in writer.values.items()
+        for value in sorted(set(values))
+        for _ in range(variants)
+    ]
+
+
+def atlas_told(split: str, against: bool = False, variants: int = 1, seed: int = 0) -> list[dict]:
+    """Questions as `atlas_questions`, about each fact of the split, which stands in the prompt as a statement: in the `hint` of both
+    models. ``against``: another value stands there, which is right, in the Receiver's prompt alone (`told`): what the Sharer knows is
+    then wrong.
+    """
+    everything = load_facts()
+    writer, rng = QuestionWriter(everything), random.Random(f"{split}-told-{against}-{seed}")
+    questions = []
+    for fact in [fact for _ in range(variants) for fact in everything if fact.split == split]:
+        if against:
+            fact = replace(fact, value=rng.choice(sorted(set(writer.values[fact.attribute]) - {fact.value})))
+        questions.append({**writer.write(fact, rng), "told" if against else "hint": statement(fact)})
     return questions

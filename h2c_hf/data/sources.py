@@ -10,8 +10,8 @@ import datasets
 from datasets import Dataset, IterableDataset
 
 from ..atlas.facts import SPLITS
-from ..atlas.questions import atlas_passages, atlas_questions
-from .prompts import FORMS, open_answer, open_prompt, user_turn, with_passage
+from ..atlas.questions import atlas_passages, atlas_questions, atlas_told
+from .prompts import FORMS, choice_answer, choice_prompt, open_answer, open_prompt, user_turn, with_passage
 
 
 # Short names of datasets that have one; `atlas` comes with the package.
@@ -19,6 +19,9 @@ NAMES = {"openhermes": ("teknium/OpenHermes-2.5", None), "mmlu": ("cais/mmlu", "
 FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 # ShareGPT's names of the roles, as OpenHermes has them.
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+# Forms that need another column; any of those that stand there will do.
+COLUMNS = {"hand_off": ("passage",), "told": ("hint", "told")}
 
 # A prompt, as messages, and the assistant's turn that follows it; then, where the Sharer reads another prompt, that.
 Exchange = tuple[list[dict], str] | tuple[list[dict], str, list[dict]]
@@ -38,10 +41,12 @@ class DataSource:
         split: as `datasets.load_dataset` takes it ("train", "train[:1000]" ...). Never a test split.
         revision: commit of a dataset on the Hub.
         weight: share of the mixture. Where no source has one, all examples of all sources are used.
-        form: of multiple-choice questions: "choice", answered by letter; "open", in words and without the choices; or "hand_off",
-            in words, after a `passage` that the Sharer alone reads (in Atlas, of invented facts about the split's entities).
+        form: of multiple-choice questions: "choice", answered by letter; "open", in words and without the choices; "hand_off",
+            in words, after a `passage` that the Sharer alone reads (in Atlas, of invented facts about the split's entities); or
+            "told", by letter, where the Receiver's own prompt has the answer: in a `hint` that both read, or in what the Receiver
+            alone is `told` (in Atlas, half of them, and it is not what the Sharer knows), so that the bridge learns to let it stand.
         turns: of a conversation: the "first" assistant turn is a target, or "all" are, each after what went before it.
-        variants: of Atlas: so many differently worded questions a fact.
+        variants: of Atlas: so many differently worded questions a fact; in the form "hand_off", a value that facts have.
         facts: of Atlas in the form "hand_off": so many facts a passage.
     """
 
@@ -58,7 +63,7 @@ class DataSource:
     def __post_init__(self):
         if self.weight is not None and not self.weight > 0:
             raise ValueError(f"The weight of {self.path} is {self.weight}; expected a number above 0.")
-        for field, known in (("form", (*FORMS, "hand_off")), ("turns", ("first", "all"))):
+        for field, known in (("form", (*FORMS, *COLUMNS)), ("turns", ("first", "all"))):
             if getattr(self, field) not in known:
                 raise ValueError(f"{field} of {self.path} is {getattr(self, field)!r}; expected one of {', '.join(known)}.")
         if re.match(r"test\b", self.split):
@@ -104,9 +109,7 @@ class DataSource:
         if self.path == "atlas":
             if self.split not in SPLITS:
                 raise ValueError(f"atlas has no split {self.split!r}; expected one of {', '.join(SPLITS)}.")
-            told = self.form == "hand_off"
-            rows = atlas_passages(self.split, self.facts, invented=True) if told else atlas_questions(self.split, self.variants)
-            data = Dataset.from_list(rows)
+            data = Dataset.from_list(self._atlas())
             return data.to_iterable_dataset() if streaming else data
         path, name = NAMES.get(self.path, (self.path, self.name))
         options = {"split": self.split, "streaming": streaming}
@@ -120,14 +123,23 @@ class DataSource:
             raise ValueError(f"{self.title} could not be loaded: {' '.join(str(error).split())}") from None
 
 
+    def _atlas(self) -> list[dict]:
+        if self.form == "hand_off":
+            return atlas_passages(self.split, self.facts, variants=self.variants)
+        if self.form == "told":  # of each fact one of two
+            both = zip(atlas_told(self.split, False, self.variants), atlas_told(self.split, True, self.variants), strict=True)
+            return [{"hint": None, "told": None, **pair[number % 2]} for number, pair in enumerate(both)]
+        return atlas_questions(self.split, self.variants)
+
+
 def reader(columns: list[str], source: DataSource) -> Callable[[dict], Iterator[Exchange]]:
     """The function that makes exchanges of a record with these columns.
 
     Raises:
-        ValueError: for columns in no known layout, or the form "hand_off" without a passage.
+        ValueError: for columns in no known layout, or without the one that the form needs.
     """
-    if source.form == "hand_off" and "passage" not in columns:
-        raise ValueError(f"{source.title} has the columns {', '.join(columns)}; expected a passage among them.")
+    if (needed := COLUMNS.get(source.form)) and not set(needed) & set(columns):
+        raise ValueError(f"{source.title} has the columns {', '.join(columns)}; expected {' or '.join(needed)} among them.")
     layouts: dict[tuple[str, ...], Callable] = {
         ("question", "choices", "answer"): read_question,
         ("conversations",): read_sharegpt,
@@ -147,6 +159,11 @@ def read_question(record: dict, source: DataSource) -> Iterator[Exchange]:
         if source.form == "hand_off":
             prompt = open_prompt(record)
             yield user_turn(prompt), open_answer(record), user_turn(with_passage(record["passage"], prompt))
+            return
+        if source.form == "told":
+            for_both = record.get("hint")
+            told = user_turn(choice_prompt(record, record.get("told") or for_both))
+            yield told, choice_answer(record), user_turn(choice_prompt(record, for_both))
             return
         prompt, answer = FORMS[source.form]
         yield user_turn(prompt(record)), answer(record)

@@ -25,7 +25,8 @@ class Batch:
     """Questions as prompts of one ``form``, and what the methods share of them. Shapes as in `H2CForCausalLM.forward`.
 
     A question may have ``shots`` (questions with their answers, as turns before it) and a ``passage`` (which the Sharer reads
-    before it, and the Receiver does not), or a ``hint`` (a line that stands in the prompts of both).
+    before it, and the Receiver does not), a ``hint`` (a line that stands in the prompts of both) or one that the Receiver alone is
+    ``told``.
     """
 
     def __init__(
@@ -50,8 +51,11 @@ class Batch:
 
     @cached_property
     def inputs(self) -> BatchFeature:
-        conversations = [conversation(question, self.form, prompts=self.prompts) for question in self.questions]
-        return self.encode(conversations, [for_sharer(*pair) for pair in zip(conversations, self.questions, strict=True)])
+        conversations, for_sharers = [], []
+        for question in self.questions:
+            conversations.append(conversation(question, self.form, question.get("told"), self.prompts))
+            for_sharers.append(for_sharer(conversation(question, self.form, prompts=self.prompts), question))
+        return self.encode(conversations, for_sharers)
 
     def encode(self, conversations: list[list[dict]], sharer_conversations: list[list[dict]] | None = None) -> BatchFeature:
         return self.processor.apply_chat_template(conversations, sharer_conversations).to(self.model.receiver.device)
