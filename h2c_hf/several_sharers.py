@@ -61,9 +61,7 @@ class H2CSeveralSharers(nn.Module):
         self.train(any(model.training for model in models.values()))
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path, sharers: Mapping | None = None, receiver=None, **kwargs
-    ) -> "H2CSeveralSharers":
+    def from_pretrained(cls, pretrained_model_name_or_path, sharers: Mapping | None = None, receiver=None, **kwargs) -> "H2CSeveralSharers":
         """Load what `save_pretrained` wrote, and the base models, the Receiver once.
 
         Args:
