@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 
 from .modeling import H2CForCausalLM
 from .modeling.configuration_h2c import HUB_ARGUMENTS
-from .modeling.inputs_h2c import check_prompt, forked, target_start
+from .modeling.inputs_h2c import check_prompt, target_start
 
 
 COMBINE = ("sum", "chain")
@@ -93,12 +93,6 @@ class H2CSeveralSharers(nn.Module):
         """For what the Receiver does alone."""
         return next(iter(self.models.values()))
 
-    def train(self, mode: bool = True):
-        """As in `H2CForCausalLM`: only the bridges have a training mode."""
-        for model in self.models.values():
-            model.train(mode)
-        return super().train(mode)
-
     def _apply(self, fn, recurse: bool = True):
         """`to`, `cuda` and their like: of the frozen models too, each once."""
         for base in {id(base): base for model in self.models.values() for base in model._frozen()}.values():
@@ -126,7 +120,7 @@ class H2CSeveralSharers(nn.Module):
                 raise ValueError(f"There is no Sharer {name!r}; expected one of {', '.join(self.models)}.")
             if self.models[name].bridge is not self.bridges[name]:
                 raise ValueError(f"The bridge of {name!r} was swapped for another one; expected the one that was active at the start.")
-        on = [model_name for model_name in self.models if model_name in sharers and not self.models[model_name]._bridge_disabled]
+        on = [name for name, model in self.models.items() if name in sharers and not model._bridge_disabled]
         check_prompt("", input_ids, attention_mask, self._any.receiver, least=2 if on else 1, bridged=bool(on))
         if not on:
             return DynamicCache(config=self._any.receiver.config)
@@ -135,7 +129,10 @@ class H2CSeveralSharers(nn.Module):
             inputs = {key: value for key, value in sharers[name].items() if key.startswith("sharer_")}
             before = own if combined is None or self.combine == "sum" else combined
             bridged = self.models[name].bridged_cache(input_ids, attention_mask, **inputs, receiver_cache=before)
-            combined = bridged if combined is None or self.combine == "chain" else with_change(combined, own, bridged)
+            if combined is None or self.combine == "chain":
+                combined = bridged
+            else:
+                add_change(combined, own, bridged)
         return combined
 
     def forward(
@@ -165,10 +162,8 @@ class H2CSeveralSharers(nn.Module):
         return self._any.generate(input_ids, attention_mask, past_key_values=cache, **kwargs)
 
 
-def with_change(combined: Cache, own: Cache, bridged: Cache) -> Cache:
-    """`combined` and what the bridge added to `own`. Layers that it left alone stay the same."""
-    combined = forked(combined)
+def add_change(combined: Cache, own: Cache, bridged: Cache) -> None:
+    """Add to `combined`, in place, what the bridge that wrote `bridged` added to `own`. Layers that it left alone stay the same."""
     for layer, before, after in zip(combined.layers, own.layers, bridged.layers, strict=True):
         if after.keys is not before.keys:
             layer.keys, layer.values = layer.keys + (after.keys - before.keys), layer.values + (after.values - before.values)
-    return combined
