@@ -13,6 +13,7 @@ BENCHMARKS = {
     "states": "h2c_hf.benchmarks.states",
     "evaluate": "h2c_hf.benchmarks.evaluate",
     "turns": "h2c_hf.benchmarks.turns",
+    "several_sharers": "h2c_hf.benchmarks.several_sharers",
 }
 
 
