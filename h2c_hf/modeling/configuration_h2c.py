@@ -36,11 +36,13 @@ CUSTOM_PIPELINES = {"text-generation": {"impl": "pipeline_h2c.H2CTextGenerationP
 # Arguments of any `from_pretrained` that say how a repo is read, whatever its revision.
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
 LAYER_ALIGNMENTS = ("top_down",)
-# What the original project built; every field of `H2CBridgeConfig` that says how a bridge is built, and their defaults.
+# What the original project built: every field of `H2CBridgeConfig` that says how a bridge is built, and their defaults, so that configs
+# of before there were other forms are read as what they are. What a new bridge gets, says `from_pair`.
 PUBLISHED = {
     "num_attention_heads": 16, "ffn_multiplier": 4, "dropout": 0.1, "gate_init": 1.0, "layer_alignment": "top_down",
     "recency_bias": False, "start_shut": False, "update_scale": 1.0, "sharer_rank": None,
 }  # fmt: skip
+DEFAULT_HEADS = 8  # of a new bridge, at most
 # More than any pair has, and less than would take a machine's memory before the weights are looked at.
 LARGEST = {
     "sharer_hidden_size": 2**16, "sharer_num_hidden_layers": 2**10, "receiver_num_hidden_layers": 2**10,
@@ -196,8 +198,13 @@ class H2CBridgeConfig(PreTrainedConfig):
 
     @classmethod
     def from_pair(cls, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig, **overrides) -> "H2CBridgeConfig":
-        """The config of a new bridge between two models, from their configs. `overrides` are fields of this class."""
-        return cls.published(sharer_config, receiver_config, **overrides)
+        """The config of a new bridge between two models, from their configs: with `recency_bias` and a `sharer_rank`, of which
+        docs/ablation.md says what they are worth; see `published` for the original form. `overrides` are fields of this class."""
+        values = {**PUBLISHED, **pair_values(sharer_config, receiver_config), "recency_bias": True}
+        values["num_attention_heads"] = heads_that_divide(values, DEFAULT_HEADS)
+        # The keys and values that are made of it are no wider.
+        values["sharer_rank"] = values["receiver_num_key_value_heads"] * values["receiver_head_dim"]
+        return cls(**{**values, **overrides})
 
     def check_pair(self, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig) -> None:
         """

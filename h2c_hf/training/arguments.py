@@ -54,7 +54,7 @@ class H2CArguments:
     recency_bias: bool | None = HfArg(default=None, help="of a new bridge; see H2CBridgeConfig")
     start_shut: bool | None = HfArg(default=None, help="of a new bridge; see H2CBridgeConfig")
     update_scale: float | None = HfArg(default=None, help="of a new bridge; see H2CBridgeConfig")
-    sharer_rank: int | None = HfArg(default=None, help="of a new bridge; see H2CBridgeConfig")
+    sharer_rank: int | None = HfArg(default=None, help="of a new bridge; see H2CBridgeConfig. 0: no shared projection")
 
     train_data: list[str] = HfArg(default_factory=list, help="what to train on: paths, or fields of DataSource ('path=...,weight=...')")
     validation_data: list[str] = HfArg(default_factory=list, help="what to validate on, each source apart; never a test split")

@@ -42,7 +42,7 @@ def test_has_the_published_number_of_parameters(config):
 
 
 def test_fits_the_real_shapes(config):
-    pair = H2CBridgeConfig.from_pair(LLAMA, QWEN)
+    pair = H2CBridgeConfig.published(LLAMA, QWEN)
     assert {name: getattr(config, name) for name in SHAPE_FIELDS} == {name: getattr(pair, name) for name in SHAPE_FIELDS}
 
 

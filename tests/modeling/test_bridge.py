@@ -108,7 +108,7 @@ def test_dropout_in_training_only():
 
 
 def test_a_new_bridge_is_initialised_as_its_config_says():
-    config = H2CBridgeConfig.from_pair(tiny_model("llama").config, tiny_model("qwen2").config, gate_init=-2.0)
+    config = H2CBridgeConfig.published(tiny_model("llama").config, tiny_model("qwen2").config, gate_init=-2.0)
     bridge = H2CBridgeModel(config)
     assert bridge.gate.tolist() == [-2.0] * 6
     bound = (6 / (config.sharer_hidden_size + 2 * config.receiver_size)) ** 0.5
@@ -131,11 +131,11 @@ def test_gates_stay_in_fp32_when_loaded_in_half_precision_and_that_dtype_is_what
     assert all(torch.equal(a, b) for a, b in zip(bridge.parameters(), again.parameters(), strict=True))
 
 
-def test_from_pair_takes_the_largest_number_of_heads_that_fits():
+@pytest.mark.parametrize("make, most, small", [(H2CBridgeConfig.published, 16, 10), (H2CBridgeConfig.from_pair, 8, 5)])
+def test_a_new_config_takes_the_largest_number_of_heads_that_fits(make, most, small):
     sharer = tiny_model("llama").config
-    assert H2CBridgeConfig.from_pair(sharer, tiny_model("llama").config).num_attention_heads == 16
-    small = tiny_model("llama", num_key_value_heads=1, head_dim=10).config
-    assert H2CBridgeConfig.from_pair(sharer, small).num_attention_heads == 10
+    assert make(sharer, tiny_model("llama").config).num_attention_heads == most
+    assert make(sharer, tiny_model("llama", num_key_value_heads=1, head_dim=10).config).num_attention_heads == small
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -26,6 +26,15 @@ def test_published_is_the_original_projects_form_and_takes_overrides():
         H2CBridgeConfig.published(LLAMA, QWEN, num_attention_heads=3)
 
 
+def test_a_new_bridge_for_the_reference_pair_has_fewer_than_30_million_parameters():
+    config = H2CBridgeConfig.from_pair(LLAMA, QWEN)
+    assert (config.num_attention_heads, config.recency_bias, config.sharer_rank, config.dropout) == (8, True, 128, 0.1)
+    with torch.device("meta"):
+        assert H2CBridgeModel(config).num_parameters() < 30_000_000
+    other = H2CBridgeConfig.from_pair(LLAMA, QWEN, recency_bias=False, sharer_rank=None, num_attention_heads=16)
+    assert other.to_diff_dict() == H2CBridgeConfig.published(LLAMA, QWEN).to_diff_dict()
+
+
 def test_a_config_of_before_there_were_options_is_the_published_form(tmp_path):
     config = H2CBridgeConfig.published(LLAMA, QWEN)
     config.save_pretrained(tmp_path)
