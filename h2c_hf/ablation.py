@@ -31,7 +31,8 @@ from .training.arguments import H2CTrainingArguments
 from .training.trainer import H2CTrainer
 
 
-FUSION = "cache_fusion"  # the field of a form that is no bridge of ours
+# What a form may say beside the fields of its config: that it is the other system, and a learning rate of its own.
+FUSION, RATE = "cache_fusion", "learning_rate"
 
 
 @dataclass
@@ -39,8 +40,8 @@ class Grid:
     """A grid file.
 
     Args:
-        forms: name -> fields of `H2CBridgeConfig` that differ from the published form; or `cache_fusion: true`, for the related
-            system of `h2c_hf.benchmarks.cache_fusion`.
+        forms: name -> fields of `H2CBridgeConfig` that differ from the published form; `cache_fusion: true`, for the related
+            system of `h2c_hf.benchmarks.cache_fusion`; and a `learning_rate`, where it needs another than the others.
         sources: what is trained on, as `train_data` of a training.yaml; of Atlas.
         runs: name -> `fraction` of the train entities (default 1), and `without`: subjects that are not trained on, and alone asked.
             Every run takes as many steps as one with all the data.
@@ -69,8 +70,8 @@ class Grid:
                 raise ValueError(f"{path} has no {name}; expected {what}.")
         grid = cls(**values)
         for form in grid.forms.values():
-            refuse_unknown(form or {}, [*PUBLISHED, FUSION], path)
-            H2CBridgeConfig.published(**{name: value for name, value in (form or {}).items() if name != FUSION})
+            refuse_unknown(form or {}, [*PUBLISHED, FUSION, RATE], path)
+            H2CBridgeConfig.published(**bridge_fields(form or {}))
         if other := [source.path for source in map(DataSource.parse, grid.sources) if source.path != "atlas"]:
             raise ValueError(f"A source of {path} is {other[0]}; expected atlas, of which the questions are.")
         if grid.split not in SPLITS[1:]:
@@ -87,6 +88,10 @@ class Grid:
 def refuse_unknown(values, known, path) -> None:
     if unknown := [name for name in values if name not in known]:
         raise ValueError(f"{path} has a field {unknown[0]!r}; expected one of {', '.join(known)}.")
+
+
+def bridge_fields(form: dict) -> dict:
+    return {name: value for name, value in form.items() if name in PUBLISHED}
 
 
 @lru_cache(1)
@@ -125,19 +130,18 @@ def train(grid: Grid, form: dict, run: dict, seed: int) -> tuple[H2CForCausalLM,
     steps = grid.training.get("max_steps") or round(grid.training.get("num_train_epochs", 1) * -(-whole // batch))
     set_seed(seed)
     joined, processor = pair()
-    fields = {name: value for name, value in form.items() if name != FUSION}
     if form.get(FUSION):
-        model = CacheFusion(joined.sharer, joined.receiver, processor, anneal_steps=steps, **fields)
+        model = CacheFusion(joined.sharer, joined.receiver, processor, anneal_steps=steps, **bridge_fields(form))
     else:
-        config = H2CBridgeConfig.published(joined.sharer.config, joined.receiver.config, **fields)
+        config = H2CBridgeConfig.published(joined.sharer.config, joined.receiver.config, **bridge_fields(form))
         model = H2CForCausalLM(config, joined.sharer, joined.receiver)
     with tempfile.TemporaryDirectory() as folder:
         arguments = H2CTrainingArguments(
             **{
-                "output_dir": folder, "seed": seed, "per_device_train_batch_size": batch, "learning_rate": 3e-3,
+                "output_dir": folder, "seed": seed, "per_device_train_batch_size": batch,
                 "save_strategy": "no", "report_to": "none", "logging_steps": 10, "disable_tqdm": True,
                 "train_sampling_strategy": "group_by_length", "dataloader_pin_memory": torch.cuda.is_available(),
-                **grid.training, "max_steps": steps,
+                "learning_rate": form.get(RATE, 3e-3), **grid.training, "max_steps": steps,
             }
         )  # fmt: skip
         H2CTrainer(model, arguments, processor, train_dataset=rows).train()

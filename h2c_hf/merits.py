@@ -79,7 +79,7 @@ def knowledge_table(rows: list[tuple[str, str, dict, list[dict]]], alone: dict, 
     subjects, lines = np.array([question["subject"] for question in questions_of("choice", split)]), []
     for form, run, options, cells in rows:
         asked = np.isin(subjects, options["without"]) if options.get("without") else np.ones(len(subjects), bool)
-        right = {name: values[:, asked] for name, values in by_seed(cells).items()}
+        right = {name: values[:, asked] for name, values in by_seed(cells).items() if name.split("/")[0] in ON_FEW}
         base = {name: np.array(alone["correct"][name])[asked] for name in ("choice/receiver", "choice/sharer", "open/sharer")}
         lead = [recovered(one, base["choice/receiver"], base["choice/sharer"]) for one in averaged(right["choice/h2c"])]
         written = [recovered(one, np.zeros(asked.sum()), base["open/sharer"]) for one in averaged(right["open/h2c"])]
