@@ -94,11 +94,11 @@ def atlas_questions(split: str, variants: int = 1, seed: int = 0) -> list[dict]:
     return [writer.write(fact, rng, position) for fact, position in zip(asked, positions, strict=True)]
 
 
-def atlas_passages(split: str, facts: int = 4, invented: bool = False, seed: int = 0, variants: int | None = None) -> list[dict]:
+def atlas_passages(split: str, facts: int = 4, invented: bool = False, seed: int = 0, values: int = 0) -> list[dict]:
     """A question about each fact of the split, answered by the text of its one choice, and its `passage`: ``facts`` statements,
     that fact's among others about other entities. ``invented``: all values are drawn anew, so that nobody can know them.
-    ``variants``: so many questions about each *value* instead, each about an entity that is drawn: a word that few facts have is then
-    asked for as often as any other. These values are invented, too.
+    ``values``: so many questions about each *value* that facts have instead, each about an entity that is drawn: a word that few
+    facts have is then asked for as often as any other. These are invented, too.
 
     Raises:
         ValueError: for fewer than 1 fact a passage, or more than there are.
@@ -108,13 +108,13 @@ def atlas_passages(split: str, facts: int = 4, invented: bool = False, seed: int
     pool = [fact for fact in everything if fact.split == split]
     if not 1 <= facts <= len(pool) // 2:
         raise ValueError(f"A passage has {facts} facts; expected 1 to {len(pool) // 2} of the {len(pool)} of {split}.")
-    if invented or variants:
+    if invented or values:
         pool = [replace(fact, value=rng.choice(writer.values[fact.attribute])) for fact in pool]
-    asked = _about_each_value(pool, writer, variants, rng) if variants else pool
+    asked = _about_each_value(pool, writer, values, rng) if values else pool
     questions = []
     for fact in asked:
         told = [fact, *rng.sample([other for other in pool if other.entity != fact.entity], facts - 1)]
-        passage = " ".join(statement(one, rng if variants else None) for one in rng.sample(told, len(told)))
+        passage = " ".join(statement(one, rng if values else None) for one in rng.sample(told, len(told)))
         questions.append(
             {
                 "question": writer.write(fact, rng)["question"], "passage": passage, "choices": [fact.value], "answer": 0,
@@ -124,7 +124,7 @@ def atlas_passages(split: str, facts: int = 4, invented: bool = False, seed: int
     return questions
 
 
-def _about_each_value(pool: list[Fact], writer: QuestionWriter, variants: int, rng: random.Random) -> list[Fact]:
+def _about_each_value(pool: list[Fact], writer: QuestionWriter, times: int, rng: random.Random) -> list[Fact]:
     by_attribute = defaultdict(list)
     for fact in pool:
         by_attribute[fact.attribute].append(fact)
@@ -132,7 +132,7 @@ def _about_each_value(pool: list[Fact], writer: QuestionWriter, variants: int, r
         replace(rng.choice(by_attribute[attribute]), value=value)
         for attribute, values in writer.values.items()
         for value in sorted(set(values))
-        for _ in range(variants)
+        for _ in range(times)
     ]
 
 

@@ -46,8 +46,9 @@ class DataSource:
             "told", by letter, where the Receiver's own prompt has the answer: in a `hint` that both read, or in what the Receiver
             alone is `told` (in Atlas, half of them, and it is not what the Sharer knows), so that the bridge learns to let it stand.
         turns: of a conversation: the "first" assistant turn is a target, or "all" are, each after what went before it.
-        variants: of Atlas: so many differently worded questions a fact; in the form "hand_off", a value that facts have.
+        variants: of Atlas: so many differently worded questions a fact.
         facts: of Atlas in the form "hand_off": so many facts a passage.
+        values: of Atlas in the form "hand_off": so many passages about each value that facts have, instead of one about each fact.
     """
 
     path: str
@@ -59,6 +60,7 @@ class DataSource:
     turns: str = "first"
     variants: int = 1
     facts: int = 4
+    values: int = 0
 
     def __post_init__(self):
         if self.weight is not None and not self.weight > 0:
@@ -89,7 +91,7 @@ class DataSource:
         if "path" not in source:
             raise ValueError(f"A data source has no path, but {source}; expected path=NAME_OR_ID_OR_FOLDER.")
         try:
-            typed = {"weight": float, "variants": int, "facts": int}
+            typed = {"weight": float, "variants": int, "facts": int, "values": int}
             return cls(**{key: typed.get(key, lambda value: value)(value) for key, value in source.items() if value is not None})
         except TypeError as error:
             raise ValueError(f"A data source cannot be {source}: {error}.") from None
@@ -125,7 +127,7 @@ class DataSource:
 
     def _atlas(self) -> list[dict]:
         if self.form == "hand_off":
-            return atlas_passages(self.split, self.facts, variants=self.variants)
+            return atlas_passages(self.split, self.facts, invented=True, values=self.values)
         if self.form == "told":  # of each fact one of two
             both = zip(atlas_told(self.split, False, self.variants), atlas_told(self.split, True, self.variants), strict=True)
             return [{"hint": None, "told": None, **pair[number % 2]} for number, pair in enumerate(both)]
