@@ -49,7 +49,9 @@ def conversations(split: str) -> list[tuple[list[dict], str]]:
     found = []
     for number in range(CONVERSATIONS):
         turns = teacher.quiz(random.Random(f"{split}-{number}"))
-        messages = [{"role": role, "content": text} for turn in turns for role, text in (("user", turn.user), ("assistant", turn.assistant))]
+        messages = [
+            {"role": role, "content": text} for turn in turns for role, text in (("user", turn.user), ("assistant", turn.assistant))
+        ]
         found.append((messages[:-1], messages[-1]["content"]))
     return found
 

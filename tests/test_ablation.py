@@ -1,15 +1,19 @@
 import json
 
-import numpy as np
 import pytest
+from datasets import Dataset
 
-from h2c_hf.ablation import Grid, main, questions_of, run_grid, table
+from h2c_hf.ablation import Grid, examples, main, run_grid, tables, training_rows
+from h2c_hf.atlas.facts import load_facts
 
 
-GRID = """
-forms: {published: {}, better: {recency_bias: true, sharer_rank: 16}}
-runs: {few: {fraction: 0.01}, others: {fraction: 0.01, without: [sport, sector]}}
+SOURCES = "sources: [{path: atlas}, {path: atlas, form: hand_off, facts: 1}]"
+GRID = f"""
+{SOURCES}
+forms: {{published: {{}}, better: {{recency_bias: true, sharer_rank: 16}}, other: {{cache_fusion: true, learning_rate: 1.0e-3}}}}
+runs: {{all: {{}}, few: {{fraction: 0.01, without: [sport, sector]}}}}
 seeds: [0]
+training: {{max_steps: 2}}
 """
 
 
@@ -20,42 +24,18 @@ def grid(tmp_path):
     return path
 
 
-def test_the_table_is_of_the_cells(grid, tmp_path):
-    """Against plain arithmetic on answers that are drawn at random."""
-    read, rng = Grid.read(grid), np.random.default_rng(0)
-    subjects = np.array([question["subject"] for question in questions_of("validation")["plain"]])
-
-    def answers(*names):
-        return {name: (rng.random(len(subjects)) < (0.9 if "sharer" in name else 0.4)).astype(int).tolist() for name in names}
-
-    alone = answers("choice/receiver", "choice/sharer", "open/sharer", "told/receiver")
-    (tmp_path / "alone.json").write_text(json.dumps({"correct": alone}))
-    cells = {}
-    for run in read.runs:
-        cells[run] = answers("choice/h2c", "choice/shuffled", "open/h2c", "told/h2c")
-        cell = {"questions": 7, "parameters": 1234, "correct": cells[run]}
-        (tmp_path / f"better.{run}.0.json").write_text(json.dumps(cell))
-    rows = [row.strip("| ").split(" | ") for row in table(read, tmp_path).splitlines()[2:]]
-    assert [row[:5] for row in rows] == [["better", run, "1", "7", "1,234"] for run in read.runs]
-    for row, run in zip(rows, read.runs, strict=True):
-        asked = np.isin(subjects, ["sport", "sector"]) if run == "others" else np.full(len(subjects), True)
-        right = {name: np.array(values)[asked].mean() for name, values in {**alone, **cells[run]}.items()}
-        expected = (
-            (right["choice/h2c"] - right["choice/receiver"]) / (right["choice/sharer"] - right["choice/receiver"]),
-            right["choice/shuffled"], right["open/h2c"] / right["open/sharer"], right["told/receiver"] - right["told/h2c"],
-        )  # fmt: skip
-        assert [float(value.split()[0]) for value in row[5:]] == pytest.approx([100 * value for value in expected], abs=0.051)
-
-
 @pytest.mark.parametrize(
     "text, message",
     [
         ("seeds: [0]", "has no forms"),
-        ("forms: {a: {}}\nseed: 0", "has a field 'seed'; expected one of forms, runs, seeds"),
-        ("forms: {a: {gates: 1}}", "has a field 'gates'; expected one of num_attention_heads"),
-        ("forms: {a: {sharer_rank: 0}}", "sharer_rank is 0; expected at least 1"),
-        ("forms: {a: {}}\nruns: {r: {fraction: 2}}", "fraction of run r is 2; expected more than 0 and at most 1"),
-        ("forms: {a: {}}\nruns: {r: {without: [weather]}}", "Run r is without weather, which no question is about"),
+        ("forms: {a: {}}", "has no sources; expected a list"),
+        ("forms: {a: {}}\nseed: 0", "has a field 'seed'; expected one of forms, sources, runs, seeds"),
+        ("forms: {a: {gates: 1}}\nsources: [atlas]", "has a field 'gates'; expected one of num_attention_heads"),
+        ("forms: {a: {sharer_rank: 0}}\nsources: [atlas]", "sharer_rank is 0; expected at least 1"),
+        ("forms: {a: {}}\nsources: [openhermes]", "A source of .* is openhermes; expected atlas"),
+        ("forms: {a: {}}\nsources: [atlas]\nsplit: train", "split is 'train'; expected validation or test"),
+        ("forms: {a: {}}\nsources: [atlas]\nruns: {r: {fraction: 2}}", "fraction of run r is 2; expected more than 0 and at most 1"),
+        ("forms: {a: {}}\nsources: [atlas]\nruns: {r: {without: [weather]}}", "Run r is without weather, which no question is about"),
     ],
 )
 def test_bad_grids(tmp_path, text, message):
@@ -65,15 +45,38 @@ def test_bad_grids(tmp_path, text, message):
     assert not (tmp_path / "cells").exists()
 
 
+def test_a_run_keeps_the_same_entities_of_every_source(grid, monkeypatch):
+    """Of records as they are, which stand for what they are encoded to."""
+    from h2c_hf import ablation
+
+    def records_alone(source):
+        records = list(ablation.DataSource.parse(json.loads(source)).load())
+        return records, Dataset.from_list([{"entity": r["entity"], "subject": r["subject"], "source": source} for r in records])
+
+    monkeypatch.setattr(ablation, "examples", records_alone)
+    read, facts = Grid.read(grid), [fact for fact in load_facts() if fact.split == "train"]
+    rows, whole, asked = training_rows(read, {}, 0)
+    assert len(rows) == whole == 2 * len(facts) and asked == len(facts)
+    options = {"fraction": 0.1, "without": ["sport", "sector"]}
+    rows, again, asked = training_rows(read, options, 0)
+    allowed = {fact.entity for fact in facts if fact.attribute not in options["without"]}
+    by_source = [{row["entity"] for row in rows if row["source"] == source} for source in set(rows["source"])]
+    assert again == whole and by_source[0] == by_source[1] and len(by_source[0]) == round(0.1 * len(allowed))
+    assert not set(rows["subject"]) & set(options["without"])
+    kept = sum(fact.entity in by_source[0] and fact.attribute not in options["without"] for fact in facts)
+    assert (len(rows), asked) == (2 * kept, kept)
+    assert set(training_rows(read, options, 1)[0]["entity"]) != by_source[0]
+
+
 def test_cells_of_other_settings_or_fields_are_not_taken_for_these(grid, tmp_path):
     read = Grid.read(grid)
     cells = tmp_path / "cells"
     cells.mkdir()
     (cells / "alone.json").write_text("{}")
-    (cells / "better.few.0.json").write_text(json.dumps({"fields": {"recency_bias": True}}))
+    (cells / "better.all.0.json").write_text(json.dumps({"fields": {"recency_bias": True}}))
     with pytest.raises(ValueError, match="is of a form with {'recency_bias': True}; expected .*'sharer_rank': 16"):
         run_grid(read, cells)
-    read.variants = 2
+    read.split = "test"
     with pytest.raises(ValueError, match="holds cells of other settings"):
         run_grid(read, cells)
 
@@ -81,10 +84,12 @@ def test_cells_of_other_settings_or_fields_are_not_taken_for_these(grid, tmp_pat
 @pytest.mark.slow
 def test_a_grid_goes_on_where_it_was_stopped_and_a_seed_gives_the_same_answers(grid, tmp_path):
     assert main([str(grid), "--output", str(tmp_path / "first"), "--processes", "2"]) == 0
-    cell = tmp_path / "first" / "better.others.0.json"
+    cell = tmp_path / "first" / "better.few.0.json"
     before, kept = json.loads(cell.read_text()), (tmp_path / "first" / "published.few.0.json").stat().st_mtime_ns
     cell.unlink()
+    examples.cache_clear()
     assert main([str(grid), "--output", str(tmp_path / "first")]) == 0
     assert json.loads(cell.read_text())["correct"] == before["correct"]
     assert (tmp_path / "first" / "published.few.0.json").stat().st_mtime_ns == kept
-    assert len((tmp_path / "first" / "table.md").read_text().splitlines()) == 2 + 4
+    knowledge, harm = tables(Grid.read(grid), tmp_path / "first").split("\n\n")
+    assert [len(part.splitlines()) for part in (knowledge, harm)] == [2 + 6, 2 + 3]

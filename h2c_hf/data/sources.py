@@ -124,7 +124,6 @@ class DataSource:
         except (FileNotFoundError, ConnectionError, ValueError) as error:  # datasets' own: long, and with advice on its own arguments
             raise ValueError(f"{self.title} could not be loaded: {' '.join(str(error).split())}") from None
 
-
     def _atlas(self) -> list[dict]:
         if self.form == "hand_off":
             return atlas_passages(self.split, self.facts, invented=True, values=self.values)

@@ -1,9 +1,11 @@
 import json
+from collections import Counter
 
 import pytest
 from datasets import Dataset
 
 from h2c_hf.atlas.facts import load_facts
+from h2c_hf.atlas.questions import STATEMENTS
 from h2c_hf.data.sources import DataSource, UnusableRecordError, reader
 
 
@@ -43,7 +45,7 @@ def test_a_passage_is_for_the_sharer_alone():
     asked = [{"role": "user", "content": "Where is it?"}]
     told = [{"role": "user", "content": "It is in Rome.\n\nWhere is it?"}]
     assert read(question, form="hand_off") == [(asked, "Rome", told)]
-    with pytest.raises(ValueError, match=r"somewhere train hand_off 4 has the columns question, choices, answer; expected a passage"):
+    with pytest.raises(ValueError, match=r"somewhere train hand_off 4 has the columns question, choices, answer; expected passage among"):
         read({name: question[name] for name in ("question", "choices", "answer")}, form="hand_off")
 
 
@@ -54,6 +56,31 @@ def test_atlas_hands_off_passages_about_train_entities():
     for row in rows.select(range(0, len(rows), 40)):
         assert row["passage"].count(".") >= 3 and row["passage"].count(f" {row['choices'][0]}.") >= 1
         assert any(entity in row["passage"] and entity in row["question"] for entity in train - test)
+
+
+def test_atlas_asks_about_each_value_as_often():
+    rows = DataSource.parse("path=atlas,form=hand_off,facts=2,values=3").load()
+    train = {fact.entity for fact in load_facts() if fact.split == "train"}
+    counts = Counter((row["subject"], row["choices"][0]) for row in rows)
+    assert counts == {(fact.attribute, fact.value): 3 for fact in load_facts()}
+    for row in rows.select(range(0, len(rows), 40)):
+        assert row["entity"] in train and row["entity"] in row["question"]
+        assert any(wording.format(row["entity"], row["choices"][0]) in row["passage"] for wording in STATEMENTS[row["subject"]])
+    assert len(set(row["passage"] for row in rows)) == len(rows)
+
+
+def test_what_the_receiver_is_told_stands_in_its_prompt_and_a_hint_in_both():
+    question = {"question": "Where is it?", "choices": ["Rome", "Oslo"], "answer": 0, "hint": None, "told": None}
+    bare, told = (
+        [{"role": "user", "content": f"Where is it?\nA. Rome\nB. Oslo{x}\nAnswer with one letter."}] for x in ("", "\nHint: Here.")
+    )
+    assert read({**question, "told": "Here."}, form="told") == [(told, "A", bare)]
+    assert read({**question, "hint": "Here."}, form="told") == [(told, "A", told)]
+    with pytest.raises(ValueError, match="has the columns question, choices, answer; expected hint or told among them"):
+        read({name: question[name] for name in ("question", "choices", "answer")}, form="told")
+    rows = DataSource.parse("path=atlas,form=told,split=validation").load()
+    assert len(rows) == len(DataSource("atlas", split="validation").load())
+    assert [bool(row["hint"]) for row in rows] == [not bool(row["told"]) for row in rows] == [n % 2 == 0 for n in range(len(rows))]
 
 
 @pytest.mark.parametrize(
