@@ -66,7 +66,7 @@ def test_atlas_asks_about_each_value_as_often():
     for row in rows.select(range(0, len(rows), 40)):
         assert row["entity"] in train and row["entity"] in row["question"]
         assert any(wording.format(row["entity"], row["choices"][0]) in row["passage"] for wording in STATEMENTS[row["subject"]])
-    assert len(set(row["passage"] for row in rows)) == len(rows)
+    assert len({row["passage"] for row in rows}) == len(rows)
 
 
 def test_what_the_receiver_is_told_stands_in_its_prompt_and_a_hint_in_both():
