@@ -1,9 +1,11 @@
 import json
+from collections import Counter
 
 import pytest
 from datasets import Dataset
 
 from h2c_hf.atlas.facts import load_facts
+from h2c_hf.atlas.questions import STATEMENTS
 from h2c_hf.data.sources import DataSource, UnusableRecordError, reader
 
 
@@ -43,7 +45,7 @@ def test_a_passage_is_for_the_sharer_alone():
     asked = [{"role": "user", "content": "Where is it?"}]
     told = [{"role": "user", "content": "It is in Rome.\n\nWhere is it?"}]
     assert read(question, form="hand_off") == [(asked, "Rome", told)]
-    with pytest.raises(ValueError, match=r"somewhere train hand_off 4 has the columns question, choices, answer; expected a passage"):
+    with pytest.raises(ValueError, match=r"somewhere train hand_off 4 has the columns question, choices, answer; expected passage among"):
         read({name: question[name] for name in ("question", "choices", "answer")}, form="hand_off")
 
 
@@ -54,6 +56,35 @@ def test_atlas_hands_off_passages_about_train_entities():
     for row in rows.select(range(0, len(rows), 40)):
         assert row["passage"].count(".") >= 3 and row["passage"].count(f" {row['choices'][0]}.") >= 1
         assert any(entity in row["passage"] and entity in row["question"] for entity in train - test)
+
+
+def test_atlas_hands_off_so_many_passages_about_each_value():
+    rows = DataSource.parse("path=atlas,form=hand_off,facts=2,values=3").load()
+    asked = Counter((row["subject"], row["choices"][0]) for row in rows)
+    assert asked == {(fact.attribute, fact.value): 3 for fact in load_facts()}
+
+
+def test_a_hint_is_for_both_and_what_the_receiver_is_told_for_it_alone():
+    question = {"question": "Where is it?", "choices": ["Oslo", "Rome"], "answer": 1}
+    for told, for_sharer in (({"hint": "It is in Rome."}, True), ({"hint": None, "told": "It is in Rome."}, False)):
+        ((receiver, letter, sharer),) = read({**question, **told}, form="told")
+        texts = [messages[0]["content"] for messages in (receiver, sharer)]
+        assert letter == "B" and all("A. Oslo\nB. Rome" in text for text in texts)
+        assert ["It is in Rome." in text for text in texts] == [True, for_sharer]
+        assert ["Hint:" in text for text in texts] == [True, for_sharer]
+    with pytest.raises(ValueError, match="somewhere train told has the columns question, choices, answer; expected hint or told among"):
+        read(question, form="told")
+
+
+def test_atlas_tells_half_of_the_facts_as_they_are_and_half_otherwise():
+    rows = DataSource.parse("path=atlas,form=told,variants=2").load().to_list()
+    facts = 2 * [fact for fact in load_facts() if fact.split == "train"]
+    assert len(rows) == len(facts)
+    for number, (row, fact) in enumerate(zip(rows, facts, strict=True)):
+        given, none = ("hint", "told") if number % 2 == 0 else ("told", "hint")
+        answer = row["choices"][row["answer"]]
+        assert row[none] is None and row[given] == STATEMENTS[fact.attribute][0].format(fact.entity, answer)
+        assert (row["entity"], row["subject"]) == (fact.entity, fact.attribute) and (answer == fact.value) == (given == "hint")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +114,7 @@ def test_columns_in_no_layout_are_refused_with_those_that_are():
     ("source", "message"),
     [
         ({"path": "x", "weight": -1}, "The weight of x is -1.0; expected a number above 0"),
-        ({"path": "x", "form": "essay"}, "form of x is 'essay'; expected one of choice, open, hand_off"),
+        ({"path": "x", "form": "essay"}, "form of x is 'essay'; expected one of choice, open, hand_off, told"),
         ({"path": "x", "turns": "last"}, "turns of x is 'last'; expected one of first, all"),
         ({"path": "x", "split": "test"}, "split of x is 'test': a test split is for reports"),
         ("path=x,wieght=1", "no field 'wieght'; did you mean 'weight'"),
