@@ -58,29 +58,33 @@ def test_atlas_hands_off_passages_about_train_entities():
         assert any(entity in row["passage"] and entity in row["question"] for entity in train - test)
 
 
-def test_atlas_asks_about_each_value_as_often():
+def test_atlas_hands_off_so_many_passages_about_each_value():
     rows = DataSource.parse("path=atlas,form=hand_off,facts=2,values=3").load()
-    train = {fact.entity for fact in load_facts() if fact.split == "train"}
-    counts = Counter((row["subject"], row["choices"][0]) for row in rows)
-    assert counts == {(fact.attribute, fact.value): 3 for fact in load_facts()}
-    for row in rows.select(range(0, len(rows), 40)):
-        assert row["entity"] in train and row["entity"] in row["question"]
-        assert any(wording.format(row["entity"], row["choices"][0]) in row["passage"] for wording in STATEMENTS[row["subject"]])
-    assert len({row["passage"] for row in rows}) == len(rows)
+    asked = Counter((row["subject"], row["choices"][0]) for row in rows)
+    assert asked == {(fact.attribute, fact.value): 3 for fact in load_facts()}
 
 
-def test_what_the_receiver_is_told_stands_in_its_prompt_and_a_hint_in_both():
-    question = {"question": "Where is it?", "choices": ["Rome", "Oslo"], "answer": 0, "hint": None, "told": None}
-    bare, told = (
-        [{"role": "user", "content": f"Where is it?\nA. Rome\nB. Oslo{x}\nAnswer with one letter."}] for x in ("", "\nHint: Here.")
-    )
-    assert read({**question, "told": "Here."}, form="told") == [(told, "A", bare)]
-    assert read({**question, "hint": "Here."}, form="told") == [(told, "A", told)]
-    with pytest.raises(ValueError, match="has the columns question, choices, answer; expected hint or told among them"):
-        read({name: question[name] for name in ("question", "choices", "answer")}, form="told")
-    rows = DataSource.parse("path=atlas,form=told,split=validation").load()
-    assert len(rows) == len(DataSource("atlas", split="validation").load())
-    assert [bool(row["hint"]) for row in rows] == [not bool(row["told"]) for row in rows] == [n % 2 == 0 for n in range(len(rows))]
+def test_a_hint_is_for_both_and_what_the_receiver_is_told_for_it_alone():
+    question = {"question": "Where is it?", "choices": ["Oslo", "Rome"], "answer": 1}
+    for told, for_sharer in (({"hint": "It is in Rome."}, True), ({"hint": None, "told": "It is in Rome."}, False)):
+        ((receiver, letter, sharer),) = read({**question, **told}, form="told")
+        texts = [messages[0]["content"] for messages in (receiver, sharer)]
+        assert letter == "B" and all("A. Oslo\nB. Rome" in text for text in texts)
+        assert ["It is in Rome." in text for text in texts] == [True, for_sharer]
+        assert ["Hint:" in text for text in texts] == [True, for_sharer]
+    with pytest.raises(ValueError, match="somewhere train told has the columns question, choices, answer; expected hint or told among"):
+        read(question, form="told")
+
+
+def test_atlas_tells_half_of_the_facts_as_they_are_and_half_otherwise():
+    rows = DataSource.parse("path=atlas,form=told,variants=2").load().to_list()
+    facts = 2 * [fact for fact in load_facts() if fact.split == "train"]
+    assert len(rows) == len(facts)
+    for number, (row, fact) in enumerate(zip(rows, facts, strict=True)):
+        given, none = ("hint", "told") if number % 2 == 0 else ("told", "hint")
+        answer = row["choices"][row["answer"]]
+        assert row[none] is None and row[given] == STATEMENTS[fact.attribute][0].format(fact.entity, answer)
+        assert (row["entity"], row["subject"]) == (fact.entity, fact.attribute) and (answer == fact.value) == (given == "hint")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,7 @@ def test_columns_in_no_layout_are_refused_with_those_that_are():
     ("source", "message"),
     [
         ({"path": "x", "weight": -1}, "The weight of x is -1.0; expected a number above 0"),
-        ({"path": "x", "form": "essay"}, "form of x is 'essay'; expected one of choice, open, hand_off"),
+        ({"path": "x", "form": "essay"}, "form of x is 'essay'; expected one of choice, open, hand_off, told"),
         ({"path": "x", "turns": "last"}, "turns of x is 'last'; expected one of first, all"),
         ({"path": "x", "split": "test"}, "split of x is 'test': a test split is for reports"),
         ("path=x,wieght=1", "no field 'wieght'; did you mean 'weight'"),

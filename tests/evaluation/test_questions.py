@@ -1,9 +1,10 @@
 import json
+from collections import Counter
 
 import pytest
 
 from h2c_hf.atlas.facts import load_facts
-from h2c_hf.atlas.questions import QUESTIONS, STATEMENTS, atlas_passages, atlas_questions
+from h2c_hf.atlas.questions import CHOICES, QUESTIONS, STATEMENTS, atlas_passages, atlas_questions, atlas_told
 from h2c_hf.data.prompts import choice_prompt, user_turn
 from h2c_hf.evaluation.hand_off import hand_off_questions, hand_off_rows
 from h2c_hf.evaluation.questions import fit, limits, load_questions
@@ -93,6 +94,36 @@ def test_a_passage_of_none_or_of_all_is_refused():
     for count in (0, 10**6):
         with pytest.raises(ValueError, match=rf"A passage has {count} facts; expected 1 to \d+ of the \d+ of test"):
             atlas_passages("test", count)
+
+
+def test_passages_ask_for_each_value_equally_often():
+    everything = load_facts()
+    of_split = {(fact.entity, fact.attribute) for fact in everything if fact.split == "test"}
+    questions = atlas_passages("test", 4, values=2)
+    assert questions == atlas_passages("test", 4, values=2) and questions != atlas_passages("test", 4, values=2, seed=1)
+    asked = Counter((question["subject"], question["answers"][0]) for question in questions)
+    assert asked == {(fact.attribute, fact.value): 2 for fact in everything}
+    used = set()
+    for question in questions:
+        entity, subject, answer = question["entity"], question["subject"], question["answers"][0]
+        wordings = [wording.format(entity, answer) for wording in STATEMENTS[subject]]
+        assert (entity, subject) in of_split and entity in question["question"]
+        assert sum(wording in question["passage"] for wording in wordings) == 1
+        used.add(wordings[0] in question["passage"])
+    assert used == {True, False}
+
+
+@pytest.mark.parametrize("against", [False, True])
+def test_what_a_prompt_tells_is_the_answer(against):
+    facts = [fact for fact in load_facts() if fact.split == "validation"]
+    questions = atlas_told("validation", against, variants=2)
+    assert questions == atlas_told("validation", against, variants=2) and questions != atlas_told("validation", against, 2, seed=1)
+    for question, fact in zip(questions, 2 * facts, strict=True):
+        answer = question["choices"][question["answer"]]
+        assert question["told" if against else "hint"] == STATEMENTS[fact.attribute][0].format(fact.entity, answer)
+        assert ("told" in question, "hint" in question) == (against, not against)
+        assert (answer == fact.value) != against and len(set(question["choices"])) == CHOICES
+        assert (question["entity"], question["subject"]) == (fact.entity, fact.attribute)
 
 
 def test_squad_layout_and_its_comparison(tmp_path):
