@@ -51,8 +51,13 @@ def test_where_things_are(path):
 
 
 def test_the_reference_bridge_has_the_parameters_it_says():
+    from transformers import LlamaConfig, Qwen2Config
+
     from h2c_hf.modeling import H2CBridgeConfig, H2CBridgeModel
 
+    llama = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
+    qwen = Qwen2Config(hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2)
+    published = H2CBridgeConfig.from_pretrained(ROOT / "hub_configs" / "llama-3.1-8b_to_qwen2.5-0.5b")
     with torch.device("meta"):
-        bridge = H2CBridgeModel(H2CBridgeConfig.from_pretrained(ROOT / "hub_configs" / "llama-3.1-8b_to_qwen2.5-0.5b"))
-    assert f"{bridge.num_parameters() / 1e6:.1f} million parameters" in README
+        new, old = (H2CBridgeModel(config).num_parameters() / 1e6 for config in (H2CBridgeConfig.from_pair(llama, qwen), published))
+    assert f"{new:.1f} million parameters ({old:.1f} in the published form" in README
