@@ -15,28 +15,26 @@ from transformers.utils import cached_file
 
 from .modeling import H2CForCausalLM
 from .modeling.configuration_h2c import HUB_ARGUMENTS
+from .modeling.generation_h2c import setting
 from .modeling.inputs_h2c import check_prompt, target_start
 
 
-COMBINE = ("sum", "chain")
-SETTINGS = "several_sharers.json"
+NAMES = "several_sharers.json"
 
 
 class H2CSeveralSharers(nn.Module):
-    """Models that share one Receiver, answering as one. A Sharer that a call gives no inputs for is switched off in that call; with
-    none the Receiver answers alone.
+    """Models that share one Receiver, answering as one: what each bridge adds to the Receiver's own keys and values is summed. A Sharer
+    that a call gives no inputs for is switched off in that call; with none the Receiver answers alone.
 
     Its parameters, its state dict and so a Trainer's checkpoints are those of the bridges. Inputs of a Sharer are a dict with
     `sharer_input_ids` and `sharer_attention_mask`, or `sharer_hidden_states`, as in `H2CForCausalLM.bridged_cache`; what an
     `H2CProcessor` returns can be given whole, since other names in it are not read.
     """
 
-    def __init__(self, models: Mapping[str, H2CForCausalLM], combine: str = "sum"):
+    def __init__(self, models: Mapping[str, H2CForCausalLM]):
         """
         Args:
             models: by a name for each Sharer. The bridge of each is the one that is active now.
-            combine: "sum": what each bridge adds to the Receiver's own keys and values, added up. "chain": each bridge rewrites what
-                those before it wrote, in the order of `models`.
 
         Raises:
             ValueError: for no model, two Receivers, or a name that can be no folder's.
@@ -44,8 +42,6 @@ class H2CSeveralSharers(nn.Module):
         super().__init__()
         if not models:
             raise ValueError("There are no models: got 0, expected at least 1.")
-        if combine not in COMBINE:
-            raise ValueError(f"combine is {combine!r}; expected {' or '.join(map(repr, COMBINE))}.")
         first = next(iter(models))
         for name, model in models.items():
             if not name.isidentifier():
@@ -57,7 +53,7 @@ class H2CSeveralSharers(nn.Module):
                 )
         # Of the module tree are the bridges alone; the frozen models are held beside it.
         self.bridges = nn.ModuleDict({name: model.bridge for name, model in models.items()})
-        self.models, self.combine = dict(models), combine
+        self.models = dict(models)
         self.train(any(model.training for model in models.values()))
 
     @classmethod
@@ -71,22 +67,21 @@ class H2CSeveralSharers(nn.Module):
             kwargs: as for `H2CForCausalLM.from_pretrained`, for each of them.
         """
         where = {name: kwargs[name] for name in ("revision", *HUB_ARGUMENTS) if name in kwargs}
-        settings = json.loads(Path(cached_file(pretrained_model_name_or_path, SETTINGS, **where)).read_text())
-        if unknown := sorted({*(sharers or {})} - {*settings["sharers"]}):
-            raise ValueError(f"There is no Sharer {unknown[0]!r} here; expected one of {', '.join(settings['sharers'])}.")
+        names = json.loads(Path(cached_file(pretrained_model_name_or_path, NAMES, **where)).read_text())
+        if unknown := sorted({*(sharers or {})} - {*names}):
+            raise ValueError(f"There is no Sharer {unknown[0]!r} here; expected one of {', '.join(names)}.")
         models = {}
-        for name in settings["sharers"]:
+        for name in names:
             given = {"sharer": (sharers or {}).get(name), "receiver": receiver}
             models[name] = H2CForCausalLM.from_pretrained(pretrained_model_name_or_path, subfolder=name, **given, **kwargs)
             receiver = models[name].receiver
-        return cls(models, settings["combine"])
+        return cls(models)
 
     def save_pretrained(self, save_directory) -> None:
-        """Write each bridge into a subfolder of its name, as `H2CForCausalLM.save_pretrained` does."""
+        """Write each bridge into a subfolder of its name, as `H2CForCausalLM.save_pretrained` does, and the list of names."""
         for name, model in self.models.items():
             model.save_pretrained(Path(save_directory) / name)
-        settings = {"combine": self.combine, "sharers": list(self.models)}
-        (Path(save_directory) / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+        (Path(save_directory) / NAMES).write_text(json.dumps(list(self.models)) + "\n")
 
     @property
     def _any(self) -> H2CForCausalLM:
@@ -124,16 +119,15 @@ class H2CSeveralSharers(nn.Module):
         check_prompt("", input_ids, attention_mask, self._any.receiver, least=2 if on else 1, bridged=bool(on))
         if not on:
             return DynamicCache(config=self._any.receiver.config)
-        own, combined = self._any.prefill(input_ids, attention_mask), None
+        own, summed = self._any.prefill(input_ids, attention_mask), None
         for name in on:
             inputs = {key: value for key, value in sharers[name].items() if key.startswith("sharer_")}
-            before = own if combined is None or self.combine == "sum" else combined
-            bridged = self.models[name].bridged_cache(input_ids, attention_mask, **inputs, receiver_cache=before)
-            if combined is None or self.combine == "chain":
-                combined = bridged
+            bridged = self.models[name].bridged_cache(input_ids, attention_mask, **inputs, receiver_cache=own)
+            if summed is None:
+                summed = bridged
             else:
-                add_change(combined, own, bridged)
-        return combined
+                add_change(summed, own, bridged)
+        return summed
 
     def forward(
         self,
@@ -157,13 +151,20 @@ class H2CSeveralSharers(nn.Module):
         sharers: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
         **kwargs,
     ):
-        """As `H2CForCausalLM.generate`, on a dynamic cache; `sharers` as in `bridged_cache`."""
+        """As `H2CForCausalLM.generate`, on a dynamic cache; `sharers` as in `bridged_cache`.
+
+        Raises:
+            ValueError: for another kind of cache, and what `bridged_cache` refuses.
+        """
+        kind = setting("cache_implementation", kwargs, [kwargs.get("generation_config"), self._any.generation_config])
+        if kind is not None:
+            raise ValueError(f"cache_implementation is {kind!r}; expected None: what several bridges write is summed on a dynamic one.")
         cache = self.bridged_cache(input_ids, attention_mask, sharers)
         return self._any.generate(input_ids, attention_mask, past_key_values=cache, **kwargs)
 
 
-def add_change(combined: Cache, own: Cache, bridged: Cache) -> None:
-    """Add to `combined`, in place, what the bridge that wrote `bridged` added to `own`. Layers that it left alone stay the same."""
-    for layer, before, after in zip(combined.layers, own.layers, bridged.layers, strict=True):
+def add_change(summed: Cache, own: Cache, bridged: Cache) -> None:
+    """Add to `summed`, in place, what the bridge that wrote `bridged` added to `own`. Layers that it left alone stay the same."""
+    for layer, before, after in zip(summed.layers, own.layers, bridged.layers, strict=True):
         if after.keys is not before.keys:
             layer.keys, layer.values = layer.keys + (after.keys - before.keys), layer.values + (after.values - before.values)

@@ -1,11 +1,12 @@
-"""Several Sharers into one Receiver: exact sums and chains, any Sharer off, joint training, saving."""
+"""Several Sharers into one Receiver: exact sums, any Sharer off, joint training, saving."""
 
 import random
 
 import pytest
 import torch
 from pairs import VOCABULARY, alone, join, random_inputs, tiny_model
-from transformers import Trainer, TrainingArguments
+from transformers import GenerationConfig, Trainer, TrainingArguments
+from transformers.generation.streamers import BaseStreamer
 
 from h2c_hf.modeling import H2CForCausalLM
 from h2c_hf.several_sharers import H2CSeveralSharers
@@ -14,14 +15,14 @@ from h2c_hf.several_sharers import H2CSeveralSharers
 WIDTHS = {"a": ("llama", 32, 3), "b": ("qwen2", 24, 5), "c": ("mistral", 16, 1)}  # families, sizes and vocabularies differ
 
 
-def several(seed: int = 0, combine: str = "sum", count: int = 3, receiver: str | None = None) -> H2CSeveralSharers:
+def several(seed: int = 0, count: int = 3, receiver: str | None = None) -> H2CSeveralSharers:
     receiver = tiny_model(receiver or ["qwen2", "gemma2", "llama"][seed % 3], seed, num_hidden_layers=2 + seed % 3)
     models = {}
     for number, (name, (family, width, layers)) in enumerate(list(WIDTHS.items())[:count]):
         vocabulary = VOCABULARY + 10 * number
         sharer = tiny_model(family, seed + number, hidden_size=width, num_hidden_layers=layers, vocab_size=vocabulary)
         models[name] = join(sharer, receiver, seed + number, num_attention_heads=2, recency_bias=bool(number % 2))
-    return H2CSeveralSharers(models, combine).eval()
+    return H2CSeveralSharers(models).eval()
 
 
 def inputs_for(model: H2CSeveralSharers, seed: int = 0, batch: int = 3) -> dict:
@@ -77,11 +78,10 @@ def test_sum_is_the_receivers_cache_and_what_every_bridge_adds(seed):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("combine", ["sum", "chain"])
 @pytest.mark.parametrize("name", list(WIDTHS))
 @torch.no_grad()
-def test_one_sharer_alone_is_its_own_model_to_the_bit(combine, name):
-    model = several(1, combine)
+def test_one_sharer_alone_is_its_own_model_to_the_bit(name):
+    model = several(1)
     inputs = inputs_for(model, 1)
     single, given = model.models[name], {name: inputs["sharers"][name]}
     own = {**receiver_part(inputs), **sharer_part(inputs, name)}
@@ -111,26 +111,9 @@ def test_without_a_sharer_the_receiver_answers_alone_to_the_bit(sharers):
     assert torch.equal(model(only).logits, receiver(only).logits)
 
 
-@pytest.mark.parametrize("seed", range(3))
 @torch.no_grad()
-def test_in_a_chain_each_bridge_rewrites_what_those_before_it_wrote(seed):
-    model = several(seed, "chain")
-    inputs = inputs_for(model, seed)
-    prompt = receiver_part(inputs)
-    cache = model.models["a"].prefill(**prompt)
-    for name in model.models:  # by the bridges themselves, in the order of the models and not of the call
-        single, given = model.models[name], sharer_part(inputs, name)
-        read = single.read(given["sharer_input_ids"], given["sharer_attention_mask"])
-        cache = single.bridge(read, cache, given["sharer_attention_mask"], prompt["attention_mask"][:, :-1])
-    backwards = dict(reversed(inputs["sharers"].items()))
-    for one, other in zip(states(model.bridged_cache(**prompt, sharers=backwards)), states(cache), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("combine", ["sum", "chain"])
-@torch.no_grad()
-def test_a_left_padded_batch_answers_as_each_example_alone(combine):
-    model = several(3, combine)
+def test_a_left_padded_batch_answers_as_each_example_alone():
+    model = several(3)
     inputs = inputs_for(model, 3)
     logits, options = model(**inputs).logits, {"max_new_tokens": 5, "do_sample": False}
     tokens = model.generate(**inputs, **options)[:, -5:]
@@ -157,19 +140,71 @@ def test_teacher_forced_logits_are_those_of_generation():
     torch.testing.assert_close(skipped.loss, expected)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "num_return_sequences": 2}],
+    ids=["beams", "several beams", "samples"],
+)
 @torch.no_grad()
-def test_beams_and_sampling_pass_through():
+def test_beams_and_samples_are_as_likely_as_the_model_says(options):
     model = several(5)
-    inputs = inputs_for(model, 5)
-    single, options = model.models["a"], {"max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 2, "do_sample": False}
-    cache = model.bridged_cache(**inputs)
-    expected = single.generate(**receiver_part(inputs), past_key_values=cache, **options)
-    assert torch.equal(model.generate(**inputs, **options), expected) and len(expected) == 6
-    sampled = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        sampled.append(model.generate(**inputs, max_new_tokens=8, do_sample=True, num_return_sequences=2))
-    assert torch.equal(*sampled) and not torch.equal(sampled[0][0], sampled[0][1])
+    inputs, copies = inputs_for(model, 5), options.get("num_return_sequences", 1)
+    plain = {"max_new_tokens": 4, "do_sample": False, "top_k": 0, "length_penalty": 0.0, "return_dict_in_generate": True}
+    output = model.generate(**inputs, **{**plain, **options}, output_scores=True)
+    new = output.sequences[:, inputs["input_ids"].shape[1] :]
+    assert len(new) == 3 * copies
+    # Teacher-forced, each sequence with what the Sharers were given for its own row.
+    repeated = {
+        name: {key: value.repeat_interleave(copies, 0) for key, value in given.items()} for name, given in inputs["sharers"].items()
+    }
+    mask = torch.cat([inputs["attention_mask"].repeat_interleave(copies, 0), torch.ones_like(new)], 1)
+    labels = torch.cat([torch.full_like(output.sequences[:, : -new.shape[1]], -100), new], 1)
+    logits = model(output.sequences, mask, repeated, labels=labels).logits[:, :-1]
+    if "num_beams" in options:
+        likely = logits.log_softmax(-1).gather(-1, new[..., None]).sum((1, 2))
+        torch.testing.assert_close(output.sequences_scores, likely, atol=1e-4, rtol=1e-4)
+    else:
+        torch.testing.assert_close(torch.stack(output.scores, 1), logits, atol=1e-4, rtol=1e-4)
+
+
+class Written(BaseStreamer):
+    """Every token that `generate` hands over, in order."""
+
+    def __init__(self):
+        self.tokens, self.ended = [], False
+
+    def put(self, value):
+        self.tokens += value.flatten().tolist()
+
+    def end(self):
+        self.ended = True
+
+
+@torch.no_grad()
+def test_a_streamer_is_handed_every_token():
+    model, streamer = several(5), Written()
+    inputs, options = inputs_for(model, 5, batch=1), {"max_new_tokens": 6, "do_sample": False}
+    ids = model.generate(**inputs, **options, streamer=streamer)
+    assert torch.equal(ids, model.generate(**inputs, **options))
+    assert streamer.tokens == ids[0].tolist() and streamer.ended
+
+
+@pytest.mark.parametrize("where", ["argument", "config", "model"])
+@pytest.mark.parametrize("kind", ["static", "offloaded"])
+def test_another_kind_of_cache_is_refused_before_a_model_is_run(kind, where):
+    model = several(0)
+    inputs, options = inputs_for(model, 0), {}
+    for single in model.models.values():
+        for base in single._frozen():
+            base.base_model.register_forward_pre_hook(lambda *_: pytest.fail("a model was run"))
+    if where == "argument":
+        options["cache_implementation"] = kind
+    elif where == "config":
+        options["generation_config"] = GenerationConfig(cache_implementation=kind)
+    else:
+        model.models["a"].generation_config.cache_implementation = kind
+    with pytest.raises(ValueError, match=f"cache_implementation is '{kind}'; expected None"):
+        model.generate(**inputs, **options)
 
 
 # Training
@@ -186,9 +221,8 @@ def batch_with_targets(model: H2CSeveralSharers, seed: int) -> dict:
     }
 
 
-@pytest.mark.parametrize("combine", ["sum", "chain"])
-def test_gradients_reach_every_bridge_that_is_on_and_nothing_else(combine):
-    model = several(0, combine).train()
+def test_gradients_reach_every_bridge_that_is_on_and_nothing_else():
+    model = several(0).train()
     batch = batch_with_targets(model, 0)
     batch["sharers"].pop("b")
     model(**batch).loss.backward()
@@ -222,16 +256,15 @@ def test_the_stock_trainer_trains_all_and_its_checkpoint_holds_the_bridges_alone
 # Saving
 
 
-@pytest.mark.parametrize("combine", ["sum", "chain"])
 @torch.no_grad()
-def test_what_is_saved_answers_the_same_and_each_subfolder_is_a_bridges_repo(tmp_path, combine):
-    model = several(2, combine, count=2)
+def test_what_is_saved_answers_the_same_and_each_subfolder_is_a_bridges_repo(tmp_path):
+    model = several(2, count=2)
     inputs = inputs_for(model, 2)
     model.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "several_sharers.json"]
     bases, receiver = {name: single.sharer for name, single in model.models.items()}, model.models["a"].receiver
     loaded = H2CSeveralSharers.from_pretrained(tmp_path, sharers=bases, receiver=receiver)
-    assert (loaded.combine, list(loaded.models)) == (combine, ["a", "b"])
+    assert list(loaded.models) == ["a", "b"]
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
     single = H2CForCausalLM.from_pretrained(tmp_path / "b", sharer=bases["b"], receiver=receiver)
     own = {**receiver_part(inputs), **sharer_part(inputs, "b")}
@@ -275,8 +308,6 @@ def test_refused_with_names():
     ):
         with pytest.raises(ValueError, match=message):
             H2CSeveralSharers(models)
-    with pytest.raises(ValueError, match="combine is 'mean'; expected 'sum' or 'chain'"):
-        H2CSeveralSharers(model.models, "mean")
     with pytest.raises(ValueError, match="no Sharer 'z'; expected one of a, b, c"):
         model(**receiver_part(inputs), sharers={"z": {}})
     with pytest.raises(ValueError, match="sharer_input_ids is missing"):

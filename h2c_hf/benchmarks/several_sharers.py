@@ -14,7 +14,7 @@ from ..evaluation.hand_off import hand_off_rows
 from ..evaluation.methods import conversation, for_sharer
 from ..evaluation.runner import MAX_ANSWER_TOKENS
 from ..modeling import H2CForCausalLM, H2CProcessor
-from ..several_sharers import COMBINE, H2CSeveralSharers
+from ..several_sharers import H2CSeveralSharers
 
 
 BATCH = 40
@@ -36,10 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 @torch.no_grad()
 def measure(options: argparse.Namespace) -> dict[str, dict]:
-    """{which inputs: accuracy row of the exact match}. "told" and "untold": one Sharer alone; "shuffled": both, each with what it reads
-    of another question."""
+    """{which inputs: accuracy row of the exact match}. "told" and "untold": one Sharer alone; "both"; "shuffled": both, each with
+    what it reads of another question."""
     model, processor = H2CForCausalLM.from_pretrained(options.bridge).eval(), H2CProcessor.from_pretrained(options.bridge)
-    combined = {combine: H2CSeveralSharers({"first": model, "second": model}, combine) for combine in COMBINE}
+    several = H2CSeveralSharers({"first": model, "second": model})
     questions = two_passages(options)
     predictions: dict[str, list[str]] = {}
     for start in range(0, len(questions), BATCH):
@@ -53,11 +53,10 @@ def measure(options: argparse.Namespace) -> dict[str, dict]:
         moved = {
             name: {key: value.roll(1, 0) for key, value in inputs.items() if key.startswith("sharer_")} for name, inputs in both.items()
         }
-        calls = {"receiver": ("sum", {}), "told": ("sum", {"first": told}), "untold": ("sum", {"first": untold})}
-        calls |= {combine: (combine, both) for combine in COMBINE} | {"shuffled": ("sum", moved)}
-        for name, (combine, sharers) in calls.items():
-            ids, mask = told["input_ids"], told["attention_mask"]
-            output = combined[combine].generate(ids, mask, sharers, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)
+        calls = {"receiver": {}, "told": {"first": told}, "untold": {"first": untold}, "both": both, "shuffled": moved}
+        ids, mask = told["input_ids"], told["attention_mask"]
+        for name, sharers in calls.items():
+            output = several.generate(ids, mask, sharers, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)
             predictions.setdefault(name, []).extend(processor.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True))
     return hand_off_rows({name: {"predictions": texts} for name, texts in predictions.items()}, questions)
 
