@@ -33,6 +33,7 @@ from .training.trainer import H2CTrainer
 
 # What a form may say beside the fields of its config: that it is the other system, and a learning rate of its own.
 FUSION, RATE = "cache_fusion", "learning_rate"
+BATCH = 16  # examples a step, where the grid says nothing
 
 
 @dataclass
@@ -126,7 +127,7 @@ def training_rows(grid: Grid, run: dict, seed: int) -> tuple[Dataset, int, int]:
 def train(grid: Grid, form: dict, run: dict, seed: int) -> tuple[H2CForCausalLM, int]:
     """A bridge of a form for the pair, trained; and the number of facts that it was trained on."""
     rows, whole, facts = training_rows(grid, run, seed)
-    batch = grid.training.get("per_device_train_batch_size", 16)
+    batch = grid.training.get("per_device_train_batch_size", BATCH)
     steps = grid.training.get("max_steps") or round(grid.training.get("num_train_epochs", 1) * -(-whole // batch))
     set_seed(seed)
     joined, processor = pair()
@@ -136,16 +137,19 @@ def train(grid: Grid, form: dict, run: dict, seed: int) -> tuple[H2CForCausalLM,
         config = H2CBridgeConfig.published(joined.sharer.config, joined.receiver.config, **bridge_fields(form))
         model = H2CForCausalLM(config, joined.sharer, joined.receiver)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = H2CTrainingArguments(
-            **{
-                "output_dir": folder, "seed": seed, "per_device_train_batch_size": batch,
-                "save_strategy": "no", "report_to": "none", "logging_steps": 10, "disable_tqdm": True,
-                "train_sampling_strategy": "group_by_length", "dataloader_pin_memory": torch.cuda.is_available(),
-                "learning_rate": form.get(RATE, 3e-3), **grid.training, "max_steps": steps,
-            }
-        )  # fmt: skip
+        arguments = training_arguments(grid, form, seed, steps, folder)
         H2CTrainer(model, arguments, processor, train_dataset=rows).train()
     return model, facts
+
+
+def training_arguments(grid: Grid, form: dict, seed: int, steps: int, folder: str) -> H2CTrainingArguments:
+    """A form's own learning rate counts before the grid's."""
+    values = {
+        "per_device_train_batch_size": BATCH, "learning_rate": 3e-3, "save_strategy": "no", "report_to": "none", "logging_steps": 10,
+        "disable_tqdm": True, "train_sampling_strategy": "group_by_length", "dataloader_pin_memory": torch.cuda.is_available(),
+        **grid.training, "output_dir": folder, "seed": seed, "max_steps": steps,
+    }  # fmt: skip
+    return H2CTrainingArguments(**{**values, RATE: form.get(RATE, values["learning_rate"])})
 
 
 def compute(path: Path, grid: Grid, form: str | None = None, run: str | None = None, seed: int | None = None) -> None:

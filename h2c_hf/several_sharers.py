@@ -44,8 +44,10 @@ class H2CSeveralSharers(nn.Module):
             raise ValueError("There are no models: got 0, expected at least 1.")
         first = next(iter(models))
         for name, model in models.items():
-            if not name.isidentifier():
-                raise ValueError(f"A Sharer is named {name!r}; expected letters, digits and underscores: it becomes a folder.")
+            if not name.isidentifier() or hasattr(nn.ModuleDict, name):  # whose own names, as "keys", it refuses
+                raise ValueError(
+                    f"A Sharer is named {name!r}; expected another name, of letters, digits and underscores: it names a folder."
+                )
             if model.receiver is not models[first].receiver:
                 raise ValueError(
                     f"{name!r} and {first!r} hold a Receiver each; expected one and the same object: give the second "

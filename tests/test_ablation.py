@@ -3,7 +3,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from h2c_hf.ablation import Grid, examples, main, run_grid, tables, training_rows
+from h2c_hf.ablation import Grid, examples, main, run_grid, tables, training_arguments, training_rows
 from h2c_hf.atlas.facts import load_facts
 
 
@@ -66,6 +66,18 @@ def test_a_run_keeps_the_same_entities_of_every_source(grid, monkeypatch):
     kept = sum(fact.entity in by_source[0] and fact.attribute not in options["without"] for fact in facts)
     assert (len(rows), asked) == (2 * kept, kept)
     assert set(training_rows(read, options, 1)[0]["entity"]) != by_source[0]
+
+
+def test_a_forms_own_learning_rate_counts_before_the_grids(grid, tmp_path):
+    read = Grid.read(grid)
+    rates = []
+    for training in ({}, {"learning_rate": 2e-3, "per_device_train_batch_size": 8, "max_steps": 5}):
+        read.training = training
+        for form in read.forms.values():
+            arguments = training_arguments(read, form, 1, 7, str(tmp_path))
+            assert (arguments.max_steps, arguments.seed) == (7, 1)
+            rates.append((arguments.learning_rate, arguments.per_device_train_batch_size))
+    assert rates == [(3e-3, 16), (3e-3, 16), (1e-3, 16), (2e-3, 8), (2e-3, 8), (1e-3, 8)]
 
 
 def test_cells_of_other_settings_or_fields_are_not_taken_for_these(grid, tmp_path):

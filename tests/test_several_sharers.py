@@ -305,6 +305,7 @@ def test_refused_with_names():
         ({}, "got 0"),
         ({"a": model.models["a"], "z": stranger}, "'z' and 'a' hold a Receiver each"),
         ({"a/b": stranger}, "named 'a/b'"),
+        ({"keys": stranger}, "named 'keys'"),
     ):
         with pytest.raises(ValueError, match=message):
             H2CSeveralSharers(models)
