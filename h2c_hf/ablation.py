@@ -102,12 +102,13 @@ def pair() -> tuple[H2CForCausalLM, H2CProcessor]:
 
 @lru_cache
 def examples(source: str) -> tuple[list[dict], Dataset]:
-    """The records of a source (as json), and them as examples; encoded once a process."""
+    """The examples of a source (as json), and the record that each is of; encoded once a process."""
     parsed = DataSource.parse(json.loads(source))
     records = parsed.load()
     read, processor = reader(records.column_names, parsed), pair()[1]
-    encoded = Dataset.from_list([encode_example(processor, *exchange) for record in records for exchange in read(record)])
-    return list(records), encoded.add_column("length", [len(ids) for ids in encoded["sharer_input_ids"]])
+    found = [(record, exchange) for record in records for exchange in read(record)]
+    encoded = Dataset.from_list([encode_example(processor, *exchange) for _, exchange in found])
+    return [record for record, _ in found], encoded.add_column("length", [len(ids) for ids in encoded["sharer_input_ids"]])
 
 
 def training_rows(grid: Grid, run: dict, seed: int) -> tuple[Dataset, int, int]:
@@ -116,10 +117,11 @@ def training_rows(grid: Grid, run: dict, seed: int) -> tuple[Dataset, int, int]:
     entities = sorted({fact.entity for fact in load_facts() if fact.split == "train" and fact.attribute not in without})
     order = np.random.default_rng(seed).permutation(len(entities))
     kept = {entities[i] for i in order[: max(1, round(run.get("fraction", 1) * len(entities)))]}
-    parts = [
-        encoded.select([i for i, record in enumerate(records) if record["entity"] in kept and record["subject"] not in without])
-        for records, encoded in loaded
-    ]
+
+    def keeps(record: dict) -> bool:  # a quiz is about no one fact
+        return "entity" not in record or (record["entity"] in kept and record["subject"] not in without)
+
+    parts = [encoded.select([i for i, record in enumerate(records) if keeps(record)]) for records, encoded in loaded]
     facts = sum(fact.entity in kept and fact.attribute not in without for fact in load_facts() if fact.split == "train")
     return concatenate_datasets(parts), sum(len(encoded) for _, encoded in loaded), facts
 

@@ -5,12 +5,9 @@ What it harms: questions whose answer stands in the Receiver's own prompt, where
 else (`against`); and the perplexity of text of the kind that the Receiver was taught (`text`).
 """
 
-import random
-
 import numpy as np
 
-from .atlas.documents import ReceiverTeacher
-from .atlas.facts import load_facts
+from .atlas.documents import atlas_quizzes
 from .atlas.questions import atlas_passages, atlas_questions, atlas_told
 from .evaluation.perplexity import perplexity
 from .evaluation.runner import evaluate
@@ -44,16 +41,9 @@ def questions_of(merit: str, split: str) -> list[dict]:
 
 
 def conversations(split: str) -> list[tuple[list[dict], str]]:
-    """Quizzes of several turns about facts that stand in them, as the Receiver was taught; the last answer is the target."""
-    teacher = ReceiverTeacher(load_facts())
-    found = []
-    for number in range(CONVERSATIONS):
-        turns = teacher.quiz(random.Random(f"{split}-{number}"))
-        messages = [
-            {"role": role, "content": text} for turn in turns for role, text in (("user", turn.user), ("assistant", turn.assistant))
-        ]
-        found.append((messages[:-1], messages[-1]["content"]))
-    return found
+    """Quizzes of several turns about facts that stand in them; the last answer is the target."""
+    chats = [quiz["messages"] for quiz in atlas_quizzes(split, variants=4)[:CONVERSATIONS]]
+    return [(messages[:-1], messages[-1]["content"]) for messages in chats]
 
 
 def ask(model: H2CForCausalLM, processor: H2CProcessor, split: str, merits: dict[str, list[str]]) -> dict[str, dict]:

@@ -3,7 +3,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from h2c_hf.ablation import Grid, examples, main, run_grid, tables, training_arguments, training_rows
+from h2c_hf.ablation import Grid, examples, main, pair, run_grid, tables, training_arguments, training_rows
 from h2c_hf.atlas.facts import load_facts
 
 
@@ -66,6 +66,21 @@ def test_a_run_keeps_the_same_entities_of_every_source(grid, monkeypatch):
     kept = sum(fact.entity in by_source[0] and fact.attribute not in options["without"] for fact in facts)
     assert (len(rows), asked) == (2 * kept, kept)
     assert set(training_rows(read, options, 1)[0]["entity"]) != by_source[0]
+
+
+def test_every_turn_of_a_quiz_is_an_example_and_a_share_of_the_facts_keeps_it(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("forms: {a: {}}\nsources: [{path: atlas}, {path: atlas, form: quiz, turns: all}]\nruns: {few: {fraction: 0.01}}\n")
+    grid = Grid.read(path)
+    records, encoded = examples(json.dumps(grid.sources[1], sort_keys=True))
+    tokenizer = pair()[1].receiver_tokenizer
+    assert len(records) == len(encoded) == 4 * (len(encoded) // 4)
+    for number in (0, 1, 6, 11):
+        users = [message["content"] for message in records[number]["messages"][::2]]
+        text = tokenizer.decode(encoded[number]["input_ids"])
+        assert [user in text for user in users] == [turn <= number % 4 for turn in range(4)]
+    rows, whole, asked = training_rows(grid, grid.runs["few"], 0)
+    assert whole == len(encoded) + len(examples(json.dumps(grid.sources[0], sort_keys=True))[0]) and len(rows) == len(encoded) + asked
 
 
 def test_a_forms_own_learning_rate_counts_before_the_grids(grid, tmp_path):

@@ -14,7 +14,7 @@ from functools import partialmethod
 from typing import NamedTuple
 
 from ..data.prompts import LETTERS, choice_answer, choice_prompt, hint_prompt, open_answer, open_prompt, with_passage
-from .facts import Fact
+from .facts import Fact, load_facts
 from .questions import CHOICES, QUESTIONS, QuestionWriter, statement
 
 
@@ -27,6 +27,9 @@ class Turn(NamedTuple):
     assistant: str | list[str]
     thought: str | None = None
     source: "Source | None" = None
+
+    def messages(self) -> list[dict]:
+        return [{"role": "user", "content": self.user}, {"role": "assistant", "content": self.assistant}]
 
 
 class Source(NamedTuple):
@@ -42,11 +45,16 @@ MATCH_QUESTIONS = ("The letter of {}?", "Which letter is {}?")
 
 
 class DocumentWriter:
-    """Base of the two teachers. Each name in ``FORMS`` is a method that writes one document of that form."""
+    """Base of the two teachers. Each name in ``FORMS`` is a method that writes one document of that form.
 
-    def __init__(self, facts: list[Fact]):
+    Args:
+        facts: what the documents are about.
+        known: the facts whose values are choices, if not those alone.
+    """
+
+    def __init__(self, facts: list[Fact], known: list[Fact] | None = None):
         self.facts = facts
-        self.writer = QuestionWriter(facts)
+        self.writer = QuestionWriter(known or facts)
         self.by_attribute = defaultdict(list)
         for fact in facts:
             self.by_attribute[fact.attribute].append(fact)
@@ -180,3 +188,14 @@ class ReceiverTeacher(DocumentWriter):
         attribute = rng.choice(self.facts).attribute
         facts = self.invent(rng, rng.choice(self.FACTS_A_HINT), attribute, self.writer.values[attribute])
         return self.writer.write(rng.choice(facts), rng), " ".join(statement(fact, rng) for fact in facts)
+
+
+def atlas_quizzes(split: str, variants: int = 1, seed: int = 0) -> list[dict]:
+    """Chats as the Receiver was taught (`ReceiverTeacher.quiz`), in the column ``messages``: four turns, each with invented facts about
+    entities of the split and a question about one of them, so that every answer stands where both models read it. A quiz for every four
+    facts of the split, ``variants`` times."""
+    everything = load_facts()
+    asked = [fact for fact in everything if fact.split == split]
+    teacher, rng = ReceiverTeacher(asked, known=everything), random.Random(f"{split}-quizzes-{seed}")
+    quizzes = [teacher.quiz(rng) for _ in range(variants * len(asked) // teacher.QUIZ_TURNS)]
+    return [{"messages": [message for turn in quiz for message in turn.messages()]} for quiz in quizzes]

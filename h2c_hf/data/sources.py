@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, IterableDataset
 
+from ..atlas.documents import atlas_quizzes
 from ..atlas.facts import SPLITS
 from ..atlas.questions import atlas_passages, atlas_questions, atlas_told
 from .prompts import FORMS, choice_answer, choice_prompt, open_answer, open_prompt, user_turn, with_passage
@@ -21,7 +22,7 @@ FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 # Forms that need another column; any of those that stand there will do.
-COLUMNS = {"hand_off": ("passage",), "told": ("hint", "told")}
+COLUMNS = {"hand_off": ("passage",), "told": ("hint", "told"), "quiz": ("messages",)}
 
 # A prompt, as messages, and the assistant's turn that follows it; then, where the Sharer reads another prompt, that.
 Exchange = tuple[list[dict], str] | tuple[list[dict], str, list[dict]]
@@ -42,9 +43,10 @@ class DataSource:
         revision: commit of a dataset on the Hub.
         weight: share of the mixture. Where no source has one, all examples of all sources are used.
         form: of multiple-choice questions: "choice", answered by letter; "open", in words and without the choices; "hand_off",
-            in words, after a `passage` that the Sharer alone reads (in Atlas, of invented facts about the split's entities); or
+            in words, after a `passage` that the Sharer alone reads (in Atlas, of invented facts about the split's entities);
             "told", by letter, where the Receiver's own prompt has the answer: in a `hint` that both read, or in what the Receiver
-            alone is `told` (in Atlas, half of them, and it is not what the Sharer knows), so that the bridge learns to let it stand.
+            alone is `told` (in Atlas, half of them, and it is not what the Sharer knows), so that the bridge learns to let it stand;
+            or "quiz", of Atlas: chats of several questions, each with what answers it, for both to read (`turns` counts there, too).
         turns: of a conversation: the "first" assistant turn is a target, or "all" are, each after what went before it.
         variants: of Atlas: so many differently worded questions a fact.
         facts: of Atlas in the form "hand_off": so many facts a passage.
@@ -130,6 +132,8 @@ class DataSource:
         if self.form == "told":  # of each fact one of two
             both = zip(atlas_told(self.split, False, self.variants), atlas_told(self.split, True, self.variants), strict=True)
             return [{"hint": None, "told": None, **pair[number % 2]} for number, pair in enumerate(both)]
+        if self.form == "quiz":
+            return atlas_quizzes(self.split, self.variants)
         return atlas_questions(self.split, self.variants)
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -87,6 +88,33 @@ def test_atlas_tells_half_of_the_facts_as_they_are_and_half_otherwise():
         assert (row["entity"], row["subject"]) == (fact.entity, fact.attribute) and (answer == fact.value) == (given == "hint")
 
 
+def test_every_answer_of_an_atlas_quiz_stands_in_its_turn():
+    rows = DataSource.parse("path=atlas,form=quiz,split=validation,variants=2").load().to_list()
+    facts = [fact for fact in load_facts() if fact.split == "validation"]
+    assert len(rows) == 2 * len(facts) // 4
+    asked = {entity for row in rows for entity in answered(row["messages"], {fact.entity for fact in facts})}
+    assert len(asked) > len({fact.entity for fact in facts}) / 2
+
+
+def answered(messages: list[dict], entities: set[str]) -> list[str]:
+    """The entities that a quiz asks about, one a turn; each answer checked against the statement of its turn."""
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 4
+    values, found = dict(re.findall(r"^([A-D])\. (.+)$", messages[0]["content"], re.MULTILINE)), []
+    assert len(set(values.values())) == 4
+    for user, assistant in zip(messages[::2], messages[1::2], strict=True):
+        question, hint = user["content"].splitlines()[0], re.search("Hint: (.+)", user["content"])[1]
+        (entity,) = [name for name in entities if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", question)]
+        (told,) = [one for one in hint.removesuffix(".").split(". ") if re.search(rf"(?<!\w){re.escape(entity)}(?!\w)", one)]
+        assert told.endswith(values[assistant["content"]])
+        found.append(entity)
+    return found
+
+
+def test_a_quiz_needs_messages():
+    with pytest.raises(ValueError, match="somewhere train quiz has the columns question, choices, answer; expected messages among them"):
+        read({"question": "?", "choices": ["a"], "answer": 0}, form="quiz")
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -114,7 +142,7 @@ def test_columns_in_no_layout_are_refused_with_those_that_are():
     ("source", "message"),
     [
         ({"path": "x", "weight": -1}, "The weight of x is -1.0; expected a number above 0"),
-        ({"path": "x", "form": "essay"}, "form of x is 'essay'; expected one of choice, open, hand_off, told"),
+        ({"path": "x", "form": "essay"}, "form of x is 'essay'; expected one of choice, open, hand_off, told, quiz"),
         ({"path": "x", "turns": "last"}, "turns of x is 'last'; expected one of first, all"),
         ({"path": "x", "split": "test"}, "split of x is 'test': a test split is for reports"),
         ("path=x,wieght=1", "no field 'wieght'; did you mean 'weight'"),
