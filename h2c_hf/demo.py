@@ -3,9 +3,10 @@
 import argparse
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from .atlas import MODELS
+from .data.tokenizers import load_tokenizer
 from .evaluation.arguments import EvaluationArguments
 from .evaluation.evaluate import load
 from .modeling import H2CForCausalLM, H2CProcessor
@@ -24,7 +25,7 @@ def opened(repo: str | None, revision: str | None = None, sharer_quantization: s
             role: AutoModelForCausalLM.from_pretrained(MODELS / role, dtype=torch.float32).to(device) for role in ("sharer", "receiver")
         }
         model = H2CForCausalLM.from_pretrained(MODELS / "bridge", **models).eval()
-        return model, H2CProcessor(*(AutoTokenizer.from_pretrained(MODELS / role) for role in models))
+        return model, H2CProcessor(*(load_tokenizer(MODELS / role) for role in models))
     try:
         return load(EvaluationArguments(model=repo, revision=revision, sharer_quantization=sharer_quantization), device)[:2]
     except OSError as error:  # transformers' goes on for several lines

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 from datasets import concatenate_datasets
-from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoProcessor, set_seed
 
 from .atlas import MODELS
 from .atlas.questions import atlas_questions
 from .data.examples import encode_questions
 from .data.prompts import open_prompt, user_turn
+from .data.tokenizers import load_tokenizer
 from .evaluation.evaluate import print_summary, side_by_side
 from .evaluation.latency import measure as measure_latency
 from .evaluation.page import TITLES, interval
@@ -74,7 +75,7 @@ def atlas_pair(models: Path = MODELS) -> tuple[H2CForCausalLM, H2CProcessor]:
     # The bridge's folder will hold both models beside it: see `save_bridge`.
     # Without dropout: one pass over the questions is too little to learn them by heart, and on a CPU it takes a third of a step.
     model = H2CForCausalLM.from_pair(sharer, receiver, sharer_model_id="./sharer", receiver_model_id="./receiver", dropout=0.0)
-    return model, H2CProcessor(*(AutoTokenizer.from_pretrained(models / role) for role in ("sharer", "receiver")))
+    return model, H2CProcessor(*(load_tokenizer(models / role) for role in ("sharer", "receiver")))
 
 
 def train(model: H2CForCausalLM, processor: H2CProcessor, directory: str, seed: int, epochs: float) -> list[dict]:

@@ -10,11 +10,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, set_seed
 
 from ..atlas import MODELS
 from ..atlas.questions import atlas_questions
 from ..data.examples import H2CCollator, encode_questions
+from ..data.tokenizers import load_tokenizer
 from ..modeling import H2CForCausalLM, H2CProcessor
 from ..training.arguments import H2CTrainingArguments
 from ..training.precompute import compute
@@ -64,7 +65,7 @@ def measure_states(
 ) -> StatesReport:
     """Write the states of so many Atlas questions, then train an epoch live and one from the store in turn, `rounds` times."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    processor = H2CProcessor(*(AutoTokenizer.from_pretrained(MODELS / role) for role in ("sharer", "receiver")))
+    processor = H2CProcessor(*(load_tokenizer(MODELS / role) for role in ("sharer", "receiver")))
     receiver = AutoModelForCausalLM.from_pretrained(MODELS / "receiver", dtype=torch.float32)
     sharer = random_sharer(hidden_size, layers, len(processor.sharer_tokenizer))
     dataset = encode_questions(processor, atlas_questions("train")[:examples])

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from ..atlas import MODELS
+from ..data.tokenizers import load_tokenizer
 from ..modeling import H2CBridgeConfig, H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.configuration_h2c import record_commit
 from .arguments import BRIDGE_FIELDS, H2CArguments
@@ -37,7 +38,7 @@ class Pair:
         return record_commit(AutoConfig.from_pretrained(**self.source(role)), getattr(self.arguments, f"{role}_revision"))
 
     def processor(self) -> H2CProcessor:
-        return H2CProcessor(*(AutoTokenizer.from_pretrained(**self.source(role)) for role in ("sharer", "receiver")))
+        return H2CProcessor(*(load_tokenizer(**self.source(role)) for role in ("sharer", "receiver")))
 
     def bridge_config(self) -> H2CBridgeConfig:
         """The config of the bridge to train: a new one's, or that of `init_from`.
