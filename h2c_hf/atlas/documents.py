@@ -29,6 +29,7 @@ class Turn(NamedTuple):
     source: "Source | None" = None
 
     def messages(self) -> list[dict]:
+        """As in a chat; for an answer that is no list of pieces."""
         return [{"role": "user", "content": self.user}, {"role": "assistant", "content": self.assistant}]
 
 
