@@ -9,6 +9,7 @@ import numpy as np
 
 from .atlas.documents import atlas_quizzes
 from .atlas.questions import atlas_passages, atlas_questions, atlas_told
+from .data.rows import spread_rows
 from .evaluation.perplexity import perplexity
 from .evaluation.runner import evaluate
 from .evaluation.statistics import mean_difference, recovered
@@ -37,7 +38,7 @@ def questions_of(merit: str, split: str) -> list[dict]:
     questions = (
         atlas_passages(split, int(merit.removeprefix("facts_")), invented=True) if passage else atlas_told(split, merit == "against")
     )
-    return [questions[row] for row in np.linspace(0, len(questions) - 1, min(FEWER, len(questions)), dtype=int)]
+    return [questions[row] for row in spread_rows(len(questions), FEWER)]
 
 
 def conversations(split: str) -> list[tuple[list[dict], str]]:

@@ -139,7 +139,12 @@ class H2CSeveralSharers(nn.Module):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """As `H2CForCausalLM.forward`, which says what the arguments and `kwargs` are; `sharers` as in `bridged_cache`."""
+        """As `H2CForCausalLM.forward`, which says what the arguments and `kwargs` are; `sharers` as in `bridged_cache`.
+
+        Raises:
+            ValueError: for `past_key_values`, and what `bridged_cache` refuses.
+        """
+        refuse_cache(kwargs)
         start = None if labels is None else target_start(labels, input_ids)
         mask = None if attention_mask is None else attention_mask[:, :start]
         cache = self.bridged_cache(input_ids[:, :start], mask, sharers)
@@ -156,13 +161,19 @@ class H2CSeveralSharers(nn.Module):
         """As `H2CForCausalLM.generate`, on a dynamic cache; `sharers` as in `bridged_cache`.
 
         Raises:
-            ValueError: for another kind of cache, and what `bridged_cache` refuses.
+            ValueError: for another kind of cache, `past_key_values`, and what `bridged_cache` refuses.
         """
+        refuse_cache(kwargs)
         kind = setting("cache_implementation", kwargs, [kwargs.get("generation_config"), self._any.generation_config])
         if kind is not None:
             raise ValueError(f"cache_implementation is {kind!r}; expected None: what several bridges write is summed on a dynamic one.")
         cache = self.bridged_cache(input_ids, attention_mask, sharers)
         return self._any.generate(input_ids, attention_mask, past_key_values=cache, **kwargs)
+
+
+def refuse_cache(kwargs: dict) -> None:
+    if kwargs.pop("past_key_values", None) is not None:
+        raise ValueError("past_key_values is given; expected none: each call makes its own cache, of what the bridges write.")
 
 
 def add_change(summed: Cache, own: Cache, bridged: Cache) -> None:

@@ -315,6 +315,10 @@ def test_refused_with_names():
         model(**receiver_part(inputs), sharers={"a": receiver_part(inputs)})
     with pytest.raises(ValueError, match="at least 2 tokens"):
         model(inputs["input_ids"][:, -1:], None, inputs["sharers"])
+    cache = model.bridged_cache(**inputs)
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match="past_key_values is given; expected none"):
+            call(**inputs, past_key_values=cache)
     single = model.models["b"]
     single.bridge = stranger.bridge
     with pytest.raises(ValueError, match="'b' was swapped"):

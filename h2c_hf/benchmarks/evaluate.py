@@ -7,7 +7,7 @@ import torch
 
 from ..atlas.questions import atlas_questions
 from ..data.prompts import choice_prompt, letter_ids, user_turn
-from ..evaluation.evaluate import spread
+from ..data.rows import spread_rows
 from ..evaluation.methods import METHODS, Batch
 from ..evaluation.runner import evaluate
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     model = H2CForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     processor = H2CProcessor.from_pretrained(options.model)
     adapter = H2CBridgeModel.from_pretrained(options.adapter, dtype=torch.float32).eval()
-    questions, methods = spread(atlas_questions("test"), options.questions), list(METHODS)
+    questions, methods = atlas_questions("test"), list(METHODS)
+    questions = [questions[row] for row in spread_rows(len(questions), options.questions)]
 
     times = {"batched": [], "one at a time": []}
     for _ in range(options.repeats):

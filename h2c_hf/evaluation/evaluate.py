@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import BitsAndBytesConfig, set_seed
 from transformers.utils import cached_file
 
 from ..data.prompts import LETTERS, open_answer
+from ..data.rows import spread_rows
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.configuration_h2c import record_commit
 from ..training.pair import QUANTIZATION
@@ -50,7 +50,7 @@ class Run:
         self.options = options
         with state.main_process_first():
             self.questions = load_questions(options.data, options.data_name, options.split, options.shots, options.shots_split)
-            self.questions = spread(self.questions, options.limit)
+            self.questions = [self.questions[row] for row in spread_rows(len(self.questions), options.limit)]
             self.passages = self.exchanges = None
             if options.hand_off:
                 name, split, limit = options.hand_off_name, options.hand_off_split, options.hand_off_limit
@@ -85,15 +85,15 @@ class Run:
             return {}, {}
         timing = {"latency": {}}
         if options.timed_questions:
-            timed = spread(asked, options.timed_questions)
+            timed = [asked[row] for row in spread_rows(len(asked), options.timed_questions)]
             timing = measure(self.model, self.processor, timed, options.methods, options.output_lengths, **self.shared)
-        rows = np.linspace(0, len(asked) - 1, min(options.examples, len(asked)), dtype=int)
+        rows = spread_rows(len(asked), options.examples)
         report = build_report(
             choice, timing.pop("latency"), asked, **more, **timing,
             counts=self.counts,
             gates=self.model.gate_values(),
             **training(options, self.model),
-            examples=[side_by_side(self.model, self.processor, asked, int(row), choice, **self.shared) for row in rows],
+            examples=[side_by_side(self.model, self.processor, asked, row, choice, **self.shared) for row in rows],
             **inspect(self.model, self.processor, asked, len(asked) // 2, options.methods, **self.shared),
             models=models(options, self.model),
             config=options.to_dict(),
@@ -151,13 +151,6 @@ def training(options: EvaluationArguments, model: H2CForCausalLM) -> dict:
         return {}
     history = json.loads(Path(path).read_text(encoding="utf-8"))
     return {"training": {"bridge_parameters": model.bridge.num_parameters(), "history": history}}
-
-
-def spread(items: list, limit: int | None) -> list:
-    """So many items from all over a list."""
-    if limit is None or limit >= len(items):
-        return items
-    return [items[row] for row in np.linspace(0, len(items) - 1, limit, dtype=int)]
 
 
 def side_by_side(model: H2CForCausalLM, processor: H2CProcessor, questions: list[dict], row: int, results: dict, **shared) -> dict:

@@ -6,6 +6,7 @@ import string
 import numpy as np
 
 from ..atlas.questions import atlas_passages
+from ..data.rows import spread_rows
 from .questions import read_rows
 from .statistics import accuracy_row
 
@@ -23,9 +24,7 @@ def hand_off_questions(path: str, name: str | None, split: str, limit: int | Non
         questions = atlas_passages(split, facts, invented=path == "atlas_invented")
     else:
         questions = _squad(path, name, split)
-    if limit and limit < len(questions):
-        questions = [questions[row] for row in np.linspace(0, len(questions) - 1, limit, dtype=int)]
-    return questions
+    return [questions[row] for row in spread_rows(len(questions), limit)]
 
 
 def _squad(path: str, name: str | None, split: str) -> list[dict]:

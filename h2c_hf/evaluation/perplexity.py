@@ -7,6 +7,7 @@ from tqdm.auto import tqdm
 
 from ..data.examples import IGNORE_INDEX, H2CCollator, encode_example
 from ..data.prompts import PROMPTS, Prompts
+from ..data.rows import spread_rows
 from ..data.sources import DataSource, Exchange, UnusableRecordError, reader
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from .methods import MAX_HINT_TOKENS, METHODS, Batch, sharer_text
@@ -27,8 +28,7 @@ def load_exchanges(path: str, name: str | None, split: str, limit: int | None = 
     """
     source = DataSource(path, name, split)
     records = source.load()
-    if limit and limit < len(records):
-        records = records.select(np.linspace(0, len(records) - 1, limit, dtype=int))
+    records = records.select(spread_rows(len(records), limit))
     read, exchanges, unusable = reader(records.column_names, source), [], 0
     for record in records:
         try:

@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from ..data.mixture import DataReport, build_dataset
+from ..data.rows import spread_rows
 from ..modeling import H2CProcessor
 from .arguments import H2CArguments, H2CTrainingArguments
 
@@ -76,7 +77,7 @@ def unused_name(taken: dict, name: str) -> str:
 
 def sampled_lengths(train: Dataset | IterableDataset) -> Lengths:
     if isinstance(train, Dataset):  # from all over it: sources and forms differ
-        train = train.select(np.linspace(0, len(train) - 1, min(SAMPLE, len(train)), dtype=int))
+        train = train.select(spread_rows(len(train), SAMPLE))
     rows = list(islice(train, SAMPLE))
     columns = [np.array([len(row[name]) for row in rows]) for name in ("sharer_input_ids", "input_ids", "target_ids")]
     return Lengths(len(rows), *(float(column.mean()) for column in columns), *(int(column.max()) for column in columns))
