@@ -87,7 +87,7 @@ def test_a_stranger_asks_through_the_pipeline_and_swaps_bridges(hub, online, bri
     scale(bridge, -1, dropout=0.25)
     assert main(["push", str(bridge), "u/r", "--revision", "dev"]) == 0
     dev = H2CForCausalLM.from_pretrained(bridge)
-    scale(bridge, 0.5)
+    scale(bridge, 0.3)
     assert main(["push", str(bridge), "u/next", "--private"]) == 0
     following = H2CForCausalLM.from_pretrained(bridge)
 
