@@ -51,8 +51,15 @@ def wrong_layers(monkeypatch):
 
 @pytest.fixture
 def wrong_answer_ids(monkeypatch):
+    """Each letter is read where the next one's logit stands. (Any other four tokens would not do: their logits go with the letters', or
+    against them, by chance.)"""
     ids = runner.letter_ids
-    monkeypatch.setattr(runner, "letter_ids", lambda *arguments: [token + 1 for token in ids(*arguments)])
+
+    def turned(*arguments):
+        first, *others = ids(*arguments)
+        return [*others, first]
+
+    monkeypatch.setattr(runner, "letter_ids", turned)
 
 
 @pytest.mark.parametrize("broken", ["random_weights", "wrong_layers", "wrong_answer_ids"])
