@@ -8,6 +8,8 @@ that holds its last character; the chat frame is aligned from the end of what is
     model = CacheFusion(sharer, receiver, processor, anneal_steps=346)  # then as any H2CForCausalLM: H2CTrainer, evaluate, generate
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -160,21 +162,18 @@ class CacheFusion(H2CForCausalLM):
         self.frames["receiver"] -= 1
 
     def _read(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: list[int] | None, cache: Cache | None = None
-    ) -> tuple[torch.Tensor | None, ...]:
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: list[int], take: Callable, cache: Cache | None = None
+    ) -> None:
         """In the place of hidden state i, the keys and values of the Sharer's layer i, (batch, length, 2 x size + 1) in fp32; last in
         each row, where its token ends. (The controls exchange or blank them together.) After them the last hidden state."""
         cache = DynamicCache()
         inputs = model_inputs(self.sharer, input_ids, attention_mask)
         last = self.sharer.base_model(**inputs, **{CACHE: cache}, use_cache=True).last_hidden_state
         ends = self._ends("sharer", input_ids, attention_mask).to(last.device)[:, :, None]
-        read = [
-            torch.cat([*(x.transpose(1, 2).flatten(2).float() for x in (layer.keys, layer.values)), ends], -1)
-            if index in self.bridge.read_layers
-            else None
-            for index, layer in enumerate(cache.layers)
-        ]
-        return (*read, last)
+        for index in self.bridge.read_layers:
+            layer = cache.layers[index]
+            take(index, torch.cat([*(x.transpose(1, 2).flatten(2).float() for x in (layer.keys, layer.values)), ends], -1))
+        take(len(cache.layers), last)
 
     def bridged_cache(
         self,

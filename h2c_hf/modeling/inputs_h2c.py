@@ -11,9 +11,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # transformers 5.24 calls `past_key_values` `cache`, in calls and in outputs; earlier versions know the old name alone.
 CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(CausalLMOutputWithPast)} else "past_key_values"
-# With fewer tokens a pass through a large model hardly gets faster: it waits for the weights. By the ratio of arithmetic to bandwidth;
-# on CPU, of 32 to 512, 96 and 128 read a batch of the scaled pair fastest (by 8 %).
-PASS_TOKENS = {"cpu": 128, "cuda": 512}
 
 
 def model_inputs(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int = 0) -> dict:
@@ -51,23 +48,6 @@ def check_goes_on(model, *roles: str) -> None:
             raise ValueError(
                 f"A layer of the {role.capitalize()} keeps a {type(other[0]).__name__}; expected keys and values of every token."
             )
-
-
-def passes_by_length(attention_mask: torch.Tensor, least: int) -> list[tuple[list[int], int]]:
-    """Rows of a left-padded batch (batch, length) in groups of like lengths, shortest first: (rows, the longest's length) of each.
-    A group takes rows until it has `least` tokens. All rows are one group where several would spare less than a tenth of the tokens."""
-    groups = [([], 0)]
-    lengths = attention_mask.sum(1).tolist()
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        rows, length = groups[-1]
-        if len(rows) * length >= least:
-            groups.append(([row], lengths[row]))
-        else:
-            groups[-1] = ([*rows, row], lengths[row])
-    longest = max(lengths)
-    if sum(len(rows) * length for rows, length in groups) > 0.9 * len(lengths) * longest:
-        return [(list(range(len(lengths))), longest)]
-    return groups
 
 
 def target_start(labels: torch.Tensor, input_ids: torch.Tensor) -> int:
@@ -118,3 +98,43 @@ def check_prompt(
             f"The prompts in {name} are {input_ids.shape[1]} tokens long, padding included; the Receiver has a sliding window "
             f"of {min(windows)}, and a prompt must fit into it to be bridged."
         )
+
+
+def check_states(config, read_layers: list[int], sharer_hidden_states: tuple[torch.Tensor | None, ...]) -> tuple[int, int]:
+    """Refuse hidden states that are not what the bridge's config says; their batch size and length."""
+    expected = config.sharer_num_hidden_layers + 1
+    if len(sharer_hidden_states) != expected:
+        raise ValueError(f"Got {len(sharer_hidden_states)} Sharer hidden states; this bridge expects {expected} (its layers + 1).")
+    if absent := [index for index in read_layers if sharer_hidden_states[index] is None]:
+        raise ValueError(f"Sharer hidden state {absent[0]} is None; this bridge reads {read_layers}.")
+    batch, length, hidden_size = sharer_hidden_states[read_layers[0]].shape
+    if hidden_size != config.sharer_hidden_size:
+        raise ValueError(f"The Sharer's hidden states are {hidden_size} wide; this bridge expects {config.sharer_hidden_size}.")
+    return batch, length
+
+
+def check_cache(config, layers: list[int], receiver_cache: Cache, batch: int) -> int:
+    """Refuse a cache that is not what the bridge's config says, or of which a layer keeps only a window of the prompt; its length."""
+    if len(receiver_cache.layers) != config.receiver_num_hidden_layers:
+        raise ValueError(
+            f"The Receiver's cache has {len(receiver_cache.layers)} layers; this bridge expects {config.receiver_num_hidden_layers}."
+        )
+    length = receiver_cache.get_seq_length()
+    shape = (batch, config.receiver_num_key_value_heads, length, config.receiver_head_dim)
+    for index in layers:
+        layer = receiver_cache.layers[index]
+        if not isinstance(layer, DynamicLayer):
+            raise ValueError(f"Receiver layer {index} has a {type(layer).__name__}; a bridge rewrites a DynamicCache.")
+        if layer.keys.shape[-2] < length:
+            raise ValueError(
+                f"Receiver layer {index} has a sliding window and kept {layer.keys.shape[-2]} of {length} positions; "
+                f"a prompt must fit into the window to be bridged."
+            )
+        if tuple(layer.keys.shape) != shape:
+            raise ValueError(f"Receiver layer {index} has keys of shape {tuple(layer.keys.shape)}; expected {shape}.")
+    return length
+
+
+def check_mask(name: str, mask: torch.Tensor | None, batch: int, length: int) -> None:
+    if mask is not None and tuple(mask.shape) != (batch, length):
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}; expected {(batch, length)}.")

@@ -24,11 +24,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 from transformers.utils import cached_file
 
 from .configuration_h2c import H2CBridgeConfig
-from .inputs_h2c import forked
+from .inputs_h2c import check_cache, check_mask, check_states, forked
 
 
 # Elements of Sharer states that are read together. More would take memory (of all blocks' FFNs at once) without saving time: on CPU, of
@@ -266,32 +266,49 @@ class H2CBridgeModel(PreTrainedModel):
         Raises:
             ValueError: where a shape is not what the config says, or a layer keeps only a window of the prompt.
         """
-        self._check(sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_attention_mask)
-        batch, heads, length, head_dim = receiver_cache.layers[self.alignment[0][0]].keys.shape
+        batch, sharer_length = check_states(self.config, self.read_layers, sharer_hidden_states)
+        length = check_cache(self.config, [layer for layer, _ in self.alignment], receiver_cache, batch)
+        check_mask("sharer_attention_mask", sharer_attention_mask, batch, sharer_length)
+        check_mask("receiver_attention_mask", receiver_attention_mask, batch, length)
         new_cache = receiver_cache if in_place else forked(receiver_cache)
-        for first, last in self._groups(batch * max(length, sharer_hidden_states[self.alignment[0][1]].shape[1])):
-            layers = [new_cache.layers[layer] for layer, _ in self.alignment[first:last]]
-            # (blocks, batch * length, size): keys and values of the group's layers, heads flattened
-            cached = torch.stack([states.to(self.gate.device) for layer in layers for states in (layer.keys, layer.values)])
-            receiver = cached.transpose(2, 3).reshape(len(cached), batch * length, heads * head_dim)
-            states = [sharer_hidden_states[index] for _, index in self.alignment[first:last]]
-            # States held by the closure: tensors of inference mode cannot be saved for the backward pass.
-            rewrite = partial(self._rewrite, slice(2 * first, 2 * last), states, sharer_attention_mask, receiver_attention_mask)
-            # Computed again in the backward pass: a bridge is a hundredth of the work of a step, and much of what that would keep.
-            again = torch.is_grad_enabled() and self.training
-            bridged = checkpoint(rewrite, receiver, use_reentrant=False) if again else rewrite(receiver)
-            bridged = bridged.view(len(cached), batch, length, heads, head_dim).transpose(2, 3)
-            for layer, keys, values in zip(layers, bridged[::2], bridged[1::2], strict=True):
-                layer.keys, layer.values = keys.to(layer.keys.device), values.to(layer.values.device)
+        for group in self.groups(batch, max(length, sharer_length)):
+            self.rewrite(group, sharer_hidden_states, new_cache, sharer_attention_mask, receiver_attention_mask)
         return new_cache
 
-    def _groups(self, tokens: int) -> list[tuple[int, int]]:
-        """Which bridged layers are computed together, first and last + 1 of each group: as many as `GROUP_ELEMENTS` allows."""
+    def groups(self, batch: int, length: int) -> dict[tuple[int, int], list[int]]:
+        """Which bridged layers are computed together, as many as `GROUP_ELEMENTS` allows: the first and the last + 1 of each group, and the
+        indices of the hidden states that it reads. `length` is the longer prompt's."""
         together = len(self.alignment)
         if not torch.compiler.is_compiling():
             elements = GROUP_ELEMENTS.get(self.gate.device.type, GROUP_ELEMENTS["cuda"])
-            together = max(1, elements // (tokens * self.config.sharer_hidden_size))
-        return [(first, min(first + together, len(self.alignment))) for first in range(0, len(self.alignment), together)]
+            together = max(1, elements // (batch * length * self.config.sharer_hidden_size))
+        groups = [(first, min(first + together, len(self.alignment))) for first in range(0, len(self.alignment), together)]
+        return {(first, last): [index for _, index in self.alignment[first:last]] for first, last in groups}
+
+    def rewrite(
+        self,
+        group: tuple[int, int],
+        sharer_hidden_states: tuple[torch.Tensor, ...] | dict[int, torch.Tensor],
+        cache: Cache,
+        sharer_attention_mask: torch.Tensor | None,
+        receiver_attention_mask: torch.Tensor | None,
+    ) -> None:
+        """`forward` of one of `groups`, in place, unchecked; each layer's old keys and values are freed."""
+        first, last = group
+        layers = [cache.layers[layer] for layer, _ in self.alignment[first:last]]
+        batch, heads, length, head_dim = layers[0].keys.shape
+        # (blocks, batch * length, size): keys and values of the group's layers, heads flattened
+        cached = torch.stack([states.to(self.gate.device) for layer in layers for states in (layer.keys, layer.values)])
+        receiver = cached.transpose(2, 3).reshape(len(cached), batch * length, heads * head_dim)
+        states = [sharer_hidden_states[index] for _, index in self.alignment[first:last]]
+        # States held by the closure: tensors of inference mode cannot be saved for the backward pass.
+        rewrite = partial(self._rewrite, slice(2 * first, 2 * last), states, sharer_attention_mask, receiver_attention_mask)
+        # Computed again in the backward pass: a bridge is a hundredth of the work of a step, and much of what that would keep.
+        again = torch.is_grad_enabled() and self.training
+        bridged = checkpoint(rewrite, receiver, use_reentrant=False) if again else rewrite(receiver)
+        bridged = bridged.view(len(cached), batch, length, heads, head_dim).transpose(2, 3)
+        for layer, keys, values in zip(layers, bridged[::2], bridged[1::2], strict=True):
+            layer.keys, layer.values = keys.to(layer.keys.device), values.to(layer.values.device)
 
     def _rewrite(self, group, sharer_hidden_states, sharer_attention_mask, receiver_attention_mask, receiver) -> torch.Tensor:
         """What the blocks of a group add, added. receiver: (blocks, batch * length, size); sharer_hidden_states: one for each layer."""
@@ -360,41 +377,6 @@ class H2CBridgeModel(PreTrainedModel):
         weight, bias = self.kv_proj.weight[group], self.kv_proj.bias[group]
         weight = weight.view(len(sharer), -1, weight.shape[-1]).transpose(1, 2)
         return torch.baddbmm(bias.view(len(sharer), 1, -1), projected, weight)
-
-    def _check(self, sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_attention_mask) -> None:
-        config = self.config
-        expected = config.sharer_num_hidden_layers + 1
-        if len(sharer_hidden_states) != expected:
-            raise ValueError(f"Got {len(sharer_hidden_states)} Sharer hidden states; this bridge expects {expected} (its layers + 1).")
-        if len(receiver_cache.layers) != config.receiver_num_hidden_layers:
-            raise ValueError(
-                f"The Receiver's cache has {len(receiver_cache.layers)} layers; this bridge expects {config.receiver_num_hidden_layers}."
-            )
-        if absent := [index for index in self.read_layers if sharer_hidden_states[index] is None]:
-            raise ValueError(f"Sharer hidden state {absent[0]} is None; this bridge reads {self.read_layers}.")
-        batch, sharer_length, hidden_size = sharer_hidden_states[self.alignment[0][1]].shape
-        if hidden_size != config.sharer_hidden_size:
-            raise ValueError(f"The Sharer's hidden states are {hidden_size} wide; this bridge expects {config.sharer_hidden_size}.")
-
-        length = receiver_cache.get_seq_length()
-        shape = (batch, config.receiver_num_key_value_heads, length, config.receiver_head_dim)
-        for index, _ in self.alignment:
-            layer = receiver_cache.layers[index]
-            if not isinstance(layer, DynamicLayer):
-                raise ValueError(f"Receiver layer {index} has a {type(layer).__name__}; a bridge rewrites a DynamicCache.")
-            if layer.keys.shape[-2] < length:
-                raise ValueError(
-                    f"Receiver layer {index} has a sliding window and kept {layer.keys.shape[-2]} of {length} positions; "
-                    f"a prompt must fit into the window to be bridged."
-                )
-            if tuple(layer.keys.shape) != shape:
-                raise ValueError(f"Receiver layer {index} has keys of shape {tuple(layer.keys.shape)}; expected {shape}.")
-        for name, mask, size in (
-            ("sharer_attention_mask", sharer_attention_mask, sharer_length),
-            ("receiver_attention_mask", receiver_attention_mask, length),
-        ):
-            if mask is not None and tuple(mask.shape) != (batch, size):
-                raise ValueError(f"{name} has shape {tuple(mask.shape)}; expected {(batch, size)}.")
 
 
 __all__ = ["H2CBridgeModel"]

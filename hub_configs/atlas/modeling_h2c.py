@@ -7,6 +7,7 @@ the last token, the *kickstart*; the bridge rewrites that cache. Then the stock 
 import contextlib
 import copy
 import os
+from collections.abc import Callable
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -18,10 +19,10 @@ from .bridges_h2c import BridgesMixin
 from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig, record_commit
 from .conversation_h2c import H2CConversation
 from .generation_h2c import cache_implementation, continuing_from_cache, copies_of_each, into_static, keep_compiled
-from .inputs_h2c import CACHE, PASS_TOKENS, check_prompt, model_inputs, passes_by_length, target_start
+from .inputs_h2c import CACHE, check_cache, check_prompt, forked, model_inputs, target_start
 from .loss_h2c import loss_without_logits
 from .modeling_h2c_bridge import H2CBridgeModel
-from .passes_h2c import backbone_up_to, beside, join
+from .passes_h2c import PASS_TOKENS, beside, in_groups, join, passes_by_length, read_through
 from .prefixes_h2c import H2CPrefixCache
 
 
@@ -197,37 +198,40 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: where the model was made with the Sharer's config alone.
         """
-        if self.sharer is None:
-            raise ValueError("This model was made without the Sharer's weights: expected sharer_hidden_states, got sharer_input_ids.")
-        self.sharer.eval()
-        if sharer_attention_mask is None or cache is not None:
-            return self._read(sharer_input_ids, sharer_attention_mask, layers, cache)
-        passes = passes_by_length(sharer_attention_mask, PASS_TOKENS.get(self.sharer.device.type, PASS_TOKENS["cuda"]))
-        if len(passes) == 1:
-            return self._read(sharer_input_ids, sharer_attention_mask, layers)
-        # Rows of like lengths at a time, each without the padding that longer ones would bring; then padded as they came.
+        passes = self._passes(sharer_input_ids, sharer_attention_mask if cache is None else None)
         read = [None] * (self.config.sharer_num_hidden_layers + 1)
+        layers = list(range(len(read))) if layers is None else sorted(layers)
+        if len(passes) == 1:
+            self._read(sharer_input_ids, sharer_attention_mask, layers, read.__setitem__, cache)
+            return tuple(read)
+        # Rows of like lengths at a time, each without the padding that longer ones would bring; then padded as they came.
         for rows, length in passes:
-            states = self._read(sharer_input_ids[rows, -length:], sharer_attention_mask[rows, -length:], layers)
-            for index, state in enumerate(states):
-                if state is not None:
-                    if read[index] is None:
-                        read[index] = state.new_zeros(*sharer_input_ids.shape, state.shape[-1])
-                    read[index][rows, -length:] = state
+
+            def keep(index: int, state: torch.Tensor, rows: list[int] = rows, length: int = length) -> None:
+                if read[index] is None:
+                    read[index] = state.new_zeros(*sharer_input_ids.shape, state.shape[-1])
+                read[index][rows, -length:] = state
+
+            self._read(sharer_input_ids[rows, -length:], sharer_attention_mask[rows, -length:], layers, keep)
         return tuple(read)
 
+    def _passes(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[tuple[list[int], int]]:
+        """Which rows the Sharer reads together."""
+        if self.sharer is None:
+            raise ValueError("This model was made without the Sharer's weights: expected sharer_hidden_states, got sharer_input_ids.")
+        if attention_mask is None:
+            return [(list(range(len(input_ids))), input_ids.shape[1])]
+        return passes_by_length(attention_mask, PASS_TOKENS.get(self.sharer.device.type, PASS_TOKENS["cuda"]))
+
     def _read(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: list[int] | None, cache: Cache | None = None
-    ) -> tuple:
-        """`read` in one pass."""
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: list[int], take: Callable, cache: Cache | None = None
+    ) -> None:
+        """`read` in one pass, which hands each state of `layers` to `take`."""
+        self.sharer.eval()
         if attention_mask is not None and attention_mask.all():
             attention_mask = None
         inputs = model_inputs(self.sharer, input_ids, attention_mask, past=0 if cache is None else cache.get_seq_length())
-        inputs |= {CACHE: cache, "use_cache": cache is not None}
-        states = backbone_up_to(self.sharer, layers)(**inputs, output_hidden_states=True if layers is None else layers).hidden_states
-        # Architectures that know `output_hidden_states` as a flag alone return every layer.
-        read = [state if layers is None or index in layers else None for index, state in enumerate(states)]
-        return tuple(read + [None] * (self.config.sharer_num_hidden_layers + 1 - len(read)))
+        read_through(self.sharer, {**inputs, CACHE: cache, "use_cache": cache is not None}, layers, take)
 
     @torch.inference_mode()
     def prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: Cache | None = None) -> Cache:
@@ -280,11 +284,28 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         with beside(self.receiver.device) as prefill_stream:  # first: the Sharer's pass is the longer one
             if receiver_cache is None:
                 receiver_cache = self.prefill(input_ids, attention_mask)
+        receiver_mask = None if attention_mask is None else attention_mask[:, :-1]
+        # Where nothing is trained, and all rows are read together, the hidden states need not be kept.
+        if sharer_hidden_states is None and not torch.is_grad_enabled() and len(self._passes(sharer_input_ids, sharer_attention_mask)) == 1:
+            cache = receiver_cache if in_place else forked(receiver_cache)
+            self._bridge_while_reading(sharer_input_ids, sharer_attention_mask, cache, receiver_mask, prefill_stream)
+            return cache
         if sharer_hidden_states is None:
             sharer_hidden_states = self.read(sharer_input_ids, sharer_attention_mask, self.bridge.read_layers)
         join(prefill_stream, receiver_cache)
-        receiver_mask = None if attention_mask is None else attention_mask[:, :-1]
         return self.bridge(sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_mask, in_place=in_place)
+
+    def _bridge_while_reading(self, sharer_input_ids, sharer_attention_mask, cache: Cache, receiver_attention_mask, prefill_stream) -> None:
+        """Rewrite `cache`, each group of layers as soon as the Sharer has come to what it reads."""
+        bridge, batch = self.bridge, len(sharer_input_ids)
+        length = check_cache(bridge.config, [layer for layer, _ in bridge.alignment], cache, batch)
+
+        def rewrite(group: tuple[int, int], states: dict[int, torch.Tensor]) -> None:
+            join(prefill_stream, cache)
+            bridge.rewrite(group, states, cache, sharer_attention_mask, receiver_attention_mask)
+
+        groups = bridge.groups(batch, max(length, sharer_input_ids.shape[1]))
+        self._read(sharer_input_ids, sharer_attention_mask, bridge.read_layers, in_groups(groups, rewrite))
 
     # Scoring and training
 

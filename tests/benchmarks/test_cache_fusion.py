@@ -16,7 +16,7 @@ from h2c_hf.data.examples import encode_example
 from h2c_hf.data.prompts import user_turn
 from h2c_hf.evaluation.methods import METHODS, Batch
 from h2c_hf.evaluation.runner import evaluate
-from h2c_hf.modeling import H2CProcessor, inputs_h2c
+from h2c_hf.modeling import H2CProcessor, passes_h2c
 from h2c_hf.training.arguments import H2CTrainingArguments
 from h2c_hf.training.trainer import H2CTrainer
 
@@ -133,7 +133,7 @@ def test_the_fused_cache_is_that_of_the_plain_method(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 @torch.no_grad()
 def test_a_left_padded_batch_answers_as_each_example_alone(seed, monkeypatch):
-    monkeypatch.setitem(inputs_h2c.PASS_TOKENS, "cpu", 64)  # the Sharer reads it in several passes
+    monkeypatch.setitem(passes_h2c.PASS_TOKENS, "cpu", 64)  # the Sharer reads it in several passes
     model, processor = fusion(seed)
     inputs = random_inputs(processor, seed, batch=5)
     for row, logits in enumerate(model(**inputs).logits):

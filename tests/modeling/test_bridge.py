@@ -161,7 +161,7 @@ def test_groups_of_layers_give_what_all_give_together(seed, monkeypatch):
     results = []
     for elements in (2**30, 1):
         monkeypatch.setitem(modeling_h2c_bridge.GROUP_ELEMENTS, "cpu", elements)
-        assert len(model.bridge._groups(10)) == (1 if elements > 1 else len(model.bridge.alignment))
+        assert len(model.bridge.groups(1, 10)) == (1 if elements > 1 else len(model.bridge.alignment))
         logits = model(**inputs).logits
         logits.sum().backward()
         results.append([logits, *(parameter.grad for parameter in model.bridge.parameters())])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from pairs import FAMILIES, VOCABULARY, alone, join, random_inputs, random_pair, tiny_model
 from reference import plain_logits
 
-from h2c_hf.modeling import H2CForCausalLM, inputs_h2c, loss_h2c
+from h2c_hf.modeling import H2CForCausalLM, loss_h2c, passes_h2c
 
 
 SEEDS = range(6)
@@ -165,7 +165,7 @@ def test_the_sharer_reads_rows_of_like_lengths_together(seed, monkeypatch):
     model, inputs, widths = random_pair(seed), random_inputs(seed, batch=6), []
     ids, mask = inputs["sharer_input_ids"], inputs["sharer_attention_mask"]
     whole = model.read(ids, mask)
-    monkeypatch.setitem(inputs_h2c.PASS_TOKENS, "cpu", 8)
+    monkeypatch.setitem(passes_h2c.PASS_TOKENS, "cpu", 8)
     model.sharer.base_model.register_forward_pre_hook(lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True)
     read = model.read(ids, mask)
     assert len(widths) > 1 and sum(rows for rows, _ in widths) == 6 and widths == sorted(widths, key=lambda shape: shape[1])
