@@ -7,6 +7,7 @@ Memory is the most bytes alive in a step beyond weights and moments; the ratio w
 """
 
 import argparse
+import copy
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -88,7 +89,11 @@ def measure(options: argparse.Namespace) -> dict:
 
 
 def pair(scale: int, dropout: float, device: torch.device) -> H2CForCausalLM:
-    """The reference pair with all widths divided by `scale`, in bf16 on CUDA; the bridge in fp32."""
+    """The reference pair with all widths divided by `scale`, in bf16 on CUDA; the bridge in fp32.
+
+    On CPU, whole, it would take 34 GB: there all layers of the Sharer have one set of weights. The time is that of different ones, since
+    a layer's 0.9 GB pass through every cache in between.
+    """
     whole = scale == 1
     common = {"max_position_embeddings": 4096, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
     sharer = LlamaConfig(
@@ -101,11 +106,25 @@ def pair(scale: int, dropout: float, device: torch.device) -> H2CForCausalLM:
         tie_word_embeddings=True, **common,
     )  # fmt: skip
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    depth, shared = sharer.num_hidden_layers, whole and device.type == "cpu"
     with device:
+        sharer.num_hidden_layers = 1 if shared else depth
         models = [LlamaForCausalLM._from_config(sharer, dtype=dtype), Qwen2ForCausalLM._from_config(receiver, dtype=dtype)]
+    if shared:
+        repeat_layer(models[0], depth)
     # Heads of the reference's width, 8: with heads of width 1 the scores, which do not shrink, would outweigh all else.
-    config = H2CBridgeConfig.published(sharer, receiver, num_attention_heads=max(1, 16 // scale), dropout=dropout)
+    config = H2CBridgeConfig.published(models[0].config, receiver, num_attention_heads=max(1, 16 // scale), dropout=dropout)
     return H2CForCausalLM(config, *models)
+
+
+def repeat_layer(model: LlamaForCausalLM, depth: int) -> None:
+    """Make a model of one layer one of `depth` layers, all with the weights of that one."""
+    layers = model.model.layers
+    weights = {id(parameter): parameter for parameter in layers[0].parameters()}
+    for index in range(1, depth):
+        layers.append(copy.deepcopy(layers[0], dict(weights)))
+        layers[index].self_attn.layer_idx = index
+    model.config.num_hidden_layers = depth
 
 
 def random_batch(model: H2CForCausalLM, options: argparse.Namespace) -> dict[str, torch.Tensor]:
