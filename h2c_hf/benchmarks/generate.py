@@ -1,8 +1,8 @@
 """`scripts/benchmark.py generate`: how close H2C comes to its floor, by turns in one process.
 
 Time to first token, `generate(max_new_tokens=1)`, over the floor: the Sharer's backbone (all its layers), the Receiver's prefill of all
-but the last token and one Receiver step, each as its own model runs it. And tokens a second after the first, H2C over the
-Receiver alone; and the time of the first implementation's bridged cache (`per_layer`) over ours.
+but the last token and one Receiver step, each as its own model runs it; and over the Sharer's own time to first token. Tokens a
+second after the first, H2C over the Receiver alone. And the time of the first implementation's bridged cache (`per_layer`) over ours.
 """
 
 import argparse
@@ -22,7 +22,10 @@ from .train import PAIRS, pair
 
 
 NEW_TOKENS = 32
-TITLES = {"over_floor": "over the floor", "throughput": "tokens/s over Receiver", "first_over_ours": "first way / ours"}
+TITLES = {
+    "over_floor": "over the floor", "over_sharer": "over the Sharer's own", "throughput": "tokens/s over Receiver",
+    "first_over_ours": "first way / ours",
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,17 +61,19 @@ def measure_size(model, first, batch: int, tokens: int, rounds: int, device) -> 
     ways = {
         "h2c": lambda: answer(model, prompts, 1),
         "first": lambda: per_layer.bridged_cache(model, first, prompts),
+        "sharer_alone": lambda: answer(model.sharer, own_prompts(prompts, "sharer_"), 1),
         **parts,
     }
     seconds = by_turns(ways, rounds, device)
     floor = [sum(values) for values in zip(*(seconds[name] for name in parts), strict=True)]
     clocks = {"h2c": Clock(device), "receiver": Clock(device)}
-    models = {"h2c": model, "receiver": model.receiver}
-    by_turns({name: lambda name=name: answer(models[name], prompts, 1 + NEW_TOKENS, clocks[name]) for name in models}, rounds, device)
+    models = {"h2c": (model, prompts), "receiver": (model.receiver, own_prompts(prompts, ""))}
+    by_turns({name: lambda name=name: answer(*models[name], 1 + NEW_TOKENS, clocks[name]) for name in models}, rounds, device)
     seconds["after_first"] = {name: clock.seconds[1:] for name, clock in clocks.items()}  # without the round to warm up
     return {
         "batch": batch, "tokens": tokens, "seconds": seconds,
         "over_floor": ratio_rows(seconds["h2c"], floor),
+        "over_sharer": ratio_rows(seconds["h2c"], seconds["sharer_alone"]),
         "throughput": ratio_rows(seconds["after_first"]["receiver"], seconds["after_first"]["h2c"]),
         "first_over_ours": ratio_rows(seconds["first"], seconds["h2c"]),
     }  # fmt: skip
@@ -104,9 +109,12 @@ class Clock(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
+def own_prompts(prompts: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Of one model by itself."""
+    return {name: prompts[f"{prefix}{name}"] for name in ("input_ids", "attention_mask")}
+
+
 def answer(model, prompts: dict[str, torch.Tensor], new_tokens: int, clock: Clock | None = None) -> torch.Tensor:
-    if not isinstance(model, H2CForCausalLM):
-        prompts = {name: prompts[name] for name in ("input_ids", "attention_mask")}
     kwargs = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": 1}
     if clock is not None:
         clock.prompt_length = prompts["input_ids"].shape[1]
