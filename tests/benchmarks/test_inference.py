@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from h2c_hf.benchmarks import bridge, generate, main, train
+from tests.pairs import VOCABULARY, tiny_model
 
 
 SIZES = ["--pair=tiny", "--batches", "1", "2", "--tokens", "8", "16", "--rounds=2", "--most_tokens=16"]
@@ -40,7 +41,24 @@ def test_the_first_token_is_measured_against_its_parts(tmp_path, capsys):
     floor = [sum(row["seconds"][name][number] for name in ("sharer", "prefill", "step")) for number in range(2)]
     ratios = sorted(taken / least for taken, least in zip(row["seconds"]["h2c"], floor, strict=True))
     assert [row["over_floor"]["min"], row["over_floor"]["max"]] == pytest.approx(ratios)
-    assert generate.TITLES["over_floor"] in capsys.readouterr().out
+    ratios = sorted(taken / own for taken, own in zip(row["seconds"]["h2c"], row["seconds"]["sharer_alone"], strict=True))
+    assert [row["over_sharer"]["min"], row["over_sharer"]["max"]] == ratios
+    printed = capsys.readouterr().out
+    assert all(title in printed for title in generate.TITLES.values())
+
+
+@torch.no_grad()
+def test_layers_with_one_set_of_weights_compute_what_copies_would():
+    model = tiny_model("llama", num_hidden_layers=1)
+    train.repeat_layer(model, 3)
+    copies = tiny_model("llama", seed=1, num_hidden_layers=3)
+    copies.load_state_dict(model.state_dict())
+    assert len({parameter.data_ptr() for parameter in model.parameters()}) == len(
+        list(tiny_model("llama", num_hidden_layers=1).parameters())
+    )
+    ids = torch.randint(1, VOCABULARY, (2, 9))
+    generated, expected = (each.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0) for each in (model, copies))
+    assert torch.equal(generated, expected) and torch.equal(model(ids).logits, copies(ids).logits)
 
 
 def test_memory_is_that_of_either_way(tmp_path, capsys):
