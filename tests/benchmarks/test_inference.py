@@ -49,7 +49,7 @@ def test_the_first_token_is_measured_against_its_parts(tmp_path, capsys):
 
 @torch.no_grad()
 def test_layers_with_one_set_of_weights_compute_what_copies_would():
-    model = tiny_model("llama", num_hidden_layers=1)
+    model, one = (tiny_model("llama", num_hidden_layers=1) for _ in range(2))
     train.repeat_layer(model, 3)
     copies = tiny_model("llama", seed=1, num_hidden_layers=3)
     copies.load_state_dict(model.state_dict())
