@@ -252,6 +252,7 @@ class H2CBridgeModel(PreTrainedModel):
         sharer_attention_mask: torch.Tensor | None = None,
         receiver_attention_mask: torch.Tensor | None = None,
         in_place: bool = False,
+        group: tuple[int, int] | None = None,
     ) -> Cache:
         """A new cache with every bridged layer rewritten; `receiver_cache` is left as it was.
 
@@ -262,39 +263,33 @@ class H2CBridgeModel(PreTrainedModel):
             sharer_attention_mask: (batch, sharer length), 1 for tokens, 0 for padding. Padding is not attended.
             receiver_attention_mask: (batch, length), likewise. Padded positions are left as they are.
             in_place: rewrite `receiver_cache` itself, each layer's old keys and values freed as soon as they are rewritten.
+            group: one of `groups`, to rewrite its layers alone; hidden states that only others read may be None.
 
         Raises:
             ValueError: where a shape is not what the config says, or a layer keeps only a window of the prompt.
         """
-        batch, sharer_length = check_states(self.config, self.read_layers, sharer_hidden_states)
-        length = check_cache(self.config, [layer for layer, _ in self.alignment], receiver_cache, batch)
+        alignment = self.alignment if group is None else self.alignment[slice(*group)]
+        batch, sharer_length = check_states(self.config, [index for _, index in alignment], sharer_hidden_states)
+        length = check_cache(self.config, [layer for layer, _ in alignment], receiver_cache, batch)
         check_mask("sharer_attention_mask", sharer_attention_mask, batch, sharer_length)
         check_mask("receiver_attention_mask", receiver_attention_mask, batch, length)
         new_cache = receiver_cache if in_place else forked(receiver_cache)
-        for group in self.groups(batch, max(length, sharer_length)):
-            self.rewrite(group, sharer_hidden_states, new_cache, sharer_attention_mask, receiver_attention_mask)
+        for first, last in self.groups(batch, max(length, sharer_length)) if group is None else [group]:
+            self._rewrite_layers(first, last, sharer_hidden_states, new_cache, sharer_attention_mask, receiver_attention_mask)
         return new_cache
 
     def groups(self, batch: int, length: int) -> dict[tuple[int, int], list[int]]:
         """Which bridged layers are computed together, as many as `GROUP_ELEMENTS` allows: the first and the last + 1 of each group, and the
         indices of the hidden states that it reads. `length` is the longer prompt's."""
         together = len(self.alignment)
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and self._compiled_call_impl is None:  # each group would be compiled for itself
             elements = GROUP_ELEMENTS.get(self.gate.device.type, GROUP_ELEMENTS["cuda"])
             together = max(1, elements // (batch * length * self.config.sharer_hidden_size))
         groups = [(first, min(first + together, len(self.alignment))) for first in range(0, len(self.alignment), together)]
         return {(first, last): [index for _, index in self.alignment[first:last]] for first, last in groups}
 
-    def rewrite(
-        self,
-        group: tuple[int, int],
-        sharer_hidden_states: tuple[torch.Tensor, ...] | dict[int, torch.Tensor],
-        cache: Cache,
-        sharer_attention_mask: torch.Tensor | None,
-        receiver_attention_mask: torch.Tensor | None,
-    ) -> None:
-        """`forward` of one of `groups`, in place, unchecked; each layer's old keys and values are freed."""
-        first, last = group
+    def _rewrite_layers(self, first, last, sharer_hidden_states, cache, sharer_attention_mask, receiver_attention_mask) -> None:
+        """Rewrite a group's layers, in place; their old keys and values are freed."""
         layers = [cache.layers[layer] for layer, _ in self.alignment[first:last]]
         batch, heads, length, head_dim = layers[0].keys.shape
         # (blocks, batch * length, size): keys and values of the group's layers, heads flattened

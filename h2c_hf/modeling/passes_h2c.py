@@ -96,7 +96,7 @@ def watched(layer: torch.nn.Module, take: Callable[[torch.Tensor], None]) -> tor
     layer = copy.copy(layer)
     layer._forward_pre_hooks = layer._forward_pre_hooks.copy()
     layer._forward_pre_hooks_with_kwargs = layer._forward_pre_hooks_with_kwargs.copy()
-    layer.register_forward_pre_hook(lambda _, args: take(args[0]))
+    layer.register_forward_pre_hook(lambda _, args, kwargs: take(args[0] if args else kwargs["hidden_states"]), with_kwargs=True)
     return layer
 
 

@@ -19,7 +19,7 @@ from .bridges_h2c import BridgesMixin
 from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig, record_commit
 from .conversation_h2c import H2CConversation
 from .generation_h2c import cache_implementation, continuing_from_cache, copies_of_each, into_static, keep_compiled
-from .inputs_h2c import CACHE, check_cache, check_prompt, forked, model_inputs, target_start
+from .inputs_h2c import CACHE, check_prompt, forked, model_inputs, target_start
 from .loss_h2c import loss_without_logits
 from .modeling_h2c_bridge import H2CBridgeModel
 from .passes_h2c import PASS_TOKENS, beside, in_groups, join, passes_by_length, read_through
@@ -297,14 +297,14 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
 
     def _bridge_while_reading(self, sharer_input_ids, sharer_attention_mask, cache: Cache, receiver_attention_mask, prefill_stream) -> None:
         """Rewrite `cache`, each group of layers as soon as the Sharer has come to what it reads."""
-        bridge, batch = self.bridge, len(sharer_input_ids)
-        length = check_cache(bridge.config, [layer for layer, _ in bridge.alignment], cache, batch)
+        bridge, depth = self.bridge, self.config.sharer_num_hidden_layers
 
         def rewrite(group: tuple[int, int], states: dict[int, torch.Tensor]) -> None:
             join(prefill_stream, cache)
-            bridge.rewrite(group, states, cache, sharer_attention_mask, receiver_attention_mask)
+            states = tuple(states.get(index) for index in range(depth + 1))
+            bridge(states, cache, sharer_attention_mask, receiver_attention_mask, in_place=True, group=group)
 
-        groups = bridge.groups(batch, max(length, sharer_input_ids.shape[1]))
+        groups = bridge.groups(len(sharer_input_ids), max(cache.get_seq_length(), sharer_input_ids.shape[1]))
         self._read(sharer_input_ids, sharer_attention_mask, bridge.read_layers, in_groups(groups, rewrite))
 
     # Scoring and training

@@ -39,13 +39,11 @@ def test_the_cache_is_that_of_all_states_at_once(seed, elements, monkeypatch):
 def test_no_more_states_are_alive_than_the_groups_that_wait_for_them_read(monkeypatch):
     monkeypatch.setitem(modeling_h2c_bridge.GROUP_ELEMENTS, "cpu", 1)
     model, inputs, alive = join(tiny_model("llama", num_hidden_layers=6), tiny_model("qwen2", 1, num_hidden_layers=5)), random_inputs(0), []
-    rewrite = model.bridge.rewrite
 
-    def watch(group, states, *rest):
-        alive.append(list(states))
-        rewrite(group, states, *rest)
+    def watch(_, args):
+        alive.append([index for index, state in enumerate(args[0]) if state is not None])
 
-    monkeypatch.setattr(model.bridge, "rewrite", watch)
+    model.bridge.register_forward_pre_hook(watch)
     model.bridged_cache(**inputs)
     assert alive == [[index] for _, index in model.bridge.alignment]
 
@@ -102,3 +100,33 @@ def test_the_sharers_config_may_ask_for_outputs_of_its_own():
         model.bridged_cache(ids, sharer_input_ids=ids)
     hooks = [len(layer._forward_hooks) for layer in model.sharer.base_model.layers]
     assert hooks == [1] * 4, "transformers' own, once"
+
+
+def test_a_layer_is_watched_however_it_is_called():
+    class Layer(torch.nn.Module):
+        def forward(self, hidden_states):
+            return hidden_states + 1
+
+    layer, taken, states = Layer(), [], torch.zeros(1, 2)
+    watching = passes_h2c.watched(layer, taken.append)
+    assert torch.equal(watching(states), states + 1) and torch.equal(watching(hidden_states=states), states + 1)
+    layer(states)
+    assert [state is states for state in taken] == [True, True]
+
+
+@torch.no_grad()
+def test_a_compiled_bridge_is_compiled_once_and_used(monkeypatch):
+    monkeypatch.setitem(modeling_h2c_bridge.GROUP_ELEMENTS, "cpu", 1)
+    model, inputs, compiled = join(tiny_model("llama", num_hidden_layers=4), tiny_model("qwen2", 1)), random_inputs(0), []
+    expected = model.bridged_cache(**inputs)
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph
+
+    model.bridge.compile(backend=backend, fullgraph=True, dynamic=True)
+    for _ in range(2):
+        cache = model.bridged_cache(**inputs)
+    assert len(compiled) == 1
+    for layer, other in zip(cache.layers, expected.layers, strict=True):
+        torch.testing.assert_close((layer.keys, layer.values), (other.keys, other.values), atol=1e-5, rtol=1e-4)
