@@ -227,7 +227,7 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: list[int], take: Callable, cache: Cache | None = None
     ) -> None:
         """`read` in one pass, which hands each state of `layers` to `take`."""
-        self.sharer.eval()
+        evaluating(self.sharer)
         if attention_mask is not None and attention_mask.all():
             attention_mask = None
         inputs = model_inputs(self.sharer, input_ids, attention_mask, past=0 if cache is None else cache.get_seq_length())
@@ -237,7 +237,7 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
     def prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: Cache | None = None) -> Cache:
         """The Receiver's own cache of all `input_ids` but the last, the kickstart; or `cache`, of what stands before them, with these
         added: `attention_mask` is then of both."""
-        self.receiver.eval()
+        evaluating(self.receiver)
         cache = DynamicCache(config=self.receiver.config) if cache is None else cache
         mask = None if attention_mask is None else attention_mask[:, :-1]
         inputs = model_inputs(self.receiver, input_ids[:, :-1], mask, past=cache.get_seq_length())
@@ -358,7 +358,7 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         new = input_ids[:, cached - total :] if input_ids.shape[1] == total and cached else input_ids
 
         inputs = model_inputs(self.receiver, new, attention_mask, past=cached)
-        self.receiver.eval()
+        evaluating(self.receiver)
         skip_logits = skip_logits and labels is not None
         receiver = self.receiver.base_model if skip_logits else self.receiver
         outputs = receiver(**inputs, **{CACHE: past_key_values}, use_cache=True, **kwargs)
@@ -432,7 +432,7 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
             past_key_values.batch_repeat_interleave(copies)
         if implementation == "static":
             past_key_values = into_static(past_key_values, self.receiver, input_ids.shape[1], kwargs, configs)
-        self.receiver.eval()
+        evaluating(self.receiver)
         receiver = continuing_from_cache(self.receiver)
         receiver.generation_config = configs[-1]
         outputs = receiver.generate(
@@ -441,6 +441,12 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         )  # fmt: skip
         keep_compiled(receiver, self.receiver)
         return outputs
+
+
+def evaluating(frozen: PreTrainedModel) -> None:
+    """See that a frozen model does not train. (`eval` itself walks all modules, which takes as long as a layer of a small model.)"""
+    if frozen.training:
+        frozen.eval()
 
 
 def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
