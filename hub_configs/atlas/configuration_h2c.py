@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # The files that make a repo work without this package. Flat, and they import nothing but torch, transformers and each other.
 REMOTE_CODE = (
     "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "bridges_h2c.py", "conversation_h2c.py",
-    "generation_h2c.py", "passes_h2c.py", "prefixes_h2c.py",
+    "families_h2c.py", "generation_h2c.py", "passes_h2c.py", "prefixes_h2c.py",
     "modeling_h2c.py", "processing_h2c.py", "pipeline_h2c.py",
 )  # fmt: skip
 AUTO_MAP = {
@@ -80,9 +80,25 @@ def pair_values(sharer_config: PreTrainedConfig, receiver_config: PreTrainedConf
         "sharer_hidden_size": sharer.hidden_size,
         "sharer_num_hidden_layers": sharer.num_hidden_layers,
         "receiver_num_hidden_layers": receiver.num_hidden_layers,
-        "receiver_num_key_value_heads": getattr(receiver, "num_key_value_heads", None) or receiver.num_attention_heads,
-        "receiver_head_dim": getattr(receiver, "head_dim", None) or receiver.hidden_size // receiver.num_attention_heads,
+        **cache_shape(receiver),
     }
+
+
+def cache_shape(receiver: PreTrainedConfig) -> dict:
+    """Return the heads and the width of a Receiver's keys.
+
+    Raises:
+        ValueError: if it has none, or layers of different widths.
+    """
+    try:
+        heads = receiver.num_attention_heads
+        key_value_heads = getattr(receiver, "num_key_value_heads", None) or heads
+        head_dim = getattr(receiver, "head_dim", None) or receiver.hidden_size // heads
+    except Exception as error:  # a model without attention, or with other values for each layer
+        raise ValueError(f"A model with a {type(receiver).__name__} cannot be the Receiver: {str(error).split('. ')[0]}") from error
+    if receiver.model_type == "falcon":
+        key_value_heads = receiver.num_kv_heads if receiver.new_decoder_architecture else 1 if receiver.multi_query else heads
+    return {"receiver_num_key_value_heads": key_value_heads, "receiver_head_dim": head_dim}
 
 
 def heads_that_divide(pair: dict, most: int) -> int:

@@ -2,10 +2,10 @@
 
 import copy
 
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, StaticCache
 
-from .inputs_h2c import CACHE
+from .inputs_h2c import CACHE, positions
 
 
 CACHE_IMPLEMENTATIONS = (None, "dynamic", "static")
@@ -55,15 +55,27 @@ def into_static(cache: Cache, receiver: PreTrainedModel, prompt_length: int, arg
 
 
 def continuing_from_cache(receiver: PreTrainedModel) -> PreTrainedModel:
-    """The same model, weights shared, whose assisted decoding starts from a filled cache. Stock `_assisted_decoding` feeds the
-    whole prompt in its first step whatever the cache holds, and is then silently wrong; the other modes slice the prompt."""
+    """Return a copy of the model, weights shared, that generates from a filled cache in every mode and family.
+
+    - Stock `_assisted_decoding` feeds the whole prompt in its first step whatever the cache holds, and is then silently wrong; the
+      other modes slice the prompt.
+    - Phi-3, PhiMoE and Phi-4-multimodal drop the cache at `original_max_position_embeddings`, and read the text again without a bridge.
+    - Models whose `forward` does not name `position_ids` get none, and count padding.
+    """
     stock = receiver.prepare_inputs_for_generation
 
     def prepare_inputs_for_generation(input_ids, next_sequence_length=None, is_first_iteration=False, **kwargs):
         cache = kwargs.get(CACHE)
         if is_first_iteration and next_sequence_length is None and cache is not None:
             next_sequence_length = input_ids.shape[1] - cache.get_seq_length()
-        return stock(input_ids, next_sequence_length=next_sequence_length, is_first_iteration=is_first_iteration, **kwargs)
+        arguments = {"next_sequence_length": next_sequence_length, "is_first_iteration": is_first_iteration, **kwargs}
+        inputs = stock(input_ids, **arguments)
+        if cache is not None and inputs.get(CACHE) is not cache:
+            inputs = GenerationMixin.prepare_inputs_for_generation(receiver, input_ids, **arguments)
+        mask = kwargs.get("attention_mask")
+        if inputs.get("position_ids") is None and mask is not None and mask.dim() == 2 and inputs.get("input_ids") is not None:
+            inputs["position_ids"] = positions(mask, inputs["input_ids"].shape[1])
+        return inputs
 
     # A shallow copy, so that the Receiver itself stays as it is, also while another thread generates.
     receiver = copy.copy(receiver)

@@ -19,8 +19,13 @@ def model_inputs(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask
     if attention_mask is None:
         attention_mask = torch.ones(len(input_ids), past + input_ids.shape[1], dtype=torch.long)
     attention_mask = attention_mask.to(model.device)
-    position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+    position_ids = positions(attention_mask, input_ids.shape[1])
     return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+
+
+def positions(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
+    """Return the position ids (batch, length) of the last `length` columns, which count tokens and not padding."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
 
 
 def forked(cache: Cache) -> Cache:
@@ -88,7 +93,7 @@ def check_prompt(
         what = "at least 1 token" if least == 1 else f"at least {least} tokens (one to bridge, and the kickstart)"
         raise ValueError(f"A prompt in {name} is empty or too short: got {shortest} tokens, expected {what}.")
     window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if window is not None and longest > window:
+    if window is not None and 0 < window < longest:  # XLNet says -1 for no limit
         raise ValueError(f"A prompt in {name} is {longest} tokens long; the context window of its model is {window}.")
     # A sliding layer keeps its window of the cache, padding counted, less one for the token that is read next.
     layers = DynamicCache(config=model.config).layers if bridged else []
@@ -130,8 +135,9 @@ def check_cache(config, layers: list[int], receiver_cache: Cache, batch: int) ->
                 f"Receiver layer {index} has a sliding window and kept {layer.keys.shape[-2]} of {length} positions; "
                 f"a prompt must fit into the window to be bridged."
             )
-        if tuple(layer.keys.shape) != shape:
-            raise ValueError(f"Receiver layer {index} has keys of shape {tuple(layer.keys.shape)}; expected {shape}.")
+        for kind, states in (("keys", layer.keys), ("values", layer.values)):
+            if tuple(states.shape) != shape:
+                raise ValueError(f"Receiver layer {index} has {kind} of shape {tuple(states.shape)}; expected {shape}.")
     return length
 
 

@@ -7,16 +7,31 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .families_h2c import backbone_name
+
 
 # Rows of logits at a time: enough to keep a GPU busy, and for 150,000 words in fp32 about 150 MB.
 ROWS = 256
 
 
-class Given(torch.nn.Module):
-    """In the place of a backbone: its last hidden states are those that it is given."""
+class GivenOutput(BaseModelOutputWithPast):
+    """A backbone's output. Fields of other families (router logits, image states) are None."""
 
-    def forward(self, inputs_embeds: torch.Tensor, **kwargs) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
+class Given(torch.nn.Module):
+    """Stand in for a backbone: return the given `inputs_embeds` as its last hidden states."""
+
+    @property
+    def decoder(self) -> "Given":
+        """OPT calls its backbone's decoder."""
+        return self
+
+    def forward(self, *args, inputs_embeds: torch.Tensor, **kwargs) -> GivenOutput:
+        return GivenOutput(last_hidden_state=inputs_embeds)
 
 
 class RowLosses(torch.autograd.Function):
@@ -54,7 +69,7 @@ def loss_without_logits(
     """
     # The model's own way from hidden states to logits (scales, soft caps), with all that comes before left out.
     head_only = copy.copy(model)
-    head_only._modules = {**model._modules, model.base_model_prefix: Given()}
+    head_only._modules = {**model._modules, backbone_name(model): Given()}
 
     def head(rows: torch.Tensor) -> torch.Tensor:
         return type(model).forward(head_only, inputs_embeds=rows[None], use_cache=False).logits[0]

@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 from .bridges_h2c import BridgesMixin
 from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig, record_commit
 from .conversation_h2c import H2CConversation
+from .families_h2c import backbone, check_joined
 from .generation_h2c import cache_implementation, continuing_from_cache, copies_of_each, into_static, keep_compiled
 from .inputs_h2c import CACHE, check_prompt, forked, model_inputs, target_start
 from .loss_h2c import loss_without_logits
@@ -89,7 +90,7 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
             overrides: fields of `H2CBridgeConfig` for the new bridge.
 
         Raises:
-            ValueError: where `bridge` was made for other shapes.
+            ValueError: where `bridge` was made for other shapes, or one of the models cannot be joined by any.
         """
         if bridge is not None and overrides:
             raise ValueError(f"Got a bridge, which has its config, and fields for a new one's: {', '.join(overrides)}; expected either.")
@@ -98,7 +99,9 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         config = bridge.config if bridge is not None else H2CBridgeConfig.from_pair(*configs, **overrides)
         for role, base in zip(("sharer", "receiver"), configs, strict=True):
             config.check_revision(role, getattr(base, "_commit_hash", None), strict_revisions)
-        return cls(config, *models, bridge)
+        model = cls(config, *models, bridge)
+        check_joined(model)
+        return model
 
     @classmethod
     def from_pretrained(
@@ -241,7 +244,7 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         cache = DynamicCache(config=self.receiver.config) if cache is None else cache
         mask = None if attention_mask is None else attention_mask[:, :-1]
         inputs = model_inputs(self.receiver, input_ids[:, :-1], mask, past=cache.get_seq_length())
-        return self.receiver.base_model(**inputs, **{CACHE: cache}, use_cache=True)[CACHE]
+        return backbone(self.receiver)(**inputs, **{CACHE: cache}, use_cache=True)[CACHE]
 
     def bridged_cache(
         self,
@@ -360,7 +363,7 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         inputs = model_inputs(self.receiver, new, attention_mask, past=cached)
         evaluating(self.receiver)
         skip_logits = skip_logits and labels is not None
-        receiver = self.receiver.base_model if skip_logits else self.receiver
+        receiver = backbone(self.receiver) if skip_logits else self.receiver
         outputs = receiver(**inputs, **{CACHE: past_key_values}, use_cache=True, **kwargs)
         logits, loss = None if skip_logits else outputs.logits, None
         if labels is not None:

@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
+from .families_h2c import backbone
+
 
 # With fewer tokens a pass through a large model hardly gets faster: it waits for the weights. By the ratio of arithmetic to bandwidth;
 # on CPU, of 32 to 512, 96 and 128 read a batch of the scaled pair fastest (by 8 %).
@@ -68,26 +70,33 @@ def read_through(model: PreTrainedModel, inputs: dict, layers: list[int], take: 
         layers: indices of hidden states, ascending.
         take: called with the index of each and the state, in that order; mostly as soon as it is there.
     """
-    backbone, last = model.base_model, layers[-1]
-    stack = getattr(backbone, "layers", None)
-    plain = isinstance(stack, torch.nn.ModuleList) and isinstance(getattr(backbone, "norm", None), torch.nn.Module)
+    body, last = backbone(model), layers[-1]
+    stack = getattr(body, "layers", None)
+    plain = isinstance(stack, torch.nn.ModuleList) and isinstance(getattr(body, "norm", None), torch.nn.Module)
     # An instance with a `forward` of its own (accelerate's hooks) would run that of the whole.
-    if not plain or "forward" in vars(backbone):
-        states = backbone(**inputs, output_hidden_states=layers).hidden_states  # or every layer, where it is known as a flag alone
+    if not plain or "forward" in vars(body):
+        states = body(**inputs, output_hidden_states=layers).hidden_states  # or every layer, where it is known as a flag alone
         for index in layers:
             take(index, states[index])
         return
-    maybe_install_capturing_hooks(backbone)  # on the layers that both share: once
+    maybe_install_capturing_hooks(body)  # on the layers that both share: once
     stack = list(stack)[: max(1, last)]
     for index in layers:
         if index < len(stack):
             stack[index] = watched(stack[index], partial(take, index))
-    trimmed = copy.copy(backbone)
-    norm = torch.nn.Identity() if last < len(backbone.layers) else backbone.norm
-    trimmed._modules = {**backbone._modules, "layers": torch.nn.ModuleList(stack), "norm": norm}
+    trimmed = copy.copy(body)
+    norm = body.norm if last == len(body.layers) else without_effect(body.norm)
+    trimmed._modules = {**body._modules, "layers": torch.nn.ModuleList(stack), "norm": norm}
     state = trimmed(**inputs, output_hidden_states=False).last_hidden_state
     if last == len(stack):
         take(last, state)
+
+
+def without_effect(module: torch.nn.Module) -> torch.nn.Module:
+    """The same module, whose weights others may read, that returns its input."""
+    module = copy.copy(module)
+    module.forward = lambda x, *args, **kwargs: x
+    return module
 
 
 def watched(layer: torch.nn.Module, take: Callable[[torch.Tensor], None]) -> torch.nn.Module:
