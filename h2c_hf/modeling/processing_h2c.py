@@ -7,6 +7,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from .messages_h2c import check_fixed, plain_messages
+
 
 # Around special tokens that stand in a message as text: two code points that are no characters, so that no text has them.
 MARKED = re.compile("\ufdd0([^\ufdd0\ufdd1]*)\ufdd1")
@@ -23,7 +25,25 @@ class H2CProcessor(ProcessorMixin):
         if receiver_tokenizer is sharer_tokenizer:  # saving expects an object for each
             receiver_tokenizer = copy.deepcopy(receiver_tokenizer)
         # Each tokenizer keeps its own chat template; `ProcessorMixin.__init__` would ask for a common one.
+        chat_template = kwargs.pop("chat_template", None)
         super().__init__(sharer_tokenizer, receiver_tokenizer, **kwargs)
+        self.chat_template = chat_template
+
+    @property
+    def chat_template(self) -> str | dict | None:
+        """The Receiver's tokenizer's. `sharer_tokenizer.chat_template` is the Sharer's."""
+        return self.receiver_tokenizer.chat_template
+
+    @chat_template.setter
+    def chat_template(self, value: str | dict | None) -> None:
+        if value is not None:  # None: `ProcessorMixin.__init__`, before there are tokenizers
+            self.receiver_tokenizer.chat_template = value
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers, and the Receiver's tokenizer, which decodes what is generated, for `AutoTokenizer`."""
+        written = super().save_pretrained(save_directory, **kwargs)
+        self.receiver_tokenizer.save_pretrained(save_directory)
+        return written
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -46,7 +66,8 @@ class H2CProcessor(ProcessorMixin):
         token that is written in one, such as `<|im_end|>`, is encoded by its letters and cannot end the turn.
 
         Args:
-            conversation: messages as transformers has them, `{"role": ..., "content": ...}`.
+            conversation: messages as transformers has them: `{"role": ..., "content": ...}`, dataclasses or pydantic models. Content
+                may be a list of parts of type text, which are joined.
             sharer_conversation: what the Sharer reads, where that is not `conversation`; as many.
             add_generation_prompt: end in the frame of the assistant's turn, whose last token is the kickstart.
             tokenize: False returns the texts, `{"text": ..., "sharer_text": ...}`, as `__call__` takes them with
@@ -58,9 +79,13 @@ class H2CProcessor(ProcessorMixin):
             The four inputs, (batch, length) each, int64, padded on the left.
 
         Raises:
-            ValueError: for an empty conversation, another number of Sharer conversations, or a tokenizer without a template.
+            ValueError: for an empty conversation, another number of Sharer conversations, a tokenizer without a template, a part that
+                is not text, or an option that would cut or pad otherwise.
         """
         kwargs.pop("return_dict", None)
+        kwargs |= {**(kwargs.pop("tokenizer_kwargs", None) or {}), **(kwargs.pop("processor_kwargs", None) or {})}
+        check_fixed(kwargs)
+        conversation, sharer_conversation = plain_messages(conversation), plain_messages(sharer_conversation)
         return_tensors = kwargs.pop("return_tensors", "pt")
         sharer_conversation = conversation if sharer_conversation is None else sharer_conversation
         texts, rows = {}, {}
@@ -86,6 +111,7 @@ class H2CProcessor(ProcessorMixin):
         sharer_text: str | list[str] | None = None,
         add_special_tokens: bool = True,
         return_tensors: str | None = "pt",
+        **kwargs,
     ) -> BatchFeature:
         """Encode plain text (or a list of texts) for both models; nothing is truncated.
 
@@ -93,13 +119,17 @@ class H2CProcessor(ProcessorMixin):
             text: what the Receiver reads. Special tokens that are written in it are text, unless `add_special_tokens` is False.
             sharer_text: what the Sharer reads, where that is not `text`; as many.
             add_special_tokens: False for text that already went through a chat template.
+            kwargs: `padding`, `truncation` and their like, with the values that are fixed here.
 
         Returns:
             The four inputs, (batch, length) each, int64, padded on the left.
 
         Raises:
-            ValueError: for an empty prompt, or another number of Sharer texts.
+            ValueError: for an empty prompt, another number of Sharer texts, or an option that would cut or pad otherwise.
         """
+        check_fixed(kwargs)
+        if kwargs:
+            raise TypeError(f"H2CProcessor got an unexpected keyword argument {next(iter(kwargs))!r}.")
         texts = [text] if isinstance(text, str) else list(text)
         sharer_text = texts if sharer_text is None else sharer_text
         sharer_texts = [sharer_text] if isinstance(sharer_text, str) else list(sharer_text)

@@ -15,7 +15,7 @@ from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM, H2CTextGenerationPip
 
 REMOTE_CODE = {
     "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "bridges_h2c.py", "conversation_h2c.py",
-    "families_h2c.py", "generation_h2c.py", "passes_h2c.py", "prefixes_h2c.py",
+    "families_h2c.py", "generation_h2c.py", "messages_h2c.py", "passes_h2c.py", "prefixes_h2c.py",
     "modeling_h2c.py", "processing_h2c.py", "pipeline_h2c.py",
 }  # fmt: skip
 OPTIONS = {"max_new_tokens": 5, "do_sample": False}
@@ -85,7 +85,8 @@ def test_what_is_written_is_the_bridge_its_config_its_code_and_the_processor(sav
     folder, model, _, files, _ = saved
     assert files >= {"config.json", "generation_config.json", "model.safetensors", "processor_config.json", *REMOTE_CODE}
     rest = files - REMOTE_CODE - {"config.json", "generation_config.json", "model.safetensors", "processor_config.json"}
-    assert {name.split("/")[0] for name in rest} == {"sharer_tokenizer", "receiver_tokenizer"}
+    of_receiver = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}  # what AutoTokenizer reads
+    assert {name.split("/")[0] for name in rest} == {"sharer_tokenizer", "receiver_tokenizer", *of_receiver}
     weights = load_file(folder / "repo" / "model.safetensors")
     assert weights.keys() == {f"bridge.{name}" for name in model.bridge.state_dict()}
     assert set(json.loads((folder / "repo" / "config.json").read_text())["auto_map"]) == {
