@@ -211,8 +211,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command is None:
         print(listing())
         return 0
+    if options.name in PUBLISHED and PUBLISHED[options.name].gemma:
+        print(f"{GEMMA_NOTICE}. {GEMMA_RESTRICTIONS}\n", flush=True)
     folder = fetch(options.name, options.source)
-    if PUBLISHED[options.name].gemma:
-        print(f"{GEMMA_NOTICE}. {GEMMA_RESTRICTIONS}")
     print(f"{options.name} is in {folder}")
     return 0
