@@ -10,11 +10,10 @@ from transformers import TextStreamer
 from transformers.utils import logging
 
 from .data.prompts import user_turn, with_passage
-from .demo import opened
+from .demo import add_pair_options, opened, pair_options
 from .evaluation.methods import METHODS, Batch
 from .evaluation.page import TITLES
 from .modeling import H2CForCausalLM, H2CProcessor
-from .training.pair import QUANTIZATION
 
 
 COMPARED = ("receiver", "text_to_text", "h2c")
@@ -107,14 +106,13 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("repo", nargs="?", metavar="REPO", help="the bridge: a folder or a Hub id (default: Atlas, in the package)")
-    parser.add_argument("--revision", help="commit of the bridge's repo")
-    parser.add_argument("--sharer_quantization", choices=("none", *QUANTIZATION), default="none", help="of the Sharer (bitsandbytes)")
+    add_pair_options(parser)
     parser.add_argument("--max_new_tokens", type=int, default=256, help="longest answer (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {options.max_new_tokens}; expected at least 1.")
     logging.disable_progress_bar()
-    model, processor = opened(options.repo, options.revision, options.sharer_quantization)
+    model, processor = opened(options.repo, **pair_options(options))
     with contextlib.suppress(ImportError):  # where there is one, `input` has line editing and a history
         import readline  # noqa: F401
     print(f"{options.repo or 'Atlas'}: {model.bridge.num_parameters():,} parameters between {named_pair(model)}. /help lists the commands.")

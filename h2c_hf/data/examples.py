@@ -5,29 +5,58 @@ from dataclasses import dataclass
 import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
 from ..modeling import H2CProcessor
-from ..modeling.processing_h2c import left_pad, padding_id
-from .prompts import FORMS, answer_ids, user_turn
+from ..modeling.processing_h2c import encode_marked, left_pad, mark_special_tokens, padding_id
+from .prompts import FORMS, answer_ids, following_ids, user_turn
 
 
 IGNORE_INDEX = -100
 
 
 def encode_example(
-    processor: H2CProcessor, conversation: list[dict], answer: str, sharer_conversation: list[dict] | None = None
+    processor: H2CProcessor, conversation: list[dict] | str, answer: str, sharer_conversation: list[dict] | None = None
 ) -> dict[str, list[int]]:
     """One example: `input_ids` and `sharer_input_ids` end in the generation prompt; `target_ids` is what follows it.
+
+    Args:
+        conversation: messages, or plain text: each model reads that as a user turn, or as it stands if it has no chat template.
 
     Raises:
         ValueError: for an empty conversation, or a template that `answer_ids` cannot use.
     """
+    if isinstance(conversation, str):
+        tokenizers = processor.receiver_tokenizer, processor.sharer_tokenizer
+        if None in [tokenizer.chat_template for tokenizer in tokenizers]:
+            return encode_plain(processor, conversation, answer)
+        conversation = user_turn(conversation)
     prompts = processor.apply_chat_template(conversation, sharer_conversation)  # one way to a prompt, here and in generation
     return {
         "input_ids": prompts["input_ids"][0].tolist(),
         "sharer_input_ids": prompts["sharer_input_ids"][0].tolist(),
         "target_ids": answer_ids(processor.receiver_tokenizer, conversation, answer),
     }
+
+
+def encode_plain(processor: H2CProcessor, prompt: str, answer: str) -> dict[str, list[int]]:
+    """Encode one example of plain text for a pair of which one or both models have no chat template. Such a model reads the prompt
+    as `H2CProcessor.__call__` encodes it; a Receiver without a template ends its answer with its end token."""
+
+    def prompt_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        if tokenizer.chat_template is None:
+            return tokenizer(prompt, split_special_tokens=True)["input_ids"]
+        marked = mark_special_tokens(tokenizer, user_turn(prompt))
+        return encode_marked(tokenizer, tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True))
+
+    receiver = processor.receiver_tokenizer
+    if receiver.chat_template is None:
+        marked_prompt, marked_answer = mark_special_tokens(receiver, [prompt, answer])
+        end = [] if receiver.eos_token_id is None else [receiver.eos_token_id]
+        target = following_ids(receiver, marked_prompt, marked_answer) + end
+    else:
+        target = answer_ids(receiver, user_turn(prompt), answer)
+    return {"input_ids": prompt_ids(receiver), "sharer_input_ids": prompt_ids(processor.sharer_tokenizer), "target_ids": target}
 
 
 def encode_questions(processor: H2CProcessor, questions: list[dict], form: str = "choice") -> Dataset:

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 
 from ..modeling import H2CProcessor
 from .examples import encode_example
+from .prompts import user_turn
 from .sources import DataSource, UnusableRecordError, reader
 
 
@@ -184,7 +185,9 @@ class RecordEncoder:
             exchanges = list(self.read(record))
         except UnusableRecordError as reason:
             return [self._dropped(str(reason))]
-        text = record["question"] if "question" in record else "\n".join(message["content"] for message in exchanges[0][0])
+        prompt = exchanges[0][0]
+        messages = user_turn(prompt) if isinstance(prompt, str) else prompt
+        text = record["question"] if "question" in record else "\n".join(message["content"] for message in messages)
         group = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
         return [{**self._encode(*exchange), "group": group} for exchange in exchanges]
 

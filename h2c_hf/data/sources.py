@@ -24,8 +24,9 @@ SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistan
 # Forms that need another column; any of those that stand there will do.
 COLUMNS = {"hand_off": ("passage",), "told": ("hint", "told"), "quiz": ("messages",)}
 
-# A prompt, as messages, and the assistant's turn that follows it; then, where the Sharer reads another prompt, that.
-Exchange = tuple[list[dict], str] | tuple[list[dict], str, list[dict]]
+# A prompt, as messages (or as plain text, for models without a chat template, too), and the assistant's turn that follows it; then,
+# where the Sharer reads another prompt, that.
+Exchange = tuple[list[dict] | str, str] | tuple[list[dict], str, list[dict]]
 
 
 class UnusableRecordError(ValueError):
@@ -194,7 +195,10 @@ def read_pair(record: dict, source: DataSource) -> Iterator[Exchange]:
     """`prompt` and `completion`: both text, or both messages."""
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
-        prompt, completion = user_turn(prompt), [{"role": "assistant", "content": completion}]
+        if not prompt.strip() or not completion.strip():
+            raise UnusableRecordError("empty message")
+        yield prompt, completion
+        return
     yield from targets([*prompt, *completion], source.turns)
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import BitsAndBytesConfig, set_seed
+from transformers import set_seed
 from transformers.utils import cached_file
 
 from ..data.prompts import LETTERS, open_answer
 from ..data.rows import spread_rows
+from ..loading import ROLES, load_bridge
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.configuration_h2c import record_commit
-from ..training.pair import QUANTIZATION
 from .arguments import EvaluationArguments, parse
 from .hand_off import hand_off_questions, hand_off_rows
 from .inspection import inspect
@@ -117,18 +117,17 @@ class Run:
 
 
 def load(options: EvaluationArguments, device: torch.device) -> tuple[H2CForCausalLM, H2CProcessor, H2CBridgeModel | None]:
-    arguments = {"revision": options.revision, "dtype": options.dtype, "device_map": {"": device}}
-    arguments |= {role: value for role in ("sharer", "receiver") if (value := getattr(options, role))}
-    if options.attn_implementation:
-        arguments["attn_implementation"] = options.attn_implementation
-    if options.sharer_quantization != "none":
-        arguments["sharer_quantization_config"] = BitsAndBytesConfig(**QUANTIZATION[options.sharer_quantization])
-    model = H2CForCausalLM.from_pretrained(options.model, **{k: v for k, v in arguments.items() if v is not None}).eval()
+    attention = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
+    named = {f"{role}{name}": getattr(options, f"{role}{name}") for role in ROLES for name in ("", "_gguf_file", "_chat_template")}
+    model, processor = load_bridge(
+        options.model, options.revision, sharer_quantization=options.sharer_quantization, dtype=options.dtype,
+        device_map={"": device}, **named, **attention,
+    )  # fmt: skip
     adapter = None
     if options.adapter:
         adapter = H2CBridgeModel.from_pretrained(options.adapter, dtype=model.bridge.dtype).to(model.bridge.device).eval()
         adapter.config.check_pair(model.sharer.config, model.receiver.config)
-    return model, H2CProcessor.from_pretrained(options.model, revision=options.revision), adapter
+    return model, processor, adapter
 
 
 def models(options: EvaluationArguments, model: H2CForCausalLM) -> dict[str, dict]:

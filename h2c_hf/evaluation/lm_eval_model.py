@@ -23,6 +23,7 @@ from transformers import BatchFeature, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from ..data.prompts import PROMPTS
+from ..loading import load_bridge
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.inputs_h2c import CACHE, model_inputs
 from ..modeling.processing_h2c import left_pad, padding_id
@@ -77,7 +78,7 @@ class H2CLM(LM):
             device: of both models; by default the GPU; where there is none, the CPU.
             trust_remote_code: for the two base models.
             adapter: the bridge's folder of the adapter control (`h2c train ... --blank_sharer true`).
-            loading: more arguments of `H2CForCausalLM.from_pretrained` (`sharer`, `receiver`, `dtype`, `revision` ...).
+            loading: more arguments of `load_bridge` (`sharer`, `receiver`, `sharer_chat_template`, `dtype`, `revision` ...).
 
         Raises:
             ValueError: for a method that there is not, or a batch size that is no number.
@@ -92,9 +93,7 @@ class H2CLM(LM):
             device = device or "cuda"
             if device.startswith("cuda") and not torch.cuda.is_available():  # lm-eval's command says "cuda:0" where nobody named one
                 device = "cpu"
-            base = {"trust_remote_code": trust_remote_code} if trust_remote_code else {}
-            model = H2CForCausalLM.from_pretrained(pretrained, device_map=device, sharer_kwargs=base, receiver_kwargs=base, **loading)
-            pretrained = model, H2CProcessor.from_pretrained(pretrained, revision=loading.get("revision"))
+            pretrained = load_bridge(pretrained, device_map=device, trust_remote_code=trust_remote_code, **loading)
         self.model, self.processor = pretrained[0].eval(), pretrained[1]
         self._device = self.model.receiver.device
         if (method == "adapter") != bool(adapter):

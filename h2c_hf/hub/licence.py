@@ -1,6 +1,10 @@
-"""What a Llama's licence asks of a bridge that was trained with one, before it is handed on: section 1.b of the Llama Community
-License. The name begins with "Llama", the agreement lies in the repo as `LICENSE` and the attribution as `NOTICE`; the card says
-"Built with Llama".
+"""Follow the licences of the base models when a bridge that was trained with them is distributed.
+
+Llama Community License, section 1.b: the repo's name begins with "Llama", the agreement lies in the repo as `LICENSE` and the
+attribution in `NOTICE`; the card says "Built with Llama".
+
+Gemma Terms of Use, sections 3.1, 3.2 and 4.2: the agreement lies in the repo as `GEMMA_TERMS.md` and its notice in `NOTICE`; notice and
+card pass on the use restrictions; the repo's name suggests no endorsement by Google.
 """
 
 import contextlib
@@ -18,6 +22,19 @@ from ..modeling import H2CBridgeConfig
 VERSION = re.compile(r"llama-?(2|3\.[123]|3|4)(?![\d.b])", re.IGNORECASE)
 AGREEMENTS = ("LICENSE", "LICENSE.txt")  # its names in Meta's repos
 
+# The models in the appendix of the Gemma Terms of Use. Gemma 4 and MedGemma have other licences.
+GEMMA = re.compile(
+    r"(?<![a-z])(function|embedding|pali|shield|code|data|recurrent|t5|vault|translate)?gemma(?!-?4(?!b))[^/]*$", re.IGNORECASE
+)
+GEMMA_TERMS = Path(__file__).with_name("gemma_terms.md")  # of March 24, 2025
+GEMMA_NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"  # word for word
+GEMMA_RESTRICTIONS = (
+    "You must not use it for the restricted uses in the Gemma Prohibited Use Policy at ai.google.dev/gemma/prohibited_use_policy, or in "
+    "violation of applicable laws and regulations (section 3.2 of the Gemma Terms of Use). Whoever distributes it passes these "
+    "restrictions on, with a copy of the terms."
+)
+ENDORSED = re.compile(r"(?<![a-z])(google|deepmind|official)(?![a-z])", re.IGNORECASE)
+
 
 def llama_id(config: H2CBridgeConfig) -> str | None:
     """The id of the Llama in the pair; the Sharer's where both are."""
@@ -28,6 +45,24 @@ def llama_version(config: H2CBridgeConfig, license: str | None = None) -> str | 
     """The version, as "3.1", of the Llama whose licence holds for the bridge: where an id of the pair tells it, or `license` is one."""
     match = VERSION.search(llama_id(config) or "") or VERSION.fullmatch(license or "")
     return match and match[1]
+
+
+def has_gemma(config: H2CBridgeConfig, license: str | None = None) -> bool:
+    """Return whether the Gemma Terms of Use hold for the bridge: if the pair has a Gemma, or `license` is "gemma"."""
+    return license == "gemma" or any(GEMMA.search(model or "") for model in (config.sharer_model_id, config.receiver_model_id))
+
+
+def write_gemma_terms(directory: Path, what: str) -> str:
+    """Put a copy of the Gemma Terms of Use into a folder.
+
+    Args:
+        what: the work that the restrictions hold for, as "This bridge".
+
+    Returns:
+        The text for the folder's `NOTICE`.
+    """
+    shutil.copyfile(GEMMA_TERMS, directory / "GEMMA_TERMS.md")
+    return f"{GEMMA_NOTICE}\n\n{what} is subject to these terms, of which GEMMA_TERMS.md is a copy. {GEMMA_RESTRICTIONS}"
 
 
 def product(version: str) -> str:
@@ -58,25 +93,32 @@ def follows_in_name(name: str, version: str) -> bool:
 def follow_licence(
     directory: Path, config: H2CBridgeConfig, repo: str, license: str | None = None, token: str | bool | None = None
 ) -> None:
-    """Check the repo's name and put `NOTICE` and `LICENSE` into a bridge's folder. Nothing where the pair holds no Llama.
+    """Check the repo's name and put `NOTICE`, and `LICENSE` or `GEMMA_TERMS.md`, into a bridge's folder. Do nothing for a pair without a
+    Llama or a Gemma.
 
     Raises:
-        ValueError: for a name that does not begin as the licence asks.
+        ValueError: for a name that a licence forbids.
         OSError: where the agreement is not in the folder, and cannot be fetched from the Llama's own repo.
     """
-    version = llama_version(config, license)
-    if version is None:
-        return
+    version, gemma = llama_version(config, license), has_gemma(config, license)
     owner, _, name = repo.rpartition("/")
-    if not follows_in_name(name, version):
+    if gemma and (word := ENDORSED.search(name)):
+        raise ValueError(
+            f"The Gemma Terms of Use forbid to suggest an endorsement by Google; got {repo!r}, expected a name without {word[0]!r}."
+        )
+    if version is not None and not follows_in_name(name, version):
         begin = name_begins(version)
         better = f"{owner}/{begin.replace(' ', '-')}-{name}".lstrip("/")
         raise ValueError(
             f"The licence of {product(version)} asks that the name of a model trained with it begin with {begin!r}; "
             f"got {repo!r}, expected for instance {better!r}."
         )
-    (directory / "NOTICE").write_text(attribution(version) + "\n", encoding="utf-8")
-    if not (directory / "LICENSE").is_file():
+    notices = [attribution(version)] if version is not None else []
+    if gemma:
+        notices.append(write_gemma_terms(directory, "This bridge"))
+    if notices:
+        (directory / "NOTICE").write_text("\n\n".join(notices) + "\n", encoding="utf-8")
+    if version is not None and not (directory / "LICENSE").is_file():
         agreement = fetch_agreement(llama_id(config), token)
         if agreement is None:
             raise OSError(

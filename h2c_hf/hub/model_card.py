@@ -12,7 +12,7 @@ from jinja2 import Environment
 from ..evaluation.page import TITLES, number, percent
 from ..evaluation.schema import load_report
 from ..modeling import H2CBridgeConfig
-from .licence import attribution, built_with, follows_in_name, llama_version, name_begins
+from .licence import GEMMA_NOTICE, GEMMA_RESTRICTIONS, attribution, built_with, follows_in_name, has_gemma, llama_version, name_begins
 from .results import PARTS, hub_ids, model_index, write_eval_results
 
 
@@ -25,7 +25,7 @@ def write_model_card(directory: str | Path, config: H2CBridgeConfig, repo: str, 
     Args:
         directory: holds the bridge, and what there is to tell of it.
         repo: the id or the folder that the card tells to load.
-        license: a licence id of the Hub; a Llama in the pair whose id tells its version brings its own.
+        license: a licence id of the Hub; a Llama or a Gemma in the pair brings its own.
 
     Raises:
         ValueError: for a `report.json` that is none.
@@ -35,14 +35,14 @@ def write_model_card(directory: str | Path, config: H2CBridgeConfig, repo: str, 
     counts, recipe = (read_json(directory / name) for name in ("data.json", "training.json"))
     ids = {"sharer": config.sharer_model_id or "the Sharer", "receiver": config.receiver_model_id or "the Receiver"}
     sources = counts.get("counts", {}).get("train", {}).get("sources", [])
-    llama = llama_version(config, license)
+    llama, gemma = llama_version(config, license), has_gemma(config, license)
     name = repo.rstrip("/").split("/")[-1]
     data = ModelCardData(
         base_model=hub_ids(ids.values()) or None,
         base_model_relation="adapter" if hub_ids(ids.values()) else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        license=f"llama{llama}" if llama else license,
+        license=f"llama{llama}" if llama else "gemma" if gemma else license,
         **({"license_link": "LICENSE"} if llama else {}),  # see `follow_licence`
         datasets=hub_ids(source["source"].split(" ")[0] for source in sources) or None,
         metrics=["accuracy", *(["perplexity"] if report.get("perplexity") else [])] if report else None,
@@ -55,6 +55,7 @@ def write_model_card(directory: str | Path, config: H2CBridgeConfig, repo: str, 
         card_data=data.to_yaml(), repo=repo, **ids,
         title=name if not llama or follows_in_name(name, llama) else f"{name_begins(llama)} {name}",
         built_with=llama and built_with(llama), attribution=llama and attribution(llama),
+        gemma=gemma, gemma_notice=GEMMA_NOTICE, gemma_restrictions=GEMMA_RESTRICTIONS,
         config=config, report=report, sources=sources, recipe=recipe,
         forms={part: title for part, (title, _, _) in PARTS.items()}, titles=TITLES, percent=percent, number=number,
         figures=sorted(path.name for path in (directory / "figures").glob("*.png")),

@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
 
 from ..modeling import H2CBridgeConfig
-from ..modeling.configuration_h2c import REMOTE_CODE
+from ..modeling.configuration_h2c import REMOTE_CODE, is_hub_id
 from .licence import follow_licence
 from .model_card import write_model_card
 
@@ -140,10 +140,12 @@ def check_folder(directory: Path) -> H2CBridgeConfig:
         beside = (name or "").startswith("./")
         if beside and not (directory / name / "config.json").is_file():
             raise ValueError(f"The config names {name!r} as the {role}, and {directory} holds no such folder with a model in it.")
-        if not name or (not beside and Path(name).is_absolute()):
+        if not name or (not beside and not is_hub_id(name)):
             raise ValueError(
                 f"The config names {name!r} as the {role}, which nobody else can load; expected a Hub id: set {role}_model_id."
             )
+        if beside and getattr(config, f"{role}_gguf_file"):
+            raise ValueError(f"{role}_gguf_file is a file in {name!r}, and GGUF files are not pushed; expected one in a Hub repo.")
     return config
 
 
@@ -174,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--revision", help="branch to push to (default: main)")
     parser.add_argument("--private", action="store_true", default=None, help="where the repo is new")
     parser.add_argument("--report", metavar="FILE", help="a report.json to take along, with the figures beside it")
-    parser.add_argument("--license", metavar="ID", help="licence id of the Hub; a Llama in the pair brings its own")
+    parser.add_argument("--license", metavar="ID", help="licence id of the Hub; a Llama or a Gemma in the pair brings its own")
     parser.add_argument("--message", default="Upload bridge", help="of the commit (default: %(default)s)")
     options = parser.parse_args(arguments)
     url = push(**vars(options))

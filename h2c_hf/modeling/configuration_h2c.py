@@ -1,6 +1,7 @@
 """Configuration of an H2C bridge: the shapes of the pair that it joins, and of the bridge itself."""
 
 import copy
+import os
 import re
 import shutil
 import warnings
@@ -52,15 +53,16 @@ LARGEST = {
 MOST_PARAMETERS = 2**36
 
 
-def record_commit(config: PreTrainedConfig, revision: str | None = None, **hub) -> PreTrainedConfig:
+def record_commit(config: PreTrainedConfig, revision: str | None = None, filename: str = "config.json", **hub) -> PreTrainedConfig:
     """Note in `config._commit_hash` at which commit it was read, as transformers itself did before 5.24.
 
     Args:
+        filename: a file of the repo that was read already; a GGUF repo has no config.json.
         revision, hub: what it was read with (`cache_dir`, `subfolder`, `token` ...). A folder that is no Hub cache has no commit.
     """
     if getattr(config, "_commit_hash", None) is None and config._name_or_path:
         path = cached_file(
-            config._name_or_path, "config.json", revision=revision, **hub,
+            config._name_or_path, filename, revision=revision, **hub,
             _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
             _raise_exceptions_for_gated_repo=False,
         )  # fmt: skip
@@ -69,13 +71,24 @@ def record_commit(config: PreTrainedConfig, revision: str | None = None, **hub) 
     return config
 
 
+def location(config: PreTrainedConfig) -> str | None:
+    """Return where a base model was loaded from: a Hub id, or the absolute path of its folder, which holds in any working directory."""
+    name = config._name_or_path
+    return os.path.abspath(name) if name and os.path.isdir(name) else name or None
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether `name` can be the id of a Hub repo, and is no path."""
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None and ".." not in name and not os.path.isdir(name)
+
+
 def pair_values(sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig) -> dict:
     """The fields of a bridge's config that say which two models it joins."""
     sharer, receiver = sharer_config.get_text_config(decoder=True), receiver_config.get_text_config(decoder=True)
     return {
-        "sharer_model_id": sharer_config._name_or_path or None,
+        "sharer_model_id": location(sharer_config),
         "sharer_revision": getattr(sharer_config, "_commit_hash", None),
-        "receiver_model_id": receiver_config._name_or_path or None,
+        "receiver_model_id": location(receiver_config),
         "receiver_revision": getattr(receiver_config, "_commit_hash", None),
         "sharer_hidden_size": sharer.hidden_size,
         "sharer_num_hidden_layers": sharer.num_hidden_layers,
@@ -114,6 +127,7 @@ class H2CBridgeConfig(PreTrainedConfig):
         sharer_model_id, receiver_model_id: where the two base models come from: a Hub id, a local folder, or `"./name"`
             for a subfolder of the bridge's own repo.
         sharer_revision, receiver_revision: the commits that the bridge was trained on, where known.
+        sharer_gguf_file, receiver_gguf_file: the GGUF file to load in that folder or repo, if the weights are in one.
         sharer_hidden_size: width of the Sharer's hidden states.
         sharer_num_hidden_layers: S; the Sharer gives S + 1 hidden states, the first being the embedding output.
         receiver_num_hidden_layers, receiver_num_key_value_heads, receiver_head_dim: shape of the Receiver's KV cache.
@@ -140,6 +154,8 @@ class H2CBridgeConfig(PreTrainedConfig):
     sharer_revision: str | None = None
     receiver_model_id: str | None = None
     receiver_revision: str | None = None
+    sharer_gguf_file: str | None = None
+    receiver_gguf_file: str | None = None
     sharer_hidden_size: int = 4096
     sharer_num_hidden_layers: int = 32
     receiver_num_hidden_layers: int = 24
@@ -271,11 +287,25 @@ class H2CBridgeConfig(PreTrainedConfig):
                 arguments = {**arguments, "subfolder": inside}
         elif not Path(path).is_dir() and (model_id.startswith(("/", "~", ".")) or ".." in model_id or "\\" in model_id or ":" in model_id):
             raise ValueError(f"{role}_model_id is {model_id!r}: a repo on the Hub may name a Hub id or './name', and no path.")
+        gguf_file = getattr(self, f"{role}_gguf_file")
+        if gguf_file is not None:
+            if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", gguf_file) or ".." in gguf_file:
+                raise ValueError(f"{role}_gguf_file is {gguf_file!r}; expected the name of a file in {model_id}, and no path.")
+            arguments = {"gguf_file": gguf_file, **arguments}
         return model_id, {**({} if revision is None else {"revision": revision}), **arguments}
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; the remote code travels along. (`register_for_auto_class` copies the files of one class only,
         and one repo serves four Auto classes.)"""
+        for role in ("sharer", "receiver"):
+            name = getattr(self, f"{role}_model_id")
+            if name is None:
+                warnings.warn(f"The bridge's config names no {role}_model_id: loading it needs {role}=MODEL_OR_ID.", stacklevel=2)
+            elif not name.startswith("./") and not is_hub_id(name):
+                warnings.warn(
+                    f"{role}_model_id is the folder {name!r}: the bridge loads only where that folder exists. Set it to a Hub id.",
+                    stacklevel=2,
+                )
         super().save_pretrained(save_directory, *args, **kwargs)
         for name in REMOTE_CODE:
             source, target = Path(__file__).parent / name, Path(save_directory) / name

@@ -15,6 +15,12 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+
+try:
+    from transformers import GgufConfig
+except ImportError:  # before 5.24
+    GgufConfig = None
+
 from .bridges_h2c import BridgesMixin
 from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig, record_commit
 from .conversation_h2c import H2CConversation
@@ -94,7 +100,12 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         """
         if bridge is not None and overrides:
             raise ValueError(f"Got a bridge, which has its config, and fields for a new one's: {', '.join(overrides)}; expected either.")
-        models = [load(model, dtype="auto") if isinstance(model, str | os.PathLike) else model for model in (sharer, receiver)]
+        models = []
+        for role, model in (("sharer", sharer), ("receiver", receiver)):
+            if isinstance(model, str | os.PathLike):
+                gguf_file = overrides.get(f"{role}_gguf_file")
+                model = load(model, dtype="auto", **({"gguf_file": gguf_file} if gguf_file else {}))
+            models.append(model)
         configs = [model if isinstance(model, PreTrainedConfig) else model.config for model in models]
         config = bridge.config if bridge is not None else H2CBridgeConfig.from_pair(*configs, **overrides)
         for role, base in zip(("sharer", "receiver"), configs, strict=True):
@@ -453,9 +464,22 @@ def evaluating(frozen: PreTrainedModel) -> None:
 
 
 def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
-    """A base model that knows the commit it was read at."""
+    """A base model that knows the commit it was read at.
+
+    Args:
+        arguments: of `from_pretrained`. The weights of a `gguf_file` are dequantized unless `quantization_config` says otherwise:
+            transformers keeps them packed by default since 5.24, and always dequantized them before.
+    """
+    hub = {name: arguments[name] for name in ("revision", "subfolder", *HUB_ARGUMENTS) if name in arguments}
+    gguf_file = arguments.get("gguf_file")
+    if gguf_file is not None:
+        hub["filename"] = gguf_file
+        if GgufConfig is not None and arguments.get("quantization_config") is None:
+            arguments["quantization_config"] = GgufConfig(dequantize=True)
+        if os.path.isdir(model_id):  # by its path: transformers prefers a file of this name in the working directory
+            arguments["gguf_file"] = os.path.abspath(os.path.join(model_id, arguments.get("subfolder") or "", gguf_file))
     model = AutoModelForCausalLM.from_pretrained(model_id, **arguments)
-    record_commit(model.config, **{name: arguments[name] for name in ("revision", "subfolder", *HUB_ARGUMENTS) if name in arguments})
+    record_commit(model.config, **hub)
     return model
 
 

@@ -35,10 +35,14 @@ class H2CTrainingArguments(TrainingArguments):
 class H2CArguments:
     """The pair, the bridge and the data of a run; the fields of a yaml file under `hub_configs/`."""
 
-    sharer: str | None = HfArg(default=None, help="the model that reads: a Hub id, a folder, or 'atlas'")
-    receiver: str | None = HfArg(default=None, help="the model that answers: a Hub id, a folder, or 'atlas'")
+    sharer: str | None = HfArg(default=None, help="the model that reads: a Hub id, folder, GGUF file, 'atlas', or a name in 'h2c models'")
+    receiver: str | None = HfArg(default=None, help="the model that answers, named likewise")
     sharer_revision: str | None = HfArg(default=None, help="commit of the Sharer")
     receiver_revision: str | None = HfArg(default=None, help="commit of the Receiver")
+    sharer_gguf_file: str | None = HfArg(default=None, help="GGUF file in the Sharer's folder or repo; its weights are dequantized")
+    receiver_gguf_file: str | None = HfArg(default=None, help="GGUF file in the Receiver's folder or repo; its weights are dequantized")
+    sharer_chat_template: str | None = HfArg(default=None, help="Jinja file, or 'plain': lets a base model without a template chat")
+    receiver_chat_template: str | None = HfArg(default=None, help="Jinja file, or 'plain': lets a base model without a template chat")
     sharer_quantization: Literal["none", "nf4", "int8"] = HfArg(default="none", help="load the Sharer in 4 or 8 bits (bitsandbytes)")
     sharer_device_map: str | None = HfArg(default=None, help="where the Sharer is put, if not on the rank's own device")
     base_dtype: str = HfArg(default="auto", help="dtype of Sharer and Receiver: 'auto' is that of their weights")

@@ -1,44 +1,35 @@
-"""The two base models of a run: their configs and tokenizers first, their weights last."""
+"""The two base models of a run and its bridge: configs and tokenizers first, weights last."""
 
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..atlas import MODELS
-from ..data.tokenizers import load_tokenizer
+from ..loading import ROLES, BaseModel
 from ..modeling import H2CBridgeConfig, H2CBridgeModel, H2CForCausalLM, H2CProcessor
-from ..modeling.configuration_h2c import record_commit
 from .arguments import BRIDGE_FIELDS, H2CArguments
-
-
-QUANTIZATION = {
-    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
-    "int8": {"load_in_8bit": True},
-}
 
 
 @dataclass
 class Pair:
-    """A Sharer and a Receiver by name. The name 'atlas' stands for the tiny model that comes with the package."""
+    """The Sharer, the Receiver and the bridge that the arguments of a run name."""
 
     arguments: H2CArguments
 
+    def base(self, role: str) -> BaseModel:
+        named = ("revision", "gguf_file")
+        options = {name: getattr(self.arguments, f"{role}_{name}") for name in named}
+        return BaseModel.find(getattr(self.arguments, role), role, trust_remote_code=self.arguments.trust_remote_code, **options)
+
     def source(self, role: str) -> dict:
         """Arguments of any `from_pretrained` that say where the model is."""
-        name = getattr(self.arguments, role)
-        revision = getattr(self.arguments, f"{role}_revision")
-        return {
-            "pretrained_model_name_or_path": str(MODELS / role) if name == "atlas" else name,
-            "trust_remote_code": self.arguments.trust_remote_code,
-            **({} if revision is None else {"revision": revision}),
-        }
+        return self.base(role).source()
 
     def config(self, role: str) -> PreTrainedConfig:
-        return record_commit(AutoConfig.from_pretrained(**self.source(role)), getattr(self.arguments, f"{role}_revision"))
+        return self.base(role).config()
 
     def processor(self) -> H2CProcessor:
-        return H2CProcessor(*(load_tokenizer(**self.source(role)) for role in ("sharer", "receiver")))
+        return H2CProcessor(*(self.base(role).tokenizer(getattr(self.arguments, f"{role}_chat_template")) for role in ROLES))
 
     def bridge_config(self) -> H2CBridgeConfig:
         """The config of the bridge to train: a new one's, or that of `init_from`.
@@ -57,14 +48,13 @@ class Pair:
                 if value != (got := getattr(config, name)):
                     raise ValueError(f"init_from is a bridge with {name} {got}, and {name} is {value}; expected the same, or none.")
             return config
-        # The tiny models are saved beside the bridge, in folders of its own repo.
-        beside = {f"{role}_model_id": f"./{role}" for role in ("sharer", "receiver") if getattr(self.arguments, role) == "atlas"}
-        return H2CBridgeConfig.from_pair(*configs, **beside, **given)
+        located = {name: value for role in ROLES for name, value in self.base(role).fields(role).items()}
+        return H2CBridgeConfig.from_pair(*configs, **located, **given)
 
     def model(self, device: torch.device) -> H2CForCausalLM:
         """All three, with weights; the Sharer's config alone where its states are read from disk, or blanked."""
         config = self.bridge_config()
-        receiver = AutoModelForCausalLM.from_pretrained(**self.source("receiver"), **self._loading())
+        receiver = self.base("receiver").model(**self._loading())
         sharer = self.config("sharer") if self.arguments.sharer_states or self.arguments.blank_sharer else self._sharer(device)
         # Made here, after `set_seed`: every rank draws the same weights.
         bridge = H2CBridgeModel.from_pretrained(self.arguments.init_from, dtype=torch.float32) if self.arguments.init_from else None
@@ -73,11 +63,10 @@ class Pair:
     def _sharer(self, device: torch.device) -> PreTrainedModel:
         kwargs = self._loading()
         if self.arguments.sharer_quantization != "none":
-            kwargs["quantization_config"] = BitsAndBytesConfig(**QUANTIZATION[self.arguments.sharer_quantization])
             kwargs["device_map"] = {"": device}  # quantized on its way to the rank's own device
         if self.arguments.sharer_device_map:
             kwargs["device_map"] = self.arguments.sharer_device_map
-        return AutoModelForCausalLM.from_pretrained(**self.source("sharer"), **kwargs)
+        return self.base("sharer").model(self.arguments.sharer_quantization, **kwargs)
 
     def _loading(self) -> dict:
         attention = self.arguments.attn_implementation

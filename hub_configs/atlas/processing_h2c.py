@@ -94,7 +94,10 @@ class H2CProcessor(ProcessorMixin):
                 raise ValueError(f"The {role}'s conversation is empty; expected at least one message.")
             tokenizer = getattr(self, f"{role}_tokenizer")
             if tokenizer.chat_template is None:
-                raise ValueError(f"The {role}'s tokenizer has no chat template; set {role}_tokenizer.chat_template, or pass text.")
+                raise ValueError(
+                    f"The {role}'s tokenizer has no chat template; set {role}_tokenizer.chat_template, or pass text. "
+                    f"Commands take --{role}_chat_template: a Jinja file, or 'plain'."
+                )
             marked = mark_special_tokens(tokenizer, given)
             rendered = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs)
             single = isinstance(rendered, str)

@@ -1,0 +1,236 @@
+"""The one way to load a pair: configs, tokenizers and weights of a Sharer and a Receiver, and a trained bridge with both.
+
+A base model is named by a Hub id, a folder, a GGUF file, 'atlas' (the tiny model in the package), or a name that `h2c models` lists.
+"""
+
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .atlas import MODELS
+from .data.tokenizers import load_tokenizer
+from .modeling import H2CBridgeConfig, H2CForCausalLM, H2CProcessor
+from .modeling.configuration_h2c import HUB_ARGUMENTS, is_hub_id, record_commit
+from .modeling.modeling_h2c import load
+
+
+QUANTIZATION = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
+    "int8": {"load_in_8bit": True},
+}
+ROLES = ("sharer", "receiver")
+# Models that `h2c models fetch` gets: name, and the Hub id that a bridge's config stores.
+FETCHED = {"gemma-3-270m": "google/gemma-3-270m", "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+ORIGIN = "h2c_origin.json"  # in a fetched folder: {"model_id", "revision", "source"}
+
+BASE_ARGUMENTS = ("dtype", "device_map", "attn_implementation", *HUB_ARGUMENTS)  # of `from_pretrained`, for base models and bridge
+
+# A question and its answer as plain text, for base models. Of earlier turns only the text remains: an end token in the middle of a
+# prompt would end the document for a base model.
+PLAIN = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '\nAnswer: ' + message['content'] + (eos_token or '' if loop.last else '\n\n') }}"
+    "{% else %}{{ message['content'] + ('\n\n' if message['role'] == 'system' else '') }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\nAnswer:' }}{% endif %}"
+)
+CHAT_TEMPLATES = {"plain": PLAIN}
+
+
+def models_dir() -> Path:
+    """Return the cache of `h2c models fetch`: `H2C_MODELS_DIR`, or a folder in `HF_HOME`."""
+    return Path(os.environ.get("H2C_MODELS_DIR") or Path(constants.HF_HOME) / "h2c_models")
+
+
+def read_origin(folder: Path) -> dict:
+    """Return what `h2c models fetch` wrote about a folder, {} for any other folder."""
+    path = folder / ORIGIN
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A Sharer or a Receiver: where its files are, and the id under which a bridge's config stores it.
+
+    Make one with `find`.
+    """
+
+    path: str  # a folder or a Hub id
+    model_id: str
+    revision: str | None = None
+    commit: str | None = None  # of the Hub repo that a fetched folder was downloaded from
+    gguf_file: str | None = None
+    trust_remote_code: bool = False
+
+    @classmethod
+    def find(
+        cls, name: str, role: str, revision: str | None = None, gguf_file: str | None = None, trust_remote_code: bool = False
+    ) -> "BaseModel":
+        """Find a base model by name.
+
+        Args:
+            name: a Hub id, a folder, a .gguf file, 'atlas', or a name in `FETCHED`. The Hub id of a fetched model means the fetched
+                folder, unless that has another revision than `revision`.
+            role: "sharer" or "receiver".
+            gguf_file: a GGUF file in that folder or repo.
+
+        Raises:
+            ValueError: for a name that is nothing of these, or a model that was not fetched yet.
+        """
+        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        if name == "atlas":
+            return cls(str(MODELS / role), f"./{role}", **options)  # saved in a folder of the bridge's own repo
+        path = Path(name).expanduser()
+        if path.is_file():
+            if path.suffix != ".gguf" or gguf_file is not None:
+                also = "" if gguf_file is None else f", and {role}_gguf_file is {gguf_file!r}"
+                raise ValueError(f"{role} is the file {name!r}{also}; expected a Hub id, a folder, or one .gguf file.")
+            path, gguf_file = path.parent, path.name
+        if gguf_file is not None:
+            options["gguf_file"] = gguf_file
+            if importlib.util.find_spec("gguf") is None:
+                raise ValueError(f"{role} is the GGUF file {gguf_file}, which needs gguf; install it with: pip install 'h2c_hf[gguf]'.")
+        if path.is_dir():
+            if gguf_file is not None and not (path / gguf_file).is_file():
+                raise ValueError(f"{role}_gguf_file is {gguf_file!r}; expected a file in {path}, which holds none of this name.")
+            origin = {} if gguf_file else read_origin(path)
+            folder = str(path.absolute())
+            return cls(folder, origin.get("model_id", folder), commit=origin.get("revision"), **options)
+        fetched = {**FETCHED, **{model_id: model_id for model_id in FETCHED.values()}}
+        if name in fetched and gguf_file is None:
+            short = next(short for short, model_id in FETCHED.items() if model_id == fetched[name])
+            folder = models_dir() / short
+            if folder.is_dir() and revision in (None, read_origin(folder).get("revision")):
+                return cls.find(str(folder), role, None, None, trust_remote_code)
+            if name in FETCHED:
+                raise ValueError(f"{role} is {name!r}, which is not in {models_dir()}; fetch it with: h2c models fetch {name}")
+        if not is_hub_id(name):
+            raise ValueError(f"{role} is {name!r}, and there is no such folder or file; expected that, a Hub id, or 'atlas'.")
+        return cls(name, name, **options)
+
+    def source(self) -> dict:
+        """Return the arguments of any `from_pretrained` that say where the model is."""
+        named = {"revision": self.revision, "gguf_file": self.gguf_file}
+        given = {name: value for name, value in named.items() if value is not None}
+        return {"pretrained_model_name_or_path": self.path, "trust_remote_code": self.trust_remote_code, **given}
+
+    def fields(self, role: str) -> dict:
+        """Return the fields of `H2CBridgeConfig` that say where the model is."""
+        return {f"{role}_model_id": self.model_id, f"{role}_gguf_file": self.gguf_file}
+
+    def config(self) -> PreTrainedConfig:
+        return self._with_commit(AutoConfig.from_pretrained(**self.source()))
+
+    def tokenizer(self, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+        """Load the tokenizer; `chat_template` is a file or a name in `CHAT_TEMPLATES`."""
+        tokenizer = load_tokenizer(**self.source())
+        return tokenizer if chat_template is None else set_chat_template(tokenizer, chat_template)
+
+    def model(self, quantization: str = "none", **loading) -> PreTrainedModel:
+        """Load the weights. Those of a GGUF file are dequantized.
+
+        Args:
+            quantization: "none", "nf4" or "int8" (bitsandbytes).
+            loading: more arguments of `from_pretrained` (`dtype`, `device_map`, `attn_implementation` ...).
+        """
+        source = self.source()
+        model = load(source.pop("pretrained_model_name_or_path"), **source, **quantized(quantization, self), **loading)
+        self._with_commit(model.config)
+        return model
+
+    def _with_commit(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        if self.commit is not None:
+            config._commit_hash = self.commit
+        return record_commit(config, self.revision, **({"filename": self.gguf_file} if self.gguf_file else {}))
+
+
+def quantized(quantization: str, model: BaseModel | None = None) -> dict:
+    """Return the `quantization_config` argument of a `from_pretrained`.
+
+    Raises:
+        ValueError: for a GGUF file, which has its own quantization.
+    """
+    if quantization == "none":
+        return {}
+    if model is not None and model.gguf_file is not None:
+        raise ValueError(f"quantization is {quantization!r} and the weights are in {model.gguf_file}; expected 'none' for a GGUF file.")
+    return {"quantization_config": BitsAndBytesConfig(**QUANTIZATION[quantization])}
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> PreTrainedTokenizerBase:
+    """Give a tokenizer a chat template, which is saved with it.
+
+    Args:
+        chat_template: a Jinja file, or a name in `CHAT_TEMPLATES`. Those begin with the bos token if the tokenizer itself puts it in
+            front of a text, as Gemma's does: templates are encoded without added special tokens.
+
+    Raises:
+        ValueError: if there is no such file.
+    """
+    if chat_template in CHAT_TEMPLATES:
+        adds_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + CHAT_TEMPLATES[chat_template]
+    elif Path(chat_template).is_file():
+        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+    else:
+        raise ValueError(f"There is no chat template {chat_template!r}; expected a Jinja file, or one of {', '.join(CHAT_TEMPLATES)}.")
+    return tokenizer
+
+
+def load_bridge(
+    bridge: str,
+    revision: str | None = None,
+    sharer: str | None = None,
+    receiver: str | None = None,
+    sharer_gguf_file: str | None = None,
+    receiver_gguf_file: str | None = None,
+    sharer_chat_template: str | None = None,
+    receiver_chat_template: str | None = None,
+    sharer_quantization: str = "none",
+    trust_remote_code: bool = False,
+    **loading,
+) -> tuple[H2CForCausalLM, H2CProcessor]:
+    """Load a trained bridge with its two base models, and its processor.
+
+    Args:
+        bridge, revision: the bridge's folder or Hub id, and its commit.
+        sharer, receiver: base models instead of those that the bridge's config names; see `BaseModel.find`. A model that `h2c models
+            fetch` got is loaded from there.
+        sharer_gguf_file, receiver_gguf_file: GGUF files in those.
+        sharer_chat_template, receiver_chat_template: instead of the tokenizers' own; see `set_chat_template`.
+        sharer_quantization: "none", "nf4" or "int8".
+        trust_remote_code: let the base models run code from their repos.
+        loading: more arguments of `H2CForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation` ...).
+
+    Returns:
+        The model in eval mode, and the processor.
+    """
+    config = H2CBridgeConfig.from_pretrained(bridge, revision=revision)
+    given = {"sharer": (sharer, sharer_gguf_file), "receiver": (receiver, receiver_gguf_file)}
+    shared = {name: loading[name] for name in BASE_ARGUMENTS if loading.get(name) is not None}
+    arguments = {"revision": revision, **loading}
+    for role, (name, gguf_file) in given.items():
+        if name is None and gguf_file is not None:
+            raise ValueError(f"{role}_gguf_file is {gguf_file!r} without a {role}; expected the folder or Hub id that holds it.")
+        quantization = sharer_quantization if role == "sharer" else "none"
+        of_config = getattr(config, f"{role}_model_id")
+        if name is not None:
+            base = BaseModel.find(name, role, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
+        elif of_config in FETCHED.values() and getattr(config, f"{role}_gguf_file") is None:
+            base = BaseModel.find(of_config, role, getattr(config, f"{role}_revision"), trust_remote_code=trust_remote_code)
+        else:  # `from_pretrained` knows where it is
+            code = {"trust_remote_code": True} if trust_remote_code else {}
+            arguments[f"{role}_kwargs"] = {**code, **quantized(quantization), **loading.get(f"{role}_kwargs", {})}
+            continue
+        arguments[role] = base.model(quantization, **{"dtype": "auto", **shared, **arguments.pop(f"{role}_kwargs", {})})
+    model = H2CForCausalLM.from_pretrained(bridge, **{name: value for name, value in arguments.items() if value is not None}).eval()
+    processor = H2CProcessor.from_pretrained(bridge, revision=revision)
+    for role, chat_template in (("sharer", sharer_chat_template), ("receiver", receiver_chat_template)):
+        if chat_template is not None:
+            set_chat_template(getattr(processor, f"{role}_tokenizer"), chat_template)
+    return model, processor
