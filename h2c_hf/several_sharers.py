@@ -17,6 +17,7 @@ from .modeling import H2CForCausalLM
 from .modeling.configuration_h2c import HUB_ARGUMENTS
 from .modeling.generation_h2c import setting
 from .modeling.inputs_h2c import check_prompt, target_start
+from .modeling.message_h2c import add_message, message_length, message_mask, with_message
 
 
 NAMES = "several_sharers.json"
@@ -177,7 +178,18 @@ def refuse_cache(kwargs: dict) -> None:
 
 
 def add_change(summed: Cache, own: Cache, bridged: Cache) -> None:
-    """Add to `summed`, in place, what the bridge that wrote `bridged` added to `own`. Layers that it left alone stay the same."""
+    """Add to `summed`, in place, what the bridge that wrote `bridged` added to `own`. Layers that it left alone stay the same.
+
+    Messages stand one before the other, each at the positions that it has alone: a token of either is as near to the prompt.
+    """
+    if length := message_length(bridged):
+        for index, layer in enumerate(bridged.layers):
+            add_message(summed, index, layer.keys[:, :, :length], layer.values[:, :, :length])
+        summed.message_mask = with_message(bridged, message_mask(summed)) if message_length(summed) else message_mask(bridged)
+        return
+    own_length = own.get_seq_length()
     for layer, before, after in zip(summed.layers, own.layers, bridged.layers, strict=True):
         if after.keys is not before.keys:
-            layer.keys, layer.values = layer.keys + (after.keys - before.keys), layer.values + (after.values - before.values)
+            for name in ("keys", "values"):
+                held, change = getattr(layer, name), getattr(after, name) - getattr(before, name)
+                setattr(layer, name, torch.cat([held[:, :, :-own_length], held[:, :, -own_length:] + change], 2))

@@ -54,14 +54,19 @@ def randomize(bridge, seed: int = 0):
 
 
 def join(sharer, receiver, seed: int = 0, **overrides) -> H2CForCausalLM:
-    """Of the published form, but for `overrides`."""
-    model = H2CForCausalLM(H2CBridgeConfig.published(sharer.config, receiver.config, **overrides), sharer, receiver).eval()
+    """Of the published form, but for `overrides`; or of the message form, if `bridge_form` says so."""
+    make = H2CBridgeConfig.from_pair if overrides.get("bridge_form") == "message" else H2CBridgeConfig.published
+    model = H2CForCausalLM(make(sharer.config, receiver.config, **overrides), sharer, receiver).eval()
     randomize(model.bridge, seed)
     return model
 
 
-def random_pair(seed: int) -> H2CForCausalLM:
-    """A Sharer and a Receiver of random families and shapes, joined by a bridge of either form with random weights."""
+def random_pair(seed: int, form: str | None = None) -> H2CForCausalLM:
+    """A Sharer and a Receiver of random families and shapes, joined by a bridge with random weights.
+
+    Args:
+        form: its `bridge_form`; None: every third seed has the message form.
+    """
     rng = random.Random(seed)
 
     def shape():
@@ -74,6 +79,8 @@ def random_pair(seed: int) -> H2CForCausalLM:
 
     sharer = tiny_model(rng.choice(["llama", "qwen2"]), seed, **shape())
     receiver = tiny_model(rng.choice(["llama", "qwen2", "gemma2"]), seed + 1, **shape())
+    if (form or ("message" if seed % 3 == 2 else "rewrite")) == "message":
+        return join(sharer, receiver, seed, bridge_form="message", token_rank=rng.choice([None, 3, 12]))
     size = receiver.config.num_key_value_heads * receiver.config.head_dim
     heads = rng.choice([n for n in range(1, size + 1) if size % n == 0])
     # Every other one in the published form.

@@ -2,7 +2,9 @@
 Shares no code with `h2c_hf.modeling`, whose parameters it takes out of their stacked form."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 
 class PlainBlock(nn.Module):
@@ -76,10 +78,44 @@ def plain_bridge(bridge, hidden_states, keys, values, hidden=None) -> tuple[list
     return keys, values
 
 
+def plain_message(model, hidden_states) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The keys and values of a message in every Receiver layer, (1, heads, T, head_dim) each, at positions 0 to T - 1."""
+    config, state = model.config, model.bridge.state_dict()
+    layers, depth = config.receiver_num_hidden_layers, config.sharer_num_hidden_layers
+    length = hidden_states[0].shape[1]
+    rotation = model.receiver.model.rotary_emb(hidden_states[0], torch.arange(length)[None])
+
+    def read(name: str, index: int, states: torch.Tensor) -> torch.Tensor:
+        norm = [state[f"message.{name}norm.{kind}"][index] for kind in ("weight", "bias")]
+        return F.layer_norm(states, states.shape[-1:], *norm, eps=1e-5)
+
+    def linear(name: str, index: int, states: torch.Tensor) -> torch.Tensor:
+        return F.linear(states, *(state[f"message.{name}.{kind}"][index] for kind in ("weight", "bias")))
+
+    message = []
+    for layer in range(layers):
+        states = hidden_states[round(depth / 6 + layer * depth * 2 / 3 / max(1, layers - 1))]
+        flat = linear("kv_proj", layer, read("", layer, states))
+        if config.token_rank is not None:
+            flat = flat + linear("token_kv_proj", layer, linear("token_proj", 0, read("token_", 0, hidden_states[0])))
+        key, value = (half.view(1, length, -1, config.receiver_head_dim).transpose(1, 2) for half in flat.chunk(2, -1))
+        message.append((apply_rotary_pos_emb(key, key, *rotation)[1], value))
+    return message
+
+
 @torch.no_grad()
 def plain_cache(model, input_ids, sharer_input_ids, hidden=None):
-    """The bridged cache of all but the last token of an unpadded example."""
+    """The bridged cache of all but the last token of an unpadded example. A message stands at positions 0 to T - 1 here, and the prompt
+    from T on: with rotary positions that is the same as -T to -1, and 0."""
     hidden_states = model.sharer(sharer_input_ids, output_hidden_states=True).hidden_states
+    if model.config.bridge_form == "message":
+        positions = torch.arange(input_ids.shape[1] - 1)[None] + hidden_states[0].shape[1]
+        cache = model.receiver(input_ids[:, :-1], position_ids=positions, use_cache=True).past_key_values
+        for layer, (key, value) in zip(cache.layers, plain_message(model, hidden_states), strict=True):
+            layer.keys, layer.values = torch.cat([key, layer.keys], 2), torch.cat([value, layer.values], 2)
+            if hasattr(layer, "cumulative_length"):
+                layer.cumulative_length += key.shape[2]
+        return cache
     cache = model.receiver(input_ids[:, :-1], use_cache=True).past_key_values
     keys, values = plain_bridge(
         model.bridge, hidden_states, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers], hidden

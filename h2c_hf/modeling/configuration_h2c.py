@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 # The files that make a repo work without this package. Flat, and they import nothing but torch, transformers and each other.
 REMOTE_CODE = (
     "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "bridges_h2c.py", "conversation_h2c.py",
-    "families_h2c.py", "generation_h2c.py", "messages_h2c.py", "passes_h2c.py", "prefixes_h2c.py",
+    "families_h2c.py", "generation_h2c.py", "layers_h2c.py", "message_h2c.py", "messages_h2c.py", "passes_h2c.py",
+    "prefixes_h2c.py",
     "modeling_h2c.py", "processing_h2c.py", "pipeline_h2c.py",
 )  # fmt: skip
 AUTO_MAP = {
@@ -37,18 +38,23 @@ CUSTOM_PIPELINES = {"text-generation": {"impl": "pipeline_h2c.H2CTextGenerationP
 # Arguments of any `from_pretrained` that say how a repo is read, whatever its revision.
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
 LAYER_ALIGNMENTS = ("top_down",)
+BRIDGE_FORMS = ("rewrite", "message")
 # What the original project built: every field of `H2CBridgeConfig` that says how a bridge is built, and their defaults, so that configs
 # of before there were other forms are read as what they are. What a new bridge gets, says `from_pair`.
 PUBLISHED = {
+    "bridge_form": "rewrite",
     "num_attention_heads": 16, "ffn_multiplier": 4, "dropout": 0.1, "gate_init": 1.0, "layer_alignment": "top_down",
     "recency_bias": False, "start_shut": False, "update_scale": 1.0, "sharer_rank": None,
+    "token_rank": None,
 }  # fmt: skip
+DEFAULT_FORM = "rewrite"  # of a new bridge
 DEFAULT_HEADS = 8  # of a new bridge, at most
+TOKEN_RANK = 256  # of a new bridge, at most
 # More than any pair has, and less than would take a machine's memory before the weights are looked at.
 LARGEST = {
     "sharer_hidden_size": 2**16, "sharer_num_hidden_layers": 2**10, "receiver_num_hidden_layers": 2**10,
     "receiver_num_key_value_heads": 2**10, "receiver_head_dim": 2**12, "num_attention_heads": 2**16, "ffn_multiplier": 2**6,
-    "sharer_rank": 2**16,
+    "sharer_rank": 2**16, "token_rank": 2**16,
 }  # fmt: skip
 MOST_PARAMETERS = 2**36
 
@@ -114,6 +120,18 @@ def cache_shape(receiver: PreTrainedConfig) -> dict:
     return {"receiver_num_key_value_heads": key_value_heads, "receiver_head_dim": head_dim}
 
 
+def rope_values(receiver_config: PreTrainedConfig) -> dict:
+    """Return the fields of a bridge's config that say how the Receiver rotates its keys."""
+    receiver = receiver_config.get_text_config(decoder=True)
+    rope = getattr(receiver, "rope_parameters", None)
+    by_type = bool(rope) and "rope_type" not in rope and "rope_theta" not in rope
+    return {
+        "receiver_rope_parameters": copy.deepcopy(rope) or None,
+        "receiver_layer_types": list(receiver.layer_types) if by_type else None,
+        "receiver_max_position_embeddings": getattr(receiver, "max_position_embeddings", None),
+    }
+
+
 def heads_that_divide(pair: dict, most: int) -> int:
     """The largest number of heads, up to `most`, that divides the Receiver's flattened width."""
     size = pair["receiver_num_key_value_heads"] * pair["receiver_head_dim"]
@@ -134,6 +152,9 @@ class H2CBridgeConfig(PreTrainedConfig):
         num_attention_heads: heads of each block's cross-attention, over the flattened keys (or values) of one layer.
         ffn_multiplier: inner width of each block's FFN over the flattened width.
         dropout: in the attention and inside the FFN, in training.
+        bridge_form: `"rewrite"`: blocks of cross-attention change the keys and values of the Receiver's own prompt, as published.
+            `"message"`: every Sharer token becomes a cache position of the Receiver, before its prompt; see `message_h2c`. The fields from
+            `num_attention_heads` to `sharer_rank` are those of the first form, `token_rank` to `receiver_layer_types` those of the second.
         gate_init: each gate's logit at the start; sigmoid(1) = 0.73.
         layer_alignment: which of the Sharer's hidden states a Receiver layer reads. `"top_down"`: Receiver layer r, counted
             from the top as t = R - 1 - r, is bridged when t < min(R, S) and reads hidden state S - 1 - t.
@@ -145,6 +166,10 @@ class H2CBridgeConfig(PreTrainedConfig):
         update_scale: what a block adds is multiplied by it (as LoRA's alpha): AdamW's steps are so much longer there.
         sharer_rank: the two blocks of a layer read the Sharer through one shared projection of this width; None: each through its own,
             from the Sharer's full width. (The joint compression of keys and values in DeepSeek-V2, 2024.)
+        token_rank: every layer of the message also reads the Sharer's embeddings, through one projection to this width that all layers
+            share; None: it does not.
+        receiver_rope_parameters: the Receiver's, by which a message's keys are rotated to their positions; None: they are not rotated.
+        receiver_layer_types: of each Receiver layer, if its `rope_parameters` differ by type.
     """
 
     model_type = "h2c_bridge"
@@ -171,6 +196,11 @@ class H2CBridgeConfig(PreTrainedConfig):
     start_shut: bool = False
     update_scale: float = 1.0
     sharer_rank: int | None = None
+    bridge_form: str = "rewrite"
+    token_rank: int | None = None
+    receiver_rope_parameters: dict | None = None
+    receiver_layer_types: list[str] | None = None
+    receiver_max_position_embeddings: int | None = None
 
     def __post_init__(self, **kwargs):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -178,17 +208,13 @@ class H2CBridgeConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         for name, largest in LARGEST.items():
             value = getattr(self, name)
-            if value is None and name == "sharer_rank":
+            if value is None and name in ("sharer_rank", "token_rank"):
                 continue
             if isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value}; expected at least 1.")
             if value > largest:
                 raise ValueError(f"{name} is {value:,}; expected at most {largest:,}.")
-        size = self.receiver_size
-        wide, rank = self.sharer_hidden_size, self.sharer_rank
-        block = (2 + 2 * self.ffn_multiplier) * size**2 + 2 * size * (rank or wide)
-        parameters = min(self.sharer_num_hidden_layers, self.receiver_num_hidden_layers) * (2 * block + wide * (rank or 0))
-        if parameters > MOST_PARAMETERS:
+        if (parameters := self._projection_parameters()) > MOST_PARAMETERS:
             raise ValueError(f"A bridge of these shapes has {parameters:,} parameters; expected at most {MOST_PARAMETERS:,}.")
         if not 0 < self.update_scale < float("inf"):
             raise ValueError(f"update_scale is {self.update_scale}; expected more than 0, and finite.")
@@ -199,8 +225,18 @@ class H2CBridgeConfig(PreTrainedConfig):
                 f"num_attention_heads is {self.num_attention_heads}, which does not divide the Receiver's flattened width "
                 f"{self.receiver_size} ({self.receiver_num_key_value_heads} key-value heads x head_dim {self.receiver_head_dim})."
             )
+        if self.bridge_form not in BRIDGE_FORMS:
+            raise ValueError(f"bridge_form is {self.bridge_form!r}; expected one of {', '.join(BRIDGE_FORMS)}.")
         if self.layer_alignment not in LAYER_ALIGNMENTS:
             raise ValueError(f"layer_alignment is {self.layer_alignment!r}; expected one of {', '.join(LAYER_ALIGNMENTS)}.")
+
+    def _projection_parameters(self) -> int:
+        """Return the number of a bridge's parameters but for biases and norms."""
+        size, wide, layers = self.receiver_size, self.sharer_hidden_size, self.receiver_num_hidden_layers
+        if self.bridge_form == "message":
+            return layers * 2 * size * (wide + (self.token_rank or 0)) + wide * (self.token_rank or 0)
+        block = (2 + 2 * self.ffn_multiplier) * size**2 + 2 * size * (self.sharer_rank or wide)
+        return min(self.sharer_num_hidden_layers, layers) * (2 * block + wide * (self.sharer_rank or 0))
 
     @property
     def receiver_size(self) -> int:
@@ -209,10 +245,24 @@ class H2CBridgeConfig(PreTrainedConfig):
 
     @property
     def alignment(self) -> list[tuple[int, int]]:
-        """(receiver layer, index into the Sharer's hidden states) of every bridged layer, from the bottom up."""
+        """(receiver layer, index into the Sharer's hidden states) of every bridged layer, from the bottom up. A message has keys and values
+        in all Receiver layers, from the Sharer's layers between the first sixth and the last."""
         receiver_layers, sharer_layers = self.receiver_num_hidden_layers, self.sharer_num_hidden_layers
+        if self.bridge_form == "message":
+            first, step = sharer_layers / 6, sharer_layers * 2 / 3 / max(1, receiver_layers - 1)
+            return [(layer, round(first + layer * step)) for layer in range(receiver_layers)]
         depth = min(receiver_layers, sharer_layers)
         return [(receiver_layers - 1 - t, sharer_layers - 1 - t) for t in reversed(range(depth))]
+
+    @property
+    def read_layers(self) -> list[int]:
+        """The indices into the Sharer's hidden states that the bridge reads."""
+        return sorted({index for _, index in self.alignment} | ({0} if self.reads_embeddings else set()))
+
+    @property
+    def reads_embeddings(self) -> bool:
+        """Whether every layer also reads the Sharer's hidden state 0."""
+        return self.bridge_form == "message" and self.token_rank is not None
 
     @classmethod
     def published(cls, *pair: PreTrainedConfig, **overrides) -> "H2CBridgeConfig":
@@ -230,12 +280,20 @@ class H2CBridgeConfig(PreTrainedConfig):
 
     @classmethod
     def from_pair(cls, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig, **overrides) -> "H2CBridgeConfig":
-        """The config of a new bridge between two models, from their configs: with `recency_bias` and a `sharer_rank`, of which
-        docs/ablation.md says what they are worth; see `published` for the original form. `overrides` are fields of this class."""
-        values = {**PUBLISHED, **pair_values(sharer_config, receiver_config), "recency_bias": True}
+        """Return the config of a new bridge between two models, in the default form.
+
+        docs/content.md and docs/ablation.md say what the defaults are worth; `published` gives the original form.
+
+        Args:
+            overrides: fields of this class. `bridge_form` chooses between the two forms.
+        """
+        values = {**PUBLISHED, **pair_values(sharer_config, receiver_config), "bridge_form": DEFAULT_FORM}
         values["num_attention_heads"] = heads_that_divide(values, DEFAULT_HEADS)
-        # The keys and values that are made of it are no wider.
-        values["sharer_rank"] = values["receiver_num_key_value_heads"] * values["receiver_head_dim"]
+        if overrides.get("bridge_form", DEFAULT_FORM) == "message":
+            values |= {"token_rank": min(TOKEN_RANK, values["sharer_hidden_size"]), **rope_values(receiver_config)}
+        else:
+            # The keys and values that are made of the shared projection are no wider.
+            values |= {"recency_bias": True, "sharer_rank": values["receiver_num_key_value_heads"] * values["receiver_head_dim"]}
         return cls(**{**values, **overrides})
 
     def check_pair(self, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig) -> None:

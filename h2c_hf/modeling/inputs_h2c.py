@@ -72,9 +72,24 @@ def target_start(labels: torch.Tensor, input_ids: torch.Tensor) -> int:
 
 
 def check_prompt(
-    prefix: str, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, model: PreTrainedModel, least: int, bridged: bool = False
+    prefix: str,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    model: PreTrainedModel,
+    least: int,
+    bridged: bool = False,
+    message_mask: torch.Tensor | None = None,
 ) -> None:
-    """Refuse prompts that would be misread without a word: too short, too long, or padded on the right."""
+    """Refuse prompts that would be misread without a word: too short, too long, or padded on the right.
+
+    Args:
+        least: the fewest tokens that a prompt must have.
+        bridged: whether the prompt's keys and values are rewritten, so that all of them must be in the cache.
+        message_mask: (batch, T), of a message that takes T more positions of the model's context window.
+
+    Raises:
+        ValueError: with the length that was got and the one that is possible.
+    """
     name = f"{prefix}input_ids"
     if input_ids.dim() != 2:
         raise ValueError(f"{name} has shape {tuple(input_ids.shape)}; expected (batch, length).")
@@ -89,18 +104,23 @@ def check_prompt(
                 raise ValueError(f"{name} is padded on the right; expected padding on the left (padding_side='left').")
             lengths = attention_mask.sum(1)
             shortest, longest = int(lengths.min()), int(lengths.max())
+    columns, also = input_ids.shape[1], ""
+    if message_mask is not None and len(message_mask) == len(input_ids):
+        lengths = input_ids.shape[1] if attention_mask is None else attention_mask.sum(1).cpu()
+        longest, columns = int((message_mask.sum(1).cpu() + lengths).max()), columns + message_mask.shape[1]
+        also = " with the Sharer's message"
     if shortest < least:
         what = "at least 1 token" if least == 1 else f"at least {least} tokens (one to bridge, and the kickstart)"
         raise ValueError(f"A prompt in {name} is empty or too short: got {shortest} tokens, expected {what}.")
     window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if window is not None and 0 < window < longest:  # XLNet says -1 for no limit
-        raise ValueError(f"A prompt in {name} is {longest} tokens long; the context window of its model is {window}.")
+        raise ValueError(f"A prompt in {name} is {longest} tokens long{also}; the context window of its model is {window}.")
     # A sliding layer keeps its window of the cache, padding counted, less one for the token that is read next.
     layers = DynamicCache(config=model.config).layers if bridged else []
     windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
-    if windows and input_ids.shape[1] > min(windows):
+    if windows and columns > min(windows):
         raise ValueError(
-            f"The prompts in {name} are {input_ids.shape[1]} tokens long, padding included; the Receiver has a sliding window "
+            f"The prompts in {name} are {columns} tokens long{also}, padding included; the Receiver has a sliding window "
             f"of {min(windows)}, and a prompt must fit into it to be bridged."
         )
 
@@ -124,7 +144,7 @@ def check_cache(config, layers: list[int], receiver_cache: Cache, batch: int) ->
         raise ValueError(
             f"The Receiver's cache has {len(receiver_cache.layers)} layers; this bridge expects {config.receiver_num_hidden_layers}."
         )
-    length = receiver_cache.get_seq_length()
+    length = receiver_cache.get_seq_length(layers[0])  # other layers may have a message already
     shape = (batch, config.receiver_num_key_value_heads, length, config.receiver_head_dim)
     for index in layers:
         layer = receiver_cache.layers[index]

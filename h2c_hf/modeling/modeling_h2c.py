@@ -28,6 +28,7 @@ from .families_h2c import backbone, check_joined
 from .generation_h2c import cache_implementation, continuing_from_cache, copies_of_each, into_static, keep_compiled
 from .inputs_h2c import CACHE, check_prompt, forked, model_inputs, target_start
 from .loss_h2c import loss_without_logits
+from .message_h2c import message_length, message_mask, with_message
 from .modeling_h2c_bridge import H2CBridgeModel
 from .passes_h2c import PASS_TOKENS, beside, in_groups, join, passes_by_length, read_through
 from .prefixes_h2c import H2CPrefixCache
@@ -266,8 +267,10 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         sharer_hidden_states: tuple[torch.Tensor, ...] | None = None,
         receiver_cache: Cache | None = None,
     ) -> Cache:
-        """The cache from which the Receiver answers: N - 1 bridged positions of an N-token prompt. Empty where the bridge is disabled:
-        the Receiver then reads the prompt itself, as it does alone.
+        """Return the cache from which the Receiver answers.
+
+        It holds the N - 1 positions of an N-token prompt, rewritten, or after the T positions of a message (`message_h2c`), as the bridge's
+        form is. It is empty if the bridge is disabled: the Receiver then reads the prompt itself, as it does alone.
 
         Args:
             input_ids, attention_mask: (batch, N), the Receiver's prompt, left-padded.
@@ -289,8 +292,9 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
                 )
             if self.sharer is not None:
                 check_prompt("sharer_", sharer_input_ids, sharer_attention_mask, self.sharer, least=1)
-        check_prompt("", input_ids, attention_mask, self.receiver, least=2, bridged=True)
-        sharer_batch = len(sharer_input_ids if sharer_hidden_states is None else sharer_hidden_states[self.bridge.read_layers[0]])
+        read = sharer_input_ids if sharer_hidden_states is None else sharer_hidden_states[self.bridge.read_layers[0]]
+        self.check_receiver_prompt(input_ids, attention_mask, sharer_attention_mask, read.shape[1])
+        sharer_batch = len(read)
         if sharer_batch != len(input_ids):
             raise ValueError(f"The Sharer got {sharer_batch} prompts and the Receiver {len(input_ids)}; expected as many.")
 
@@ -308,6 +312,14 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
             sharer_hidden_states = self.read(sharer_input_ids, sharer_attention_mask, self.bridge.read_layers)
         join(prefill_stream, receiver_cache)
         return self.bridge(sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_mask, in_place=in_place)
+
+    def check_receiver_prompt(self, input_ids, attention_mask, sharer_attention_mask, sharer_length: int) -> None:
+        """Refuse a Receiver prompt that cannot be bridged; see `check_prompt`. A message needs room in the Receiver's context window."""
+        message_mask = None
+        if self.config.bridge_form == "message":
+            given = sharer_attention_mask is not None
+            message_mask = sharer_attention_mask if given else torch.ones(len(input_ids), sharer_length, dtype=torch.long)
+        check_prompt("", input_ids, attention_mask, self.receiver, least=2, bridged=True, message_mask=message_mask)
 
     def _bridge_while_reading(self, sharer_input_ids, sharer_attention_mask, cache: Cache, receiver_attention_mask, prefill_stream) -> None:
         """Rewrite `cache`, each group of layers as soon as the Sharer has come to what it reads."""
@@ -365,13 +377,14 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
             prompt, prompt_mask = input_ids[:, :start], None if attention_mask is None else attention_mask[:, :start]
         if past_key_values is None:
             past_key_values = self.bridged_cache(prompt, prompt_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states)
-        cached = past_key_values.get_seq_length()
+        cached = past_key_values.get_seq_length() - message_length(past_key_values)
         total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
         if cached >= total:
             raise ValueError(f"past_key_values holds {cached} positions and the prompt has {total}; expected at least one that is new.")
         new = input_ids[:, cached - total :] if input_ids.shape[1] == total and cached else input_ids
 
         inputs = model_inputs(self.receiver, new, attention_mask, past=cached)
+        inputs["attention_mask"] = with_message(past_key_values, inputs["attention_mask"])
         evaluating(self.receiver)
         skip_logits = skip_logits and labels is not None
         receiver = backbone(self.receiver) if skip_logits else self.receiver
@@ -442,12 +455,14 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
             past_key_values = self.bridged_cache(input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states)
         else:
             implementation = None
+        message = message_mask(past_key_values)
         if (copies := copies_of_each(kwargs, configs)) > 1:
             past_key_values.batch_repeat_interleave(copies)
+            message = None if message is None else message.repeat_interleave(copies, 0)
         if implementation == "static":
             past_key_values = into_static(past_key_values, self.receiver, input_ids.shape[1], kwargs, configs)
         evaluating(self.receiver)
-        receiver = continuing_from_cache(self.receiver)
+        receiver = continuing_from_cache(self.receiver, message)
         receiver.generation_config = configs[-1]
         outputs = receiver.generate(
             input_ids=input_ids, attention_mask=attention_mask, **{CACHE: past_key_values},

@@ -93,7 +93,7 @@ class H2CPrefixCache:
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         sharer_attention_mask = torch.ones_like(sharer_input_ids) if sharer_attention_mask is None else sharer_attention_mask
         check_prompt("sharer_", sharer_input_ids, sharer_attention_mask, model.sharer, least=1)
-        check_prompt("", input_ids, attention_mask, model.receiver, least=2, bridged=True)
+        model.check_receiver_prompt(input_ids, attention_mask, sharer_attention_mask, sharer_input_ids.shape[1])
         if len(input_ids) != len(sharer_input_ids):
             raise ValueError(f"The Sharer got {len(sharer_input_ids)} prompts and the Receiver {len(input_ids)}; expected as many.")
         # One token more than the prefix for the Sharer; for the Receiver another one, the kickstart, which is never cached.

@@ -26,10 +26,11 @@ class Past:
 class H2CConversation:
     """Answers one turn of a conversation after the other.
 
-    A position of the Receiver's cache is bridged in the turn in which it first stands before the kickstart, from all that the Sharer
-    had read by then, and stays so; a turn's kickstart and answer are bridged in the next turn. A turn that reads otherwise than it did
-    (a message was edited, or the chat template writes earlier turns in another way) is bridged anew, with all after it, as a fresh
-    conversation would.
+    A bridge of the message form gives what it gives for the whole conversation at once: each Sharer token has positions of its own.
+    In the other form, a position of the Receiver's cache is bridged in the turn in which it first stands before the kickstart, from
+    all that the Sharer had read by then, and stays so; a turn's kickstart and answer are bridged in the next turn. A turn that reads
+    otherwise than it did (a message was edited, or the chat template writes earlier turns in another way) is bridged anew, with all
+    after it, as a fresh conversation would.
     """
 
     def __init__(self, model):
@@ -70,6 +71,7 @@ class H2CConversation:
             if len(ids) != 1 or (mask is not None and not mask.all()):
                 got = "padding" if len(ids) == 1 else f"a batch of {len(ids)}"
                 raise ValueError(f"Got {got} in {prefix}input_ids; expected one conversation, without padding.")
+        self.model.check_receiver_prompt(input_ids, None, None, sharer_input_ids.shape[1])
         if self.model._bridge_disabled:  # the Receiver alone; what was read before is kept
             return self.model.generate(input_ids, attention_mask, **kwargs)
         past = self._read_on(input_ids, sharer_input_ids)
@@ -100,12 +102,14 @@ class H2CConversation:
         receiver_cache = first_positions(past.receiver_cache, same, model.receiver.config)
         model.prefill(input_ids[:, receiver_cache.get_seq_length() :], None, receiver_cache)
 
+        turns.append((len(ids), len(sharer_ids)))
+        if model.config.bridge_form == "message":  # each token's keys and values are its own; their positions move with the length
+            return Past(model.bridge, sharer_ids, sharer_cache, states, ids, receiver_cache, model.bridge(states, receiver_cache), turns)
         unbridged, bridged_cache = DynamicCache(), first_positions(past.bridged_cache, bridged, model.receiver.config)
         for index, layer in enumerate(receiver_cache.layers):
             unbridged.update(layer.keys[..., bridged:, :], layer.values[..., bridged:, :], index)
         for index, layer in enumerate(model.bridge(states, unbridged).layers):
             bridged_cache.update(layer.keys, layer.values, index)
-        turns.append((len(ids), len(sharer_ids)))
         return Past(model.bridge, sharer_ids, sharer_cache, states, ids, receiver_cache, bridged_cache, turns)
 
 

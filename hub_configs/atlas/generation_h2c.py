@@ -2,10 +2,12 @@
 
 import copy
 
+import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, StaticCache
 
 from .inputs_h2c import CACHE, positions
+from .message_h2c import message_length
 
 
 CACHE_IMPLEMENTATIONS = (None, "dynamic", "static")
@@ -45,7 +47,7 @@ def into_static(cache: Cache, receiver: PreTrainedModel, prompt_length: int, arg
     new_tokens = setting("max_new_tokens", arguments, configs)
     if new_tokens is None:  # stock: 20 more, where max_length is not set either
         new_tokens = max(20, setting("max_length", arguments, configs, 0) - prompt_length)
-    length = -(-(prompt_length + new_tokens) // STATIC_STEP) * STATIC_STEP
+    length = -(-(message_length(cache) + prompt_length + new_tokens) // STATIC_STEP) * STATIC_STEP
     static = StaticCache(config=receiver.config, max_cache_len=length)
     for index, layer in enumerate(cache.layers):
         if layer.is_initialized:  # none is where the bridge is disabled
@@ -54,8 +56,13 @@ def into_static(cache: Cache, receiver: PreTrainedModel, prompt_length: int, arg
     return static
 
 
-def continuing_from_cache(receiver: PreTrainedModel) -> PreTrainedModel:
+def continuing_from_cache(receiver: PreTrainedModel, message_mask: torch.Tensor | None = None) -> PreTrainedModel:
     """Return a copy of the model, weights shared, that generates from a filled cache in every mode and family.
+
+    Args:
+        message_mask: (rows, T), if the cache begins with T positions of a message that no input ids stand for. Stock `generate` counts
+            prompt and answer alone; the mask of the message is put before its own here, as PEFT does it for prefix tuning. So
+            streamers, stopping criteria and logits processors see no placeholders, and the returned ids hold none.
 
     - Stock `_assisted_decoding` feeds the whole prompt in its first step whatever the cache holds, and is then silently wrong; the
       other modes slice the prompt.
@@ -63,16 +70,20 @@ def continuing_from_cache(receiver: PreTrainedModel) -> PreTrainedModel:
     - Models whose `forward` does not name `position_ids` get none, and count padding.
     """
     stock = receiver.prepare_inputs_for_generation
+    length = 0 if message_mask is None else message_mask.shape[1]
 
     def prepare_inputs_for_generation(input_ids, next_sequence_length=None, is_first_iteration=False, **kwargs):
         cache = kwargs.get(CACHE)
-        if is_first_iteration and next_sequence_length is None and cache is not None:
-            next_sequence_length = input_ids.shape[1] - cache.get_seq_length()
+        if is_first_iteration and cache is not None and (next_sequence_length is None or message_mask is not None):
+            next_sequence_length = input_ids.shape[1] + length - cache.get_seq_length()
+        mask = kwargs.get("attention_mask")
+        if message_mask is not None and not (mask is None and message_mask.all()):
+            given = torch.ones_like(input_ids) if mask is None else mask
+            kwargs["attention_mask"] = torch.cat([message_mask.to(given), given], 1)
         arguments = {"next_sequence_length": next_sequence_length, "is_first_iteration": is_first_iteration, **kwargs}
         inputs = stock(input_ids, **arguments)
         if cache is not None and inputs.get(CACHE) is not cache:
             inputs = GenerationMixin.prepare_inputs_for_generation(receiver, input_ids, **arguments)
-        mask = kwargs.get("attention_mask")
         if inputs.get("position_ids") is None and mask is not None and mask.dim() == 2 and inputs.get("input_ids") is not None:
             inputs["position_ids"] = positions(mask, inputs["input_ids"].shape[1])
         return inputs

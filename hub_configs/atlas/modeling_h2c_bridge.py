@@ -12,6 +12,7 @@ That is the published form. `H2CBridgeConfig` has options for the attention (`re
 """
 
 import hashlib
+import json
 import math
 import re
 from functools import partial
@@ -29,12 +30,13 @@ from transformers.utils import cached_file
 
 from .configuration_h2c import H2CBridgeConfig
 from .inputs_h2c import check_cache, check_mask, check_states, forked
+from .layers_h2c import StackedLinear, StackedNorm, inverse_deviation
+from .message_h2c import MessageProjection, add_message, inverse_frequencies, message_positions, rotated
 
 
 # Elements of Sharer states that are read together. More would take memory (of all blocks' FFNs at once) without saving time: on CPU, of
 # 2**18 to 2**24, 2**22 was among the fastest at every size; on a GPU all layers of 512 tokens of the reference pair are 50 million.
 GROUP_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
-EPSILON = 1e-5  # of every layer norm, as in the original
 
 
 def check_hashes(folder: Path) -> None:
@@ -54,62 +56,12 @@ def check_hashes(folder: Path) -> None:
                 raise ValueError(f"{path} is damaged: its SHA-256 is not the Hub's; fetch it again with force_download=True.")
 
 
-def normalized(x: torch.Tensor) -> torch.Tensor:
-    """A layer norm without its affine part."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPSILON)
-
-
-def inverse_deviation(x: torch.Tensor) -> torch.Tensor:
-    """What a layer norm multiplies with, of each row, in fp32. Two passes that only read, in the place of one that writes; digits are lost
-    where a row's mean is a hundred times its deviation, and language models' hidden states lie around zero."""
-    mean = x.sum(-1, dtype=torch.float32) / x.shape[-1]
-    variance = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).square() / x.shape[-1] - mean.square()
-    return (variance.clamp(min=0) + EPSILON).rsqrt()
-
-
 def recency_bias(heads: int, mask: torch.Tensor) -> torch.Tensor:
     """What the heads add to their scores, (batch, heads, 1, length), by how many tokens stand after; see `H2CBridgeConfig`.
     mask: (batch, length), which may have padding anywhere."""
     slopes = 2 ** (torch.arange(heads, device=mask.device) * (-8 / heads))
     after = mask.sum(1, keepdim=True) - mask.cumsum(1)
     return -slopes[:, None, None] * after[:, None, None]
-
-
-class StackedNorm(nn.Module):
-    """The affine parameters of `blocks` layer norms."""
-
-    def __init__(self, blocks: int, size: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(blocks, size))
-        self.bias = nn.Parameter(torch.zeros(blocks, size))
-        self.folded = False  # into the linear layer that follows
-
-    def forward(self, x: torch.Tensor, group: slice) -> torch.Tensor:
-        """x: (blocks of the group, tokens, size)."""
-        x = normalized(x)
-        return x if self.folded else torch.addcmul(self.bias[group, None], x, self.weight[group, None])
-
-    def folded_into(self, linear: "StackedLinear", group: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias with which `linear` needs what comes in only divided by its standard deviation: neither mean nor affine part."""
-        weight, bias = linear.weight[group], linear.bias[group]
-        if self.folded:
-            return weight, bias
-        bias = torch.baddbmm(bias[:, :, None], weight, self.bias[group, :, None])[:, :, 0]
-        weight = weight * self.weight[group, None]
-        return weight - weight.mean(-1, keepdim=True), bias
-
-
-class StackedLinear(nn.Module):
-    """`blocks` linear layers as one batched matmul; weight: (blocks, out, in), as `nn.Linear` has it."""
-
-    def __init__(self, blocks: int, in_features: int, out_features: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(blocks, out_features, in_features))
-        self.bias = nn.Parameter(torch.zeros(blocks, out_features))
-
-    def forward(self, x: torch.Tensor, group: slice) -> torch.Tensor:
-        """x: (blocks of the group, tokens, in) -> (blocks of the group, tokens, out)."""
-        return torch.baddbmm(self.bias[group, None], x, self.weight[group].transpose(1, 2))
 
 
 class H2CBridgeModel(PreTrainedModel):
@@ -129,6 +81,12 @@ class H2CBridgeModel(PreTrainedModel):
     def __init__(self, config: H2CBridgeConfig):
         super().__init__(config)
         self.alignment = config.alignment
+        self.message = MessageProjection(config) if config.bridge_form == "message" else None
+        if self.message is None:
+            self._init_blocks(config)
+        self.post_init()
+
+    def _init_blocks(self, config: H2CBridgeConfig) -> None:
         blocks, size, inner = 2 * len(self.alignment), config.receiver_size, config.ffn_multiplier * config.receiver_size
         self.norm_receiver = StackedNorm(blocks, size)
         self.q_proj = StackedLinear(blocks, size, size)
@@ -144,7 +102,6 @@ class H2CBridgeModel(PreTrainedModel):
         self.ffn_in = StackedLinear(blocks, size, inner)
         self.ffn_out = StackedLinear(blocks, inner, size)
         self.gate = nn.Parameter(torch.full((blocks,), float(config.gate_init)))
-        self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -156,7 +113,7 @@ class H2CBridgeModel(PreTrainedModel):
         elif isinstance(module, StackedNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, H2CBridgeModel):
+        elif isinstance(module, H2CBridgeModel) and module.message is None:
             init.constant_(module.gate, self.config.gate_init)
             if self.config.start_shut:
                 init.zeros_(module.ffn_out.weight)
@@ -195,23 +152,24 @@ class H2CBridgeModel(PreTrainedModel):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights. (transformers takes the first parameter's: the gate's, which stays in fp32.)"""
-        return self.q_proj.weight.dtype
+        return (self.q_proj if self.message is None else self.message.kv_proj).weight.dtype
 
     @property
     def read_layers(self) -> list[int]:
-        """The indices into the Sharer's hidden states that some bridged layer reads."""
-        return sorted({index for _, index in self.alignment})
+        """The indices into the Sharer's hidden states that the bridge reads."""
+        return self.config.read_layers
 
     @property
     def folded(self) -> bool:
         """Whether `fold` was called."""
-        return self.norm_sharer.folded
+        return self.message is None and self.norm_sharer.folded
 
     @torch.no_grad()
     def fold(self) -> None:
         """For inference: fold norms and gates into the projections beside them, in place. What comes out is the same but for rounding;
-        what is spared is work that does not depend on the prompt. A folded bridge is neither trained, saved nor loaded into."""
-        if self.folded:
+        what is spared is work that does not depend on the prompt. A folded bridge is neither trained, saved nor loaded into. A bridge of
+        the message form has nothing to fold."""
+        if self.folded or self.message is not None:
             return
         reading = self.kv_proj if self.config.sharer_rank is None else self.sharer_proj
         for norm, linear in ((self.norm_receiver, self.q_proj), (self.norm_sharer, reading), (self.norm_ffn, self.ffn_in)):
@@ -236,8 +194,11 @@ class H2CBridgeModel(PreTrainedModel):
         raise ValueError("The bridge is folded, which is for inference alone; load it again to train it, save it or load weights into it.")
 
     def gate_values(self) -> dict[str, list[float | None]]:
-        """sigmoid(gate) of every block, {"key": [...], "value": [...]}; index = Receiver layer, None where it is not bridged."""
+        """sigmoid(gate) of every block, {"key": [...], "value": [...]}; index = Receiver layer, None where it is not bridged. A
+        bridge of the message form has no gates: None for every layer."""
         values = {kind: [None] * self.config.receiver_num_hidden_layers for kind in ("key", "value")}
+        if self.message is not None:
+            return values
         gate = self.gate.detach()
         gate = gate.full_tensor() if hasattr(gate, "full_tensor") else gate  # FSDP2 leaves each rank a part
         opened = torch.sigmoid(gate.float()).tolist()
@@ -254,7 +215,10 @@ class H2CBridgeModel(PreTrainedModel):
         in_place: bool = False,
         group: tuple[int, int] | None = None,
     ) -> Cache:
-        """A new cache with every bridged layer rewritten; `receiver_cache` is left as it was.
+        """Return a new cache with every bridged layer rewritten, or extended by a message; `receiver_cache` stays as it was.
+
+        A message's positions, one for each column of `sharer_hidden_states`, stand first; the cache's `message_mask`, (batch, sharer
+        length), says which of them are padding. See `message_h2c`.
 
         Args:
             sharer_hidden_states: S + 1 tensors (batch, sharer length, sharer_hidden_size), as transformers returns them; those
@@ -269,13 +233,20 @@ class H2CBridgeModel(PreTrainedModel):
             ValueError: where a shape is not what the config says, or a layer keeps only a window of the prompt.
         """
         alignment = self.alignment if group is None else self.alignment[slice(*group)]
-        batch, sharer_length = check_states(self.config, [index for _, index in alignment], sharer_hidden_states)
+        read = [index for _, index in alignment] + [0] * self.config.reads_embeddings
+        batch, sharer_length = check_states(self.config, read, sharer_hidden_states)
         length = check_cache(self.config, [layer for layer, _ in alignment], receiver_cache, batch)
         check_mask("sharer_attention_mask", sharer_attention_mask, batch, sharer_length)
         check_mask("receiver_attention_mask", receiver_attention_mask, batch, length)
         new_cache = receiver_cache if in_place else forked(receiver_cache)
         for first, last in self.groups(batch, max(length, sharer_length)) if group is None else [group]:
-            self._rewrite_layers(first, last, sharer_hidden_states, new_cache, sharer_attention_mask, receiver_attention_mask)
+            if self.message is None:
+                self._rewrite_layers(first, last, sharer_hidden_states, new_cache, sharer_attention_mask, receiver_attention_mask)
+            else:
+                self._add_message(first, last, sharer_hidden_states, new_cache, sharer_attention_mask)
+        if self.message is not None:
+            ones = torch.ones(batch, sharer_length, dtype=torch.long, device=self.device)
+            new_cache.message_mask = ones if sharer_attention_mask is None else sharer_attention_mask
         return new_cache
 
     def groups(self, batch: int, length: int) -> dict[tuple[int, int], list[int]]:
@@ -283,10 +254,34 @@ class H2CBridgeModel(PreTrainedModel):
         indices of the hidden states that it reads. `length` is the longer prompt's."""
         together = len(self.alignment)
         if not torch.compiler.is_compiling() and self._compiled_call_impl is None:  # each group would be compiled for itself
-            elements = GROUP_ELEMENTS.get(self.gate.device.type, GROUP_ELEMENTS["cuda"])
+            elements = GROUP_ELEMENTS.get(self.device.type, GROUP_ELEMENTS["cuda"])
             together = max(1, elements // (batch * length * self.config.sharer_hidden_size))
         groups = [(first, min(first + together, len(self.alignment))) for first in range(0, len(self.alignment), together)]
-        return {(first, last): [index for _, index in self.alignment[first:last]] for first, last in groups}
+        also = [0] * self.config.reads_embeddings
+        return {(first, last): [index for _, index in self.alignment[first:last]] + also for first, last in groups}
+
+    def _add_message(self, first: int, last: int, sharer_hidden_states: tuple, cache: Cache, sharer_attention_mask) -> None:
+        """Put the message's keys and values before those of a group's layers, in place."""
+        batch, length, _ = sharer_hidden_states[self.alignment[first][1]].shape
+        states = [sharer_hidden_states[index] for _, index in self.alignment[first:last]]
+        states = torch.stack([state.to(self.device, self.dtype).flatten(0, 1) for state in states])
+        embeddings = sharer_hidden_states[0].to(self.device, self.dtype).flatten(0, 1) if self.config.reads_embeddings else None
+        projected = self.message(slice(first, last), states, embeddings)  # (layers, batch * length, 2 * size)
+        heads = self.config.receiver_num_key_value_heads
+        projected = projected.view(last - first, batch, length, 2 * heads, -1).transpose(2, 3)
+        position_ids = message_positions(batch, length, sharer_attention_mask, self.device)
+        for (layer, _), (keys, values) in zip(self.alignment[first:last], (p.chunk(2, 1) for p in projected), strict=True):
+            add_message(cache, layer, rotated(keys, position_ids, self.frequencies(layer)), values)
+
+    def frequencies(self, layer: int) -> torch.Tensor | None:
+        """Return the frequencies with which a Receiver layer rotates its keys, as the config has them; None if it does not."""
+        rope, types = self.config.receiver_rope_parameters, self.config.receiver_layer_types
+        if types is not None:
+            rope = rope.get(types[layer])
+        if rope is None:
+            return None
+        longest = self.config.receiver_max_position_embeddings or 2048
+        return inverse_frequencies(json.dumps(rope, sort_keys=True), self.config.receiver_head_dim, longest)
 
     def _rewrite_layers(self, first, last, sharer_hidden_states, cache, sharer_attention_mask, receiver_attention_mask) -> None:
         """Rewrite a group's layers, in place; their old keys and values are freed."""

@@ -17,7 +17,7 @@ def run_bridge(model, inputs):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_equals_the_plain_bridge_row_by_row(seed):
-    model, inputs = random_pair(seed), random_inputs(seed)
+    model, inputs = random_pair(seed, "rewrite"), random_inputs(seed)
     states, cache, bridged = run_bridge(model, inputs)
     for row in range(len(inputs["input_ids"])):
         tokens, read = inputs["attention_mask"][row, :-1].bool(), inputs["sharer_attention_mask"][row].bool()
@@ -56,7 +56,7 @@ def test_the_cache_that_came_in_is_left_as_it_was(seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_padding_of_the_receiver_is_not_rewritten_and_padding_of_the_sharer_not_read(seed):
-    model, inputs = random_pair(seed), random_inputs(seed)
+    model, inputs = random_pair(seed, "rewrite"), random_inputs(seed)
     states, cache, bridged = run_bridge(model, inputs)
     padding = inputs["attention_mask"][:, :-1] == 0
     other = tuple(torch.where(inputs["sharer_attention_mask"][..., None].bool(), state, 100.0) for state in states)
@@ -70,7 +70,7 @@ def test_padding_of_the_receiver_is_not_rewritten_and_padding_of_the_sharer_not_
 
 @pytest.mark.parametrize("seed", range(4))
 def test_shut_gates_leave_the_cache_to_the_bit(seed):
-    model, inputs = random_pair(seed), random_inputs(seed)
+    model, inputs = random_pair(seed, "rewrite"), random_inputs(seed)
     torch.nn.init.constant_(model.bridge.gate, -torch.inf)
     _, cache, bridged = run_bridge(model, inputs)
     for layer, was in zip(bridged.layers, cache.layers, strict=True):
@@ -141,7 +141,7 @@ def test_a_new_config_takes_the_largest_number_of_heads_that_fits(make, most, sm
 @pytest.mark.parametrize("seed", range(4))
 @torch.no_grad()
 def test_a_folded_bridge_gives_the_same(seed, tmp_path):
-    model, inputs = random_pair(seed), random_inputs(seed)
+    model, inputs = random_pair(seed, "rewrite"), random_inputs(seed)
     expected, gates = model(**inputs).logits, model.gate_values()
     before = [parameter.clone() for parameter in model.bridge.parameters()]
     for _ in range(2):  # a second time changes nothing

@@ -31,7 +31,7 @@ def with_targets(inputs, seed):
 @pytest.mark.parametrize("seed", SEEDS)
 @torch.no_grad()
 def test_shut_gates_give_the_receivers_logits_to_the_bit(seed):
-    model, inputs = random_pair(seed), random_inputs(seed)
+    model, inputs = random_pair(seed, "rewrite"), random_inputs(seed)
     torch.nn.init.constant_(model.bridge.gate, -torch.inf)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     position_ids = (mask.cumsum(1) - 1).clamp(min=0)
@@ -133,7 +133,8 @@ def test_a_cache_that_is_bridged_already(seed):
     only_new = model(inputs["input_ids"][:, -1:], inputs["attention_mask"], past_key_values=copy.deepcopy(cache)).logits
     assert torch.equal(only_new, expected)
     outputs = model(**receiver, past_key_values=cache)
-    assert outputs.past_key_values.get_seq_length() == inputs["input_ids"].shape[1]
+    message = inputs["sharer_input_ids"].shape[1] if model.config.bridge_form == "message" else 0
+    assert outputs.past_key_values.get_seq_length() == message + inputs["input_ids"].shape[1]
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ def test_greedy_batch_is_the_plain_loop_of_each_example(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_shut_gates_generate_what_the_receiver_generates(seed):
-    model, inputs = random_pair(seed), random_inputs(seed)
+    model, inputs = random_pair(seed, "rewrite"), random_inputs(seed)
     torch.nn.init.constant_(model.bridge.gate, -torch.inf)
     receiver = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     options = {"max_new_tokens": STEPS, "do_sample": False}
