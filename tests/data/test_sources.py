@@ -31,7 +31,7 @@ def test_every_layout_reads_the_same_exchange():
     for record in layouts:
         assert read(record) == [(CHAT[:2], "1")]
         assert read(record, turns="all") == [(CHAT[:2], "1"), (CHAT[:4], "2")]
-    assert read({"prompt": "One?", "completion": "1"}) == [([{"role": "user", "content": "One?"}], "1")]
+    assert read({"prompt": "One?", "completion": "1"}) == [("One?", "1")]
 
 
 def test_questions_are_read_in_either_form():

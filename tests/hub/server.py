@@ -25,7 +25,8 @@ class Fault:
     """What goes wrong with the next `times` requests whose method and path match.
 
     status: answered instead; cut_after: the connection ends after so many bytes of the body (of an upload, else of the answer),
-    with `reset` without an orderly end; wrong_byte: one byte of the answer's body, in the middle, is another.
+    with `reset` without an orderly end; wrong_byte: one byte of the answer's body, in the middle, is another; code: the
+    X-Error-Code beside `status`.
     """
 
     method: str
@@ -34,6 +35,7 @@ class Fault:
     cut_after: int | None = None
     reset: bool = False
     wrong_byte: bool = False
+    code: str = ""
     times: int = 1
 
 
@@ -153,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.read_body()
         try:
             if self.fault and self.fault.status:
-                raise RefusedError(self.fault.status, message="as the test wants it")
+                raise RefusedError(self.fault.status, self.fault.code, message="as the test wants it")
             for verb, pattern, name in self.ROUTES:
                 match = re.fullmatch(pattern, path)
                 if match and verb == ("GET" if method == "HEAD" else method):

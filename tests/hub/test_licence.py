@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from h2c_hf.cli import main
-from h2c_hf.hub.licence import attribution, built_with, follows_in_name, llama_version
+from h2c_hf.hub.licence import attribution, built_with, follows_in_name, has_gemma, llama_version
 from h2c_hf.modeling import H2CBridgeConfig
 
 
@@ -83,6 +83,59 @@ def test_without_the_agreement_nothing_is_sent_and_a_copy_in_the_folder_serves(h
 def test_another_pair_brings_neither(hub, online, bridge):
     assert main(["push", str(bridge), "u/bridge", "--license", "apache-2.0"]) == 0
     assert not {"LICENSE", "NOTICE"} & set(hub.repos["u/bridge"].files())
+
+
+# Gemma
+
+GEMMA = {"sharer_model_id": "google/gemma-3-270m", "receiver_model_id": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        ("google/gemma-3-270m", True), ("google/gemma-2-2b-it", True), ("google/gemma-7b", True), ("google/gemma-1.1-2b-it", True),
+        ("google/codegemma-2b", True), ("google/gemma-3n-E2B-it", True), ("someone/Gemma3-finetune", True), ("google/t5gemma-2b", True),
+        ("google/gemma-4-E2B-it", False), ("google/medgemma-4b-it", False), ("gemma/other-model", False), ("Qwen/Qwen2.5-0.5B", False),
+    ],
+)  # fmt: skip
+def test_a_gemma_is_known_by_its_id(model, found):
+    assert has_gemma(H2CBridgeConfig(sharer_model_id=model)) is found
+    assert has_gemma(H2CBridgeConfig(sharer_model_id="x/y", receiver_model_id=model)) is found
+
+
+@pytest.fixture
+def gemma(bridge):
+    """The Atlas bridge, as if it were one between Gemma and SmolLM2."""
+    config = json.loads((bridge / "config.json").read_text())
+    (bridge / "config.json").write_text(json.dumps({**config, **GEMMA}))
+    return bridge
+
+
+def test_terms_notice_and_restrictions_of_gemma_go_along(hub, online, gemma):
+    assert main(["push", str(gemma), "u/gemma-3-270m_to_smollm2-135m"]) == 0
+    files = {name: content.decode() for name, content in hub.repos["u/gemma-3-270m_to_smollm2-135m"].files().items() if name[0].isupper()}
+    notice = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
+    assert files["NOTICE"].splitlines()[0] == notice and notice in files["README.md"]
+    assert "3.1 Distribution and Redistribution" in files["GEMMA_TERMS.md"]
+    for name in ("NOTICE", "README.md"):
+        assert "ai.google.dev/gemma/prohibited_use_policy" in files[name]
+    assert "license: gemma\n" in files["README.md"] and "endorsed by Google" in files["README.md"]
+
+
+@pytest.mark.parametrize("name", ["google-bridge", "official_gemma", "gemma-by-Google"])
+def test_a_name_that_suggests_endorsement_is_refused(hub, online, gemma, capsys, name):
+    assert main(["push", str(gemma), f"u/{name}"]) == 2
+    assert "forbid to suggest an endorsement by Google" in capsys.readouterr().err
+    assert not hub.requests
+
+
+def test_a_pair_of_llama_and_gemma_follows_both(hub, online, llama, meta):
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps({**config, "receiver_model_id": "google/gemma-3-270m"}))
+    assert main(["push", str(llama), "u/Llama-to-gemma"]) == 0
+    files = hub.repos["u/Llama-to-gemma"].files()
+    assert files["LICENSE"] == AGREEMENT and "GEMMA_TERMS.md" in files
+    assert files["NOTICE"].decode().startswith(NOTICE) and "Gemma is provided under" in files["NOTICE"].decode()
 
 
 def test_training_that_pushes_is_refused_before_it_begins(online, tmp_path, monkeypatch, capsys):

@@ -130,7 +130,7 @@ def test_a_folder_that_would_not_work_is_refused(hub, online, bridge, missing, m
     assert message in capsys.readouterr().err and not hub.requests
 
 
-@pytest.mark.parametrize("name", ["/somewhere/llama", None])
+@pytest.mark.parametrize("name", ["/somewhere/llama", "../llama", "~/llama", "models/a/llama", None])
 def test_a_base_model_that_nobody_else_has_is_refused(hub, online, bridge, name, capsys):
     config = json.loads((bridge / "config.json").read_text())
     (bridge / "config.json").write_text(json.dumps({**config, "sharer_model_id": name}))

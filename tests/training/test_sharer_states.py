@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from pairs import random_pair, tiny_processor
+from ggufs import SHAPE, write_gguf
+from pairs import random_pair, tiny_model, tiny_processor
 
 from h2c_hf.atlas import MODELS
 from h2c_hf.data.examples import H2CCollator
@@ -193,6 +194,21 @@ def test_a_store_of_another_run_is_refused_before_training(stored, tmp_path, arg
     with pytest.raises(ValueError, match=message):
         run(tmp_path, f"--sharer_states={stored}", "--sharer_states_dtype=float32", *arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_another_gguf_file_makes_another_store(tmp_path):
+    h2c, training = parse([*SMALL, "--sharer_states=none"], "test")
+    tokenizer = Pair(h2c).processor().sharer_tokenizer
+
+    def identity(folder: str, seed: int) -> dict:
+        (tmp_path / folder).mkdir()
+        write_gguf(tmp_path / folder / "tiny.gguf", tiny_model("llama", seed, **SHAPE))
+        pair = Pair(parse([*SMALL, f"--sharer={tmp_path / folder / 'tiny.gguf'}"], "test")[0])
+        return states_identity(pair.arguments, training, pair, tokenizer)
+
+    first = identity("a", seed=1)
+    assert identity("b", seed=1) == first
+    assert identity("c", seed=2)["revision"] != first["revision"]
 
 
 def test_another_sharer_tokenizer_or_receiver_makes_another_store(tmp_path):
