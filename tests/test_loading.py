@@ -1,7 +1,6 @@
 """`h2c_hf.loading`: base models from folders and GGUF files, their chat templates, and where a bridge's config says they are."""
 
 import json
-import os
 import warnings
 from pathlib import Path
 
