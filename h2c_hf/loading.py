@@ -17,7 +17,7 @@ from .atlas import MODELS
 from .data.tokenizers import load_tokenizer
 from .modeling import H2CBridgeConfig, H2CForCausalLM, H2CProcessor
 from .modeling.configuration_h2c import HUB_ARGUMENTS, is_hub_id, record_commit
-from .modeling.modeling_h2c import load
+from .modeling.loading_h2c import load
 
 
 QUANTIZATION = {

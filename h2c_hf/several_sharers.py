@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 from .modeling import H2CForCausalLM
 from .modeling.configuration_h2c import HUB_ARGUMENTS
 from .modeling.generation_h2c import setting
-from .modeling.inputs_h2c import check_prompt, target_start
+from .modeling.inputs_h2c import check_prompt, refuse_cache, target_start
 from .modeling.message_h2c import add_message, message_length, message_mask, with_message
 
 
@@ -145,7 +145,7 @@ class H2CSeveralSharers(nn.Module):
         Raises:
             ValueError: for `past_key_values`, and what `bridged_cache` refuses.
         """
-        refuse_cache(kwargs)
+        refuse_cache(kwargs, "each call makes its own cache, of what the bridges write.")
         start = None if labels is None else target_start(labels, input_ids)
         mask = None if attention_mask is None else attention_mask[:, :start]
         cache = self.bridged_cache(input_ids[:, :start], mask, sharers)
@@ -164,17 +164,12 @@ class H2CSeveralSharers(nn.Module):
         Raises:
             ValueError: for another kind of cache, `past_key_values`, and what `bridged_cache` refuses.
         """
-        refuse_cache(kwargs)
+        refuse_cache(kwargs, "each call makes its own cache, of what the bridges write.")
         kind = setting("cache_implementation", kwargs, [kwargs.get("generation_config"), self._any.generation_config])
         if kind is not None:
             raise ValueError(f"cache_implementation is {kind!r}; expected None: what several bridges write is summed on a dynamic one.")
         cache = self.bridged_cache(input_ids, attention_mask, sharers)
         return self._any.generate(input_ids, attention_mask, past_key_values=cache, **kwargs)
-
-
-def refuse_cache(kwargs: dict) -> None:
-    if kwargs.pop("past_key_values", None) is not None:
-        raise ValueError("past_key_values is given; expected none: each call makes its own cache, of what the bridges write.")
 
 
 def add_change(summed: Cache, own: Cache, bridged: Cache) -> None:

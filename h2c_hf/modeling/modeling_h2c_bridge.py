@@ -37,6 +37,8 @@ from .message_h2c import MessageProjection, add_message, inverse_frequencies, me
 # Elements of Sharer states that are read together. More would take memory (of all blocks' FFNs at once) without saving time: on CPU, of
 # 2**18 to 2**24, 2**22 was among the fastest at every size; on a GPU all layers of 512 tokens of the reference pair are 50 million.
 GROUP_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
+# Device maps that split a model by its layers. A bridge has none: all of its blocks are computed at once.
+SPLITTING = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def check_hashes(folder: Path) -> None:
@@ -101,7 +103,8 @@ class H2CBridgeModel(PreTrainedModel):
         self.norm_ffn = StackedNorm(blocks, size)
         self.ffn_in = StackedLinear(blocks, size, inner)
         self.ffn_out = StackedLinear(blocks, inner, size)
-        self.gate = nn.Parameter(torch.full((blocks,), float(config.gate_init)))
+        # In fp32 whatever the default dtype is: `from_config` does not read `_keep_in_fp32_modules_strict`.
+        self.gate = nn.Parameter(torch.full((blocks,), float(config.gate_init), dtype=torch.float32))
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -126,6 +129,8 @@ class H2CBridgeModel(PreTrainedModel):
             ValueError: for weights that are truncated, pickled or incomplete, or not those that the Hub has the hash of.
         """
         with_info = kwargs.pop("output_loading_info", False)
+        if isinstance(kwargs.get("device_map"), str) and kwargs["device_map"] in SPLITTING:
+            kwargs["device_map"] = {"": torch.accelerator.current_accelerator() or "cpu"}
         kwargs |= {"use_safetensors": True, "output_loading_info": True}
         try:
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -145,8 +150,11 @@ class H2CBridgeModel(PreTrainedModel):
                 f"The weights of {pretrained_model_name_or_path} lack {len(missing)} of the bridge's {len(model.state_dict())} "
                 f"tensors: {', '.join(missing)}."
             )
-        where = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder") if kwargs.get(name)}
-        check_hashes(Path(cached_file(pretrained_model_name_or_path, "config.json", local_files_only=True, **where)).parent)
+        if pretrained_model_name_or_path is not None:  # else the weights are a state dict
+            where = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder") if kwargs.get(name)}
+            folder = Path(cached_file(pretrained_model_name_or_path, "config.json", local_files_only=True, **where)).parent
+            check_hashes(folder)
+            model.config._folder = str(folder)
         return (model, info) if with_info else model
 
     @property
@@ -294,7 +302,7 @@ class H2CBridgeModel(PreTrainedModel):
         # States held by the closure: tensors of inference mode cannot be saved for the backward pass.
         rewrite = partial(self._rewrite, slice(2 * first, 2 * last), states, sharer_attention_mask, receiver_attention_mask)
         # Computed again in the backward pass: a bridge is a hundredth of the work of a step, and much of what that would keep.
-        again = torch.is_grad_enabled() and self.training
+        again = torch.is_grad_enabled() and self.training and not torch.compiler.is_compiling()  # which decides itself
         bridged = checkpoint(rewrite, receiver, use_reentrant=False) if again else rewrite(receiver)
         bridged = bridged.view(len(cached), batch, length, heads, head_dim).transpose(2, 3)
         for layer, keys, values in zip(layers, bridged[::2], bridged[1::2], strict=True):

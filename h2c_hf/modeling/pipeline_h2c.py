@@ -1,4 +1,8 @@
-"""`pipeline("text-generation", model=REPO, trust_remote_code=True)`: the stock pipeline, with both models' inputs."""
+"""`pipeline("text-generation", model=REPO, trust_remote_code=True)`: the stock pipeline, with both models' inputs.
+
+For objects: `pipeline("text-generation", model=model, processor=processor, pipeline_class=H2CTextGenerationPipeline)`. (transformers
+looks for a custom pipeline only if `model` is a repo.)
+"""
 
 from transformers import TextGenerationPipeline
 from transformers.utils.chat_template_utils import Chat

@@ -29,7 +29,7 @@ def describe(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, data
             "",
             *step_lines(training, data, lengths),
             "",
-            *memory_lines(memory(h2c, training, pair, config, lengths)),
+            *estimate(h2c, training, pair, config, lengths),
         ]
     )
 
@@ -66,6 +66,20 @@ def step_lines(training: H2CTrainingArguments, data: Data, lengths: Lengths) -> 
     return [*lines, f"  {steps:,} steps"]
 
 
+def estimate(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, config: H2CBridgeConfig, lengths: Lengths) -> list[str]:
+    """Return the lines about memory. An estimate that fails stops no run: a family may name its widths otherwise."""
+    try:
+        return memory_lines(memory(h2c, training, pair, config, lengths))
+    except Exception as error:
+        return [f"Peak memory a device: not estimated ({type(error).__name__}: {error})."]
+
+
+def inner_width(text: PreTrainedConfig) -> int:
+    """Return the width of a model's FFN, by the names that families have for it."""
+    names = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+    return next((width for name in names if (width := getattr(text, name, None))), 4 * text.hidden_size)
+
+
 def memory(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, config: H2CBridgeConfig, lengths: Lengths) -> dict[str, float]:
     """Estimated peak bytes on one device by part. Weights, gradients and optimizer are exact; activations are those of a batch
     of the longest examples, counted by the tensors that backward keeps, and come out within a factor of about two."""
@@ -80,7 +94,7 @@ def memory(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, config
     if not (h2c.sharer_states or h2c.blank_sharer):
         text = sharer.get_text_config(decoder=True)
         parts["Sharer weights"] = weight_bytes(sharer, h2c.base_dtype, h2c.sharer_quantization)
-        parts["Sharer pass (one layer)"] = half * sharer_tokens * (3 * text.intermediate_size + 6 * text.hidden_size)
+        parts["Sharer pass (one layer)"] = half * sharer_tokens * (3 * inner_width(text) + 6 * text.hidden_size)
     parts["bridge weights, fp32"] = 4 * parameters
     parts["gradients and AdamW, fp32"] = ADAMW_BYTES * parameters
     read = len({index for _, index in config.alignment})
@@ -90,7 +104,7 @@ def memory(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, config
     bridged += blocks * prompt_tokens * size * (6 + 2 * config.ffn_multiplier)
     parts["bridge activations"] = half * bridged
     text = receiver.get_text_config(decoder=True)
-    per_token = text.num_hidden_layers * (3 * text.intermediate_size + 10 * text.hidden_size)
+    per_token = text.num_hidden_layers * (3 * inner_width(text) + 10 * text.hidden_size)
     parts["Receiver target pass"] = half * target_tokens * per_token + (half + 8) * target_tokens * text.vocab_size
     return parts
 

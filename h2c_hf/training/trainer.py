@@ -27,15 +27,18 @@ class H2CTrainer(WholeCheckpoints):
     best among the first four.
     """
 
-    def __init__(self, model: H2CForCausalLM, args: TrainingArguments, processing_class: H2CProcessor, **kwargs):
+    def __init__(self, model: H2CForCausalLM | None, args: TrainingArguments, processing_class: H2CProcessor, **kwargs):
+        """
+        Args:
+            model: None with `model_init`.
+            args, processing_class, kwargs: as those of the stock Trainer.
+        """
         letters = letters_of(processing_class)
         kwargs.setdefault("data_collator", H2CCollator(processing_class))
         kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: target_scores(logits, labels, letters))
-        kwargs.setdefault("compute_metrics", target_metrics)
-        # The base models are the same on every rank and never change: DDP need neither broadcast nor watch them.
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-            model, [name for name in [*dict(model.named_parameters()), *dict(model.named_buffers())] if not name.startswith("bridge.")]
-        )
+        kwargs.setdefault("compute_metrics", TargetMetrics())
+        if model is not None:
+            leave_to_each_rank(model)
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         self.add_callback(BridgeStatistics(self))
         if self.pop_callback(ProgressCallback):
@@ -43,8 +46,27 @@ class H2CTrainer(WholeCheckpoints):
         if self.pop_callback(WandbCallback):
             self.add_callback(WandbCheckpoints)
 
+    def call_model_init(self, trial=None) -> H2CForCausalLM:
+        """As stock."""
+        model = super().call_model_init(trial)
+        leave_to_each_rank(model)
+        return model
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """As stock; a training step reads the loss alone."""
+        """As stock; a training step reads the loss alone.
+
+        With `label_smoothing_factor` or `compute_loss_func`, stock calls the model without labels, which say where the prompt ends.
+        """
+        if self.label_smoother is not None or self.compute_loss_func is not None:
+            outputs = model(**inputs)
+            labels = inputs["labels"][:, -outputs.logits.shape[1] :].to(outputs.logits.device)
+            if self.compute_loss_func is not None:
+                loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+            else:
+                loss = self.label_smoother(outputs, labels, shift_labels=True, num_items_in_batch=num_items_in_batch)
+            if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+                loss = loss * self.accelerator.num_processes
+            return (loss, outputs) if return_outputs else loss
         if model.training and not return_outputs:
             inputs = {**inputs, "skip_logits": True}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -108,6 +130,33 @@ def target_scores(logits: torch.Tensor, labels: torch.Tensor, letters: list[int]
         best = candidates[logits[:, 0, candidates].argmax(-1)]
         letter = torch.where(torch.isin(targets[:, 0], candidates), (best == targets[:, 0]).float(), letter)
     return torch.stack([right.float(), nll, kept.sum(1).float(), letter], 1)
+
+
+def leave_to_each_rank(model: H2CForCausalLM) -> None:
+    """Tell DDP to neither broadcast nor watch the base models: they are the same on every rank and never change."""
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+        model, [name for name in [*dict(model.named_parameters()), *dict(model.named_buffers())] if not name.startswith("bridge.")]
+    )
+
+
+class TargetMetrics:
+    """`target_metrics` over all batches, given at once, as a list (`eval_do_concat_batches=False`) or one by one (`batch_eval_metrics`)."""
+
+    def __init__(self):
+        self.rows: list[np.ndarray] = []
+
+    def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float] | None:
+        """
+        Args:
+            prediction: `target_scores`' rows, (examples, 4), of some batches.
+            compute_result: whether these are the last.
+        """
+        batches = prediction.predictions if isinstance(prediction.predictions, list) else [prediction.predictions]
+        self.rows += [batch.cpu().numpy() if isinstance(batch, torch.Tensor) else np.asarray(batch) for batch in batches]
+        if not compute_result:
+            return None
+        rows, self.rows = np.concatenate(self.rows), []
+        return target_metrics(EvalPrediction(predictions=rows, label_ids=None))
 
 
 def target_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -12,6 +12,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
+from .folders_h2c import copy_base_models
+
 
 if TYPE_CHECKING:
     # Never run: transformers reads these lines when it fetches remote code, so that whichever Auto class comes first brings
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 # The files that make a repo work without this package. Flat, and they import nothing but torch, transformers and each other.
 REMOTE_CODE = (
     "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "bridges_h2c.py", "conversation_h2c.py",
-    "families_h2c.py", "generation_h2c.py", "layers_h2c.py", "message_h2c.py", "messages_h2c.py", "passes_h2c.py",
-    "prefixes_h2c.py",
+    "families_h2c.py", "folders_h2c.py", "generation_h2c.py", "layers_h2c.py", "loading_h2c.py", "message_h2c.py", "messages_h2c.py",
+    "passes_h2c.py", "prefixes_h2c.py", "stock_h2c.py",
     "modeling_h2c.py", "processing_h2c.py", "pipeline_h2c.py",
 )  # fmt: skip
 AUTO_MAP = {
@@ -99,6 +101,8 @@ def pair_values(sharer_config: PreTrainedConfig, receiver_config: PreTrainedConf
         "sharer_hidden_size": sharer.hidden_size,
         "sharer_num_hidden_layers": sharer.num_hidden_layers,
         "receiver_num_hidden_layers": receiver.num_hidden_layers,
+        "vocab_size": receiver.vocab_size,
+        "bos_token_id": getattr(receiver, "bos_token_id", None),
         **cache_shape(receiver),
     }
 
@@ -170,9 +174,16 @@ class H2CBridgeConfig(PreTrainedConfig):
             share; None: it does not.
         receiver_rope_parameters: the Receiver's, by which a message's keys are rotated to their positions; None: they are not rotated.
         receiver_layer_types: of each Receiver layer, if its `rope_parameters` differ by type.
+        vocab_size, bos_token_id: the Receiver's, for what reads them of any model (watermark detection, transition scores).
     """
 
     model_type = "h2c_bridge"
+    _folder = None  # from which a bridge was loaded, and which may hold its base models
+    # Stock names for the model that writes the text.
+    attribute_map = {
+        "num_hidden_layers": "receiver_num_hidden_layers", "num_key_value_heads": "receiver_num_key_value_heads",
+        "head_dim": "receiver_head_dim",
+    }  # fmt: skip
     keys_to_ignore_at_inference = ["past_key_values", "cache"]  # the latter from transformers 5.24 on
 
     sharer_model_id: str | None = None
@@ -201,6 +212,8 @@ class H2CBridgeConfig(PreTrainedConfig):
     receiver_rope_parameters: dict | None = None
     receiver_layer_types: list[str] | None = None
     receiver_max_position_embeddings: int | None = None
+    vocab_size: int | None = None
+    bos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -237,6 +250,10 @@ class H2CBridgeConfig(PreTrainedConfig):
             return layers * 2 * size * (wide + (self.token_rank or 0)) + wide * (self.token_rank or 0)
         block = (2 + 2 * self.ffn_multiplier) * size**2 + 2 * size * (self.sharer_rank or wide)
         return min(self.sharer_num_hidden_layers, layers) * (2 * block + wide * (self.sharer_rank or 0))
+
+    def to_dict(self) -> dict:
+        """As in transformers."""
+        return {name: value for name, value in super().to_dict().items() if name != "_folder"}
 
     @property
     def receiver_size(self) -> int:
@@ -365,6 +382,7 @@ class H2CBridgeConfig(PreTrainedConfig):
                     stacklevel=2,
                 )
         super().save_pretrained(save_directory, *args, **kwargs)
+        copy_base_models(self, self._folder or self._name_or_path, save_directory)
         for name in REMOTE_CODE:
             source, target = Path(__file__).parent / name, Path(save_directory) / name
             if source.exists() and source.resolve() != target.resolve():

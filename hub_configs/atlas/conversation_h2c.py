@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from .inputs_h2c import check_goes_on, check_prompt, forked
+from .inputs_h2c import check_goes_on, check_prompt, forked, refuse_cache
 
 
 @dataclass
@@ -74,6 +74,7 @@ class H2CConversation:
         self.model.check_receiver_prompt(input_ids, None, None, sharer_input_ids.shape[1])
         if self.model._bridge_disabled:  # the Receiver alone; what was read before is kept
             return self.model.generate(input_ids, attention_mask, **kwargs)
+        refuse_cache(kwargs, "a conversation keeps its own.")
         past = self._read_on(input_ids, sharer_input_ids)
         output = self.model.generate(input_ids, attention_mask, cache=forked(past.bridged_cache), **kwargs)
         self._past = past

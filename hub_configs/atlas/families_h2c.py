@@ -1,10 +1,13 @@
 """Base models of different families: where their backbone is, on which device they run, and which of them can be joined."""
 
+import copy
+
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from .inputs_h2c import CACHE, check_cache, check_states, model_inputs
+from .inputs_h2c import CACHE, check_cache, check_states, forked, model_inputs
 
 
 # Families that number positions by column, or keep a state that runs on over padding, whatever the attention mask says: a left-padded
@@ -24,6 +27,43 @@ def backbone(model: PreTrainedModel) -> PreTrainedModel:
 def backbone_name(model: PreTrainedModel) -> str:
     """Return the attribute that holds the backbone."""
     return model.base_model_prefix if model.base_model_prefix in model._modules else "model"
+
+
+def check_recomputable(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ValueError: if its layers are not a list in its backbone.
+    """
+    if not isinstance(getattr(backbone(model), "layers", None), torch.nn.ModuleList):
+        raise ValueError(f"The layers of {type(model).__name__} are not in backbone.layers, where they can be computed again.")
+
+
+def recomputing(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the same model, weights shared, whose layers keep only their inputs and are computed again in the backward pass.
+
+    Each layer extends a fork of the cache: a cache that was extended in the forward pass would be extended again. (Stock gradient
+    checkpointing drops the cache.)
+    """
+    layers = torch.nn.ModuleList([recomputed(layer) for layer in backbone(model).layers])
+    body = copy.copy(backbone(model))
+    body._modules = {**body._modules, "layers": layers}
+    model = copy.copy(model)
+    model._modules = {**model._modules, backbone_name(model): body}
+    return model
+
+
+def recomputed(layer: torch.nn.Module) -> torch.nn.Module:
+    """Return the same layer, weights shared, computed again in the backward pass."""
+    forward, layer = layer.forward, copy.copy(layer)
+
+    def checkpointed(hidden_states: torch.Tensor, *args, **kwargs):
+        def run(hidden_states: torch.Tensor):
+            return forward(hidden_states, *args, **{**kwargs, CACHE: forked(kwargs[CACHE])})
+
+        return checkpoint(run, hidden_states, use_reentrant=False)
+
+    layer.forward = checkpointed
+    return layer
 
 
 def check_joined(model) -> None:
@@ -89,4 +129,4 @@ def check_receiver(model, receiver: PreTrainedModel, input_ids: torch.Tensor) ->
         raise ValueError("it does not go on from a cache that it is given.")
 
 
-__all__ = ["backbone", "backbone_name", "check_joined"]
+__all__ = ["backbone", "backbone_name", "check_joined", "check_recomputable", "recomputing"]

@@ -15,17 +15,47 @@ CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(Causal
 
 def model_inputs(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int = 0) -> dict:
     """Inputs on the model's device, with position ids that count tokens and not padding, as `generate` counts them."""
-    input_ids = input_ids.to(model.device)
+    device = execution_device(model)
+    input_ids = input_ids.to(device)
     if attention_mask is None:
         attention_mask = torch.ones(len(input_ids), past + input_ids.shape[1], dtype=torch.long)
-    attention_mask = attention_mask.to(model.device)
+    attention_mask = attention_mask.to(device)
     position_ids = positions(attention_mask, input_ids.shape[1])
     return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+
+
+def execution_device(model: PreTrainedModel) -> torch.device:
+    """Return the device on which a model computes. Its weights may be elsewhere, or on meta, until accelerate's hooks load them."""
+    device = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    return model.device if device is None else torch.device(device)
 
 
 def positions(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
     """Return the position ids (batch, length) of the last `length` columns, which count tokens and not padding."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+
+
+def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
+    """Return the cache that is given, by its older or its newer name.
+
+    Raises:
+        ValueError: if both are given.
+    """
+    if past_key_values is not None and cache is not None:
+        raise ValueError("Got cache and past_key_values; expected one: they are two names for one argument.")
+    return past_key_values if cache is None else cache
+
+
+def refuse_cache(arguments: dict, reason: str) -> None:
+    """Take both names of a cache out of `arguments`.
+
+    Raises:
+        ValueError: if one is given.
+    """
+    caches = {name: arguments.pop(name, None) for name in ("past_key_values", "cache")}
+    for name, cache in caches.items():
+        if cache is not None:
+            raise ValueError(f"{name} is given; expected none: {reason}")
 
 
 def forked(cache: Cache) -> Cache:
@@ -63,6 +93,8 @@ def target_start(labels: torch.Tensor, input_ids: torch.Tensor) -> int:
     """
     if labels.shape != input_ids.shape:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; expected that of input_ids, {tuple(input_ids.shape)}.")
+    if torch.compiler.is_exporting():
+        raise ValueError("labels are given; expected none: where the targets begin cannot be exported.")
     labelled = labels != -100
     starts = labelled.int().argmax(1)[labelled.any(1)].unique().tolist()
     if len(starts) != 1:
@@ -99,7 +131,7 @@ def check_prompt(
             raise ValueError(
                 f"{prefix}attention_mask has shape {tuple(attention_mask.shape)}; expected that of {name}, {tuple(input_ids.shape)}."
             )
-        if input_ids.shape[1]:
+        if input_ids.shape[1] and not torch.compiler.is_compiling():  # `torch.export` traces no checks of values
             if (attention_mask[:, 1:] < attention_mask[:, :-1]).any():
                 raise ValueError(f"{name} is padded on the right; expected padding on the left (padding_side='left').")
             lengths = attention_mask.sum(1)

@@ -10,31 +10,37 @@ import os
 from collections.abc import Callable
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-
-try:
-    from transformers import GgufConfig
-except ImportError:  # before 5.24
-    GgufConfig = None
-
 from .bridges_h2c import BridgesMixin
-from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig, record_commit
+from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig
 from .conversation_h2c import H2CConversation
-from .families_h2c import backbone, check_joined
-from .generation_h2c import cache_implementation, continuing_from_cache, copies_of_each, into_static, keep_compiled
-from .inputs_h2c import CACHE, check_prompt, forked, model_inputs, target_start
+from .families_h2c import backbone, check_joined, recomputing
+from .generation_h2c import (
+    cache_implementation,
+    check_rope,
+    continuing_from_cache,
+    copies_of_each,
+    into_static,
+    keep_compiled,
+    new_tokens,
+    one_position_first,
+    own_defaults,
+)
+from .inputs_h2c import CACHE, check_prompt, execution_device, forked, model_inputs, one_cache, target_start
+from .loading_h2c import base_arguments, check_adapters, device_map_of, load, without_wrapper
 from .loss_h2c import loss_without_logits
 from .message_h2c import message_length, message_mask, with_message
 from .modeling_h2c_bridge import H2CBridgeModel
 from .passes_h2c import PASS_TOKENS, beside, in_groups, join, passes_by_length, read_through
 from .prefixes_h2c import H2CPrefixCache
+from .stock_h2c import StockMixin, check_arguments, second_position
 
 
-class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
+class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin):
     """A frozen Sharer, a trainable bridge and a frozen Receiver.
 
     Make one with `from_pair` (two models, a new bridge) or `from_pretrained` (a trained bridge). `save_pretrained` and
@@ -64,14 +70,18 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         without_sharer = isinstance(sharer, PreTrainedConfig)
         config.check_pair(sharer if without_sharer else sharer.config, receiver.config)
         super().__init__(config)
+        config.vocab_size = receiver.config.get_text_config(decoder=True).vocab_size  # older configs do not say
+        config.bos_token_id = getattr(receiver.config.get_text_config(decoder=True), "bos_token_id", None)
         self._init_bridges()
         # The bridge first: `model.device` is then the Receiver's, where inputs go, and not the Sharer's.
-        self.bridge = (bridge if bridge is not None else H2CBridgeModel(config)).to(receiver.device)
+        self.bridge = (bridge if bridge is not None else H2CBridgeModel(config)).to(execution_device(receiver))
         self.sharer, self.receiver = None if without_sharer else sharer, receiver
         for frozen in self._frozen():
             frozen.requires_grad_(False)
         self.post_init()
-        self.generation_config = copy.deepcopy(receiver.generation_config)
+        self.generation_config = own_defaults(receiver.generation_config)
+        if places := device_map_of(self._base_models(), self.bridge):
+            self.hf_device_map = places  # the Trainer then leaves each part where it is
         # Exact names, as `save_pretrained` and the Trainer expect them: checkpoints then hold the bridge alone.
         self._keys_to_ignore_on_save = {key for key in self.state_dict() if not key.startswith("bridge.")}
         self.train(self.bridge.training)
@@ -106,12 +116,13 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
             if isinstance(model, str | os.PathLike):
                 gguf_file = overrides.get(f"{role}_gguf_file")
                 model = load(model, dtype="auto", **({"gguf_file": gguf_file} if gguf_file else {}))
-            models.append(model)
+            models.append(without_wrapper(model))
         configs = [model if isinstance(model, PreTrainedConfig) else model.config for model in models]
         config = bridge.config if bridge is not None else H2CBridgeConfig.from_pair(*configs, **overrides)
         for role, base in zip(("sharer", "receiver"), configs, strict=True):
             config.check_revision(role, getattr(base, "_commit_hash", None), strict_revisions)
         model = cls(config, *models, bridge)
+        check_adapters(model._base_models(), config, saving=False)
         check_joined(model)
         return model
 
@@ -140,27 +151,22 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
             strict_revisions: refuse, rather than warn of, another revision of a base model than the bridge was trained on.
             kwargs: as for any model. `dtype` is for all three; by default each keeps the dtype of its weights.
         """
-        if kwargs.get("quantization_config") is not None:
-            raise ValueError("quantization_config is for a whole model; use sharer_quantization_config, or receiver_kwargs.")
-        base = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-        repo = {"revision": kwargs.get("revision"), "subfolder": kwargs.get("subfolder", ""), **base}
-        base |= {"dtype": kwargs.get("dtype") or "auto", "device_map": device_map}
-        if "attn_implementation" in kwargs:  # the bridge has one only
-            base["attn_implementation"] = kwargs.pop("attn_implementation")
-        sharer_kwargs, receiver_kwargs = {**base, **(sharer_kwargs or {})}, {**base, **(receiver_kwargs or {})}
-        if sharer_quantization_config is not None:
-            sharer_kwargs["quantization_config"] = sharer_quantization_config
-
+        arguments = base_arguments(kwargs, device_map, sharer_quantization_config, sharer_kwargs, receiver_kwargs)
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        repo = {"revision": kwargs.get("revision"), "subfolder": kwargs.get("subfolder", ""), **hub}
+        generation_config = kwargs.pop("generation_config", None)
         with_info = kwargs.pop("output_loading_info", False)
         bridge, info = H2CBridgeModel.from_pretrained(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
         models = []
-        for role, given, arguments in (("sharer", sharer, sharer_kwargs), ("receiver", receiver, receiver_kwargs)):
+        for role, given in (("sharer", sharer), ("receiver", receiver)):
             if given is None:
-                given, arguments = bridge.config.locate(role, pretrained_model_name_or_path, repo, arguments)
-            models.append(given if isinstance(given, PreTrainedModel) else load(given, **arguments))
+                given, arguments[role] = bridge.config.locate(role, pretrained_model_name_or_path, repo, arguments[role])
+            models.append(load(given, **arguments[role]) if isinstance(given, str | os.PathLike) else given)
         model = cls.from_pair(*models, bridge, strict_revisions=strict_revisions)
         with contextlib.suppress(OSError):  # the repo need not have one; the Receiver's serves then
-            model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **repo)
+            model.generation_config = own_defaults(GenerationConfig.from_pretrained(pretrained_model_name_or_path, **repo))
+        if generation_config is not None:
+            model.generation_config = copy.deepcopy(generation_config)
         return (model, info) if with_info else model
 
     def init_weights(self):
@@ -180,14 +186,20 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
             frozen.eval()
         return self
 
+    def _base_models(self) -> dict[str, PreTrainedModel | None]:
+        return {"sharer": self.sharer, "receiver": self.receiver}
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Write the bridge alone; base models that lie in its own repo are copied along.
+
+        Raises:
+            ValueError: if a base model has adapters that the config does not name.
+        """
+        check_adapters(self._base_models(), self.config, saving=True)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     def _frozen(self) -> list[PreTrainedModel]:
         return [model for model in (self.sharer, self.receiver) if model is not None]
-
-    def get_input_embeddings(self):
-        return self.receiver.get_input_embeddings()
-
-    def get_output_embeddings(self):
-        return self.receiver.get_output_embeddings()
 
     def gate_values(self) -> dict[str, list[float | None]]:
         """See `H2CBridgeModel.gate_values`."""
@@ -195,7 +207,8 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
 
     # The three steps to a bridged cache
 
-    @torch.inference_mode()
+    @torch.compiler.disable  # frozen passes are run as they are: each family would be compiled in its own way
+    @torch.no_grad()
     def read(
         self,
         sharer_input_ids: torch.Tensor,
@@ -234,21 +247,22 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         """Which rows the Sharer reads together."""
         if self.sharer is None:
             raise ValueError("This model was made without the Sharer's weights: expected sharer_hidden_states, got sharer_input_ids.")
-        if attention_mask is None:
+        if attention_mask is None or torch.compiler.is_compiling():
             return [(list(range(len(input_ids))), input_ids.shape[1])]
-        return passes_by_length(attention_mask, PASS_TOKENS.get(self.sharer.device.type, PASS_TOKENS["cuda"]))
+        return passes_by_length(attention_mask, PASS_TOKENS.get(execution_device(self.sharer).type, PASS_TOKENS["cuda"]))
 
     def _read(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: list[int], take: Callable, cache: Cache | None = None
     ) -> None:
         """`read` in one pass, which hands each state of `layers` to `take`."""
         evaluating(self.sharer)
-        if attention_mask is not None and attention_mask.all():
+        if attention_mask is not None and not torch.compiler.is_compiling() and attention_mask.all():
             attention_mask = None
         inputs = model_inputs(self.sharer, input_ids, attention_mask, past=0 if cache is None else cache.get_seq_length())
         read_through(self.sharer, {**inputs, CACHE: cache, "use_cache": cache is not None}, layers, take)
 
-    @torch.inference_mode()
+    @torch.compiler.disable
+    @torch.no_grad()
     def prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: Cache | None = None) -> Cache:
         """The Receiver's own cache of all `input_ids` but the last, the kickstart; or `cache`, of what stands before them, with these
         added: `attention_mask` is then of both."""
@@ -288,7 +302,8 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
             if sharer_input_ids is None:
                 raise ValueError(
                     "sharer_input_ids is missing: got None, expected the Sharer's prompt (batch, length). "
-                    "H2CProcessor makes the inputs of both models from one conversation."
+                    "H2CProcessor makes the inputs of both models from one conversation; pipeline(model=MODEL, processor=PROCESSOR) needs "
+                    "pipeline_class=H2CTextGenerationPipeline."
                 )
             if self.sharer is not None:
                 check_prompt("sharer_", sharer_input_ids, sharer_attention_mask, self.sharer, least=1)
@@ -299,7 +314,7 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
             raise ValueError(f"The Sharer got {sharer_batch} prompts and the Receiver {len(input_ids)}; expected as many.")
 
         in_place = receiver_cache is None
-        with beside(self.receiver.device) as prefill_stream:  # first: the Sharer's pass is the longer one
+        with beside(execution_device(self.receiver)) as prefill_stream:  # first: the Sharer's pass is the longer one
             if receiver_cache is None:
                 receiver_cache = self.prefill(input_ids, attention_mask)
         receiver_mask = None if attention_mask is None else attention_mask[:, :-1]
@@ -321,6 +336,7 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
             message_mask = sharer_attention_mask if given else torch.ones(len(input_ids), sharer_length, dtype=torch.long)
         check_prompt("", input_ids, attention_mask, self.receiver, least=2, bridged=True, message_mask=message_mask)
 
+    @torch.compiler.disable
     def _bridge_while_reading(self, sharer_input_ids, sharer_attention_mask, cache: Cache, receiver_attention_mask, prefill_stream) -> None:
         """Rewrite `cache`, each group of layers as soon as the Sharer has come to what it reads."""
         bridge, depth = self.bridge, self.config.sharer_num_hidden_layers
@@ -338,7 +354,7 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         sharer_input_ids: torch.Tensor | None = None,
         sharer_attention_mask: torch.Tensor | None = None,
@@ -370,13 +386,20 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         Returns:
             `logits` (batch, 1, vocabulary) of the token after the prompt; with `labels` (batch, T + 1, vocabulary), and `loss`.
         """
-        past_key_values = past_key_values if cache is None else cache
+        check_arguments(input_ids, kwargs)
+        past_key_values = one_cache(past_key_values, cache)
+        for name in ("output_hidden_states", "output_attentions"):
+            if getattr(self.config, name, False):
+                kwargs.setdefault(name, True)
         prompt, prompt_mask = input_ids, attention_mask
         if labels is not None:
             start = target_start(labels, input_ids)
             prompt, prompt_mask = input_ids[:, :start], None if attention_mask is None else attention_mask[:, :start]
         if past_key_values is None:
             past_key_values = self.bridged_cache(prompt, prompt_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states)
+        if not self._bridge_disabled:
+            mask = torch.ones_like(prompt) if prompt_mask is None else prompt_mask
+            check_rope(self.receiver, mask, input_ids.shape[1] - prompt.shape[1])
         cached = past_key_values.get_seq_length() - message_length(past_key_values)
         total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
         if cached >= total:
@@ -387,7 +410,10 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         inputs["attention_mask"] = with_message(past_key_values, inputs["attention_mask"])
         evaluating(self.receiver)
         skip_logits = skip_logits and labels is not None
-        receiver = backbone(self.receiver) if skip_logits else self.receiver
+        receiver, recompute = self.receiver, self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        if recompute:
+            receiver = recomputing(receiver)
+        receiver = backbone(receiver) if skip_logits else receiver
         outputs = receiver(**inputs, **{CACHE: past_key_values}, use_cache=True, **kwargs)
         logits, loss = None if skip_logits else outputs.logits, None
         if labels is not None:
@@ -402,7 +428,7 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
             logits = logits[:, prompt.shape[1] - 1 :]
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions,
-            **{CACHE: None if use_cache is False else outputs[CACHE]},
+            **{CACHE: None if use_cache is False or recompute else outputs[CACHE]},
         )  # fmt: skip
 
     # Text
@@ -437,19 +463,21 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
                 is "dynamic" or "static" (on a GPU, decoding is then compiled into CUDA graphs, as transformers does it).
             cache: the newer name of `past_key_values`.
         """
-        past_key_values = past_key_values if cache is None else cache
+        past_key_values = one_cache(past_key_values, cache)
+        attention_mask, generation_config = second_position(attention_mask, generation_config)
         input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
-        if input_ids is None:
-            raise ValueError("input_ids is missing: got None, expected the Receiver's prompt (batch, length).")
+        check_arguments(input_ids, kwargs)
         if kwargs.pop("use_cache", None) is False:
             raise ValueError("use_cache is False; expected True: what the bridge writes is the cache.")
         kwargs.pop("prefill_chunk_size", None)  # the prompt is prefilled here, at once
         configs = [copy.deepcopy(config) for config in (generation_config, self.generation_config) if config is not None]
         for config in configs:
             config.use_cache, config.prefill_chunk_size = True, None
-        device = self.receiver.device
+        device = execution_device(self.receiver)
         input_ids = input_ids.to(device)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
+        if not self._bridge_disabled:
+            check_rope(self.receiver, attention_mask, new_tokens(input_ids.shape[1], kwargs, configs))
         if past_key_values is None:
             implementation = cache_implementation(kwargs, configs)
             past_key_values = self.bridged_cache(input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states)
@@ -462,40 +490,20 @@ class H2CForCausalLM(BridgesMixin, PreTrainedModel, GenerationMixin):
         if implementation == "static":
             past_key_values = into_static(past_key_values, self.receiver, input_ids.shape[1], kwargs, configs)
         evaluating(self.receiver)
-        receiver = continuing_from_cache(self.receiver, message)
+        receiver = continuing_from_cache(self.receiver, bridged=not self._bridge_disabled, message_mask=message)
         receiver.generation_config = configs[-1]
         outputs = receiver.generate(
             input_ids=input_ids, attention_mask=attention_mask, **{CACHE: past_key_values},
             generation_config=None if generation_config is None else configs[0], **kwargs,
         )  # fmt: skip
         keep_compiled(receiver, self.receiver)
-        return outputs
+        return outputs if self._bridge_disabled else one_position_first(outputs)
 
 
 def evaluating(frozen: PreTrainedModel) -> None:
     """See that a frozen model does not train. (`eval` itself walks all modules, which takes as long as a layer of a small model.)"""
     if frozen.training:
         frozen.eval()
-
-
-def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
-    """A base model that knows the commit it was read at.
-
-    Args:
-        arguments: of `from_pretrained`. The weights of a `gguf_file` are dequantized unless `quantization_config` says otherwise:
-            transformers keeps them packed by default since 5.24, and always dequantized them before.
-    """
-    hub = {name: arguments[name] for name in ("revision", "subfolder", *HUB_ARGUMENTS) if name in arguments}
-    gguf_file = arguments.get("gguf_file")
-    if gguf_file is not None:
-        hub["filename"] = gguf_file
-        if GgufConfig is not None and arguments.get("quantization_config") is None:
-            arguments["quantization_config"] = GgufConfig(dequantize=True)
-        if os.path.isdir(model_id):  # by its path: transformers prefers a file of this name in the working directory
-            arguments["gguf_file"] = os.path.abspath(os.path.join(model_id, arguments.get("subfolder") or "", gguf_file))
-    model = AutoModelForCausalLM.from_pretrained(model_id, **arguments)
-    record_commit(model.config, **hub)
-    return model
 
 
 __all__ = ["H2CForCausalLM"]

@@ -16,6 +16,8 @@ from .families_h2c import backbone
 # With fewer tokens a pass through a large model hardly gets faster: it waits for the weights. By the ratio of arithmetic to bandwidth;
 # on CPU, of 32 to 512, 96 and 128 read a batch of the scaled pair fastest (by 8 %).
 PASS_TOKENS = {"cpu": 128, "cuda": 512}
+# Settings with which a pass installs hooks on the layers, for good: a model is not pickled with them.
+CAPTURED = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 
 @contextlib.contextmanager
@@ -79,7 +81,8 @@ def read_through(model: PreTrainedModel, inputs: dict, layers: list[int], take: 
         for index in layers:
             take(index, states[index])
         return
-    maybe_install_capturing_hooks(body)  # on the layers that both share: once
+    if any(getattr(body.config, name, False) for name in CAPTURED):
+        maybe_install_capturing_hooks(body)  # on the layers that both share: once
     stack = list(stack)[: max(1, last)]
     for index in layers:
         if index < len(stack):

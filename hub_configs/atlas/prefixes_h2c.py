@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from .inputs_h2c import check_goes_on, check_prompt, forked
+from .inputs_h2c import check_goes_on, check_prompt, forked, refuse_cache
 
 
 @dataclass
@@ -76,6 +76,7 @@ class H2CPrefixCache:
         """
         if self.model._bridge_disabled:
             return self.model.generate(input_ids, attention_mask, **kwargs)
+        refuse_cache(kwargs, "each call makes its own, of the prefix and what comes after.")
         cache = self.bridged_cache(prefix, input_ids, sharer_input_ids, attention_mask, sharer_attention_mask)
         return self.model.generate(input_ids, attention_mask, cache=cache, **kwargs)
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 from pairs import join, random_inputs, tiny_model, tiny_processor
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM, H2CTextGenerationPipeline
 
 
 REMOTE_CODE = {
     "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "bridges_h2c.py", "conversation_h2c.py",
-    "families_h2c.py", "generation_h2c.py", "messages_h2c.py", "passes_h2c.py", "prefixes_h2c.py",
+    "families_h2c.py", "folders_h2c.py", "generation_h2c.py", "loading_h2c.py", "messages_h2c.py", "passes_h2c.py", "prefixes_h2c.py",
+    "stock_h2c.py",
     "modeling_h2c.py", "processing_h2c.py", "pipeline_h2c.py",
 }  # fmt: skip
 OPTIONS = {"max_new_tokens": 5, "do_sample": False}
@@ -235,3 +236,55 @@ def test_a_base_model_in_place_of_a_bridge_is_refused(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path)
     with pytest.raises(ValueError):
         H2CBridgeModel.from_pretrained(tmp_path)
+
+
+@pytest.fixture
+def by_id(tmp_path):
+    """The folder of a bridge whose config names both base models, and the pair."""
+    model = small()
+    for role in ("sharer", "receiver"):
+        getattr(model, role).save_pretrained(tmp_path / role)
+        setattr(model.config, f"{role}_model_id", str(tmp_path / role))
+    model.save_pretrained(tmp_path / "bridge")
+    return tmp_path / "bridge", model
+
+
+def test_the_older_name_of_dtype_is_for_all_three(by_id):
+    loaded = H2CForCausalLM.from_pretrained(by_id[0], torch_dtype=torch.bfloat16)
+    assert loaded.sharer.dtype == loaded.bridge.dtype == loaded.receiver.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"Got dtype=torch.float32 and torch_dtype=torch.bfloat16; expected one"):
+        H2CForCausalLM.from_pretrained(by_id[0], dtype=torch.float32, torch_dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("argument", [{"load_in_4bit": True}, {"tp_plan": "auto"}, {"gguf_file": "x.gguf"}, {"adapter_name": "x"}])
+def test_arguments_for_one_model_are_refused(by_id, argument):
+    with pytest.raises(ValueError, match=f"{next(iter(argument))} is for a whole model, and these are three; use sharer_kwargs="):
+        H2CForCausalLM.from_pretrained(by_id[0], **argument)
+
+
+def test_a_given_generation_config_is_the_models(by_id):
+    loaded = H2CForCausalLM.from_pretrained(by_id[0], generation_config=GenerationConfig(max_new_tokens=3))
+    assert loaded.generation_config.max_new_tokens == 3
+    inputs = random_inputs(0)
+    assert loaded.generate(**inputs).shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_models_on_disk_answer_as_in_memory(by_id, tmp_path):
+    folder, model = by_id
+    inputs = random_inputs(0)
+    loaded = H2CForCausalLM.from_pretrained(folder, device_map={"": "disk"}, offload_folder=str(tmp_path / "offloaded"))
+    assert loaded.receiver.device.type == loaded.sharer.device.type == "meta" and loaded.bridge.device.type == "cpu"
+    with torch.no_grad():
+        assert torch.allclose(loaded(**inputs).logits, model(**inputs).logits, atol=1e-5)
+    options = {"max_new_tokens": 3, "do_sample": False}
+    assert torch.equal(loaded.generate(**inputs, **options), model.generate(**inputs, **options))
+    assert loaded.hf_device_map["sharer"] == "disk" and not hasattr(model, "hf_device_map")
+
+
+def test_a_bridge_is_never_split(by_id):
+    bridge = H2CBridgeModel.from_pretrained(by_id[0], device_map="auto")
+    model = by_id[1]
+    with torch.no_grad():
+        again = H2CForCausalLM.from_pair(model.sharer, model.receiver, bridge)
+        assert torch.equal(again(**random_inputs(0)).logits, model(**random_inputs(0)).logits)

@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 from pairs import tiny_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, LlamaConfig, Qwen2Config
 
 from h2c_hf.atlas import MODELS
 from h2c_hf.modeling import H2CBridgeConfig, H2CBridgeModel
@@ -66,3 +66,23 @@ def test_a_dry_run_says_what_would_be_done_and_needs_no_weights(pair_without_wei
 def test_a_dry_run_names_what_training_would_miss(pair_without_weights, tmp_path):
     with pytest.raises(OSError, match="no file named model.safetensors"):
         main([*pair_without_weights, f"--output_dir={tmp_path / 'out'}", "--train_data=atlas"])
+
+
+def test_an_estimate_of_another_family_stops_no_run(tmp_path, capsys):
+    """GPT-2 has no `intermediate_size`, and calls its FFN's width `n_inner`, or leaves it out."""
+    shutil.copytree(MODELS / "receiver", tmp_path / "receiver")
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "vocab_size": 1024}
+    shutil.copytree(MODELS / "sharer", tmp_path / "sharer", ignore=shutil.ignore_patterns("*.safetensors"))
+    GPT2Config(**sizes).save_pretrained(tmp_path / "sharer")
+    models = [f"--{role}={tmp_path / role}" for role in ("sharer", "receiver")]
+    assert main([*models, f"--output_dir={tmp_path / 'out'}", "--train_data=atlas", "--max_steps=1", "--dry_run"]) == 0
+    assert re.search(r"Peak memory a device, estimated: [\d,]+ MiB", capsys.readouterr().out)
+
+
+def test_an_estimate_that_fails_is_left_out(monkeypatch, pair_without_weights, tmp_path, capsys):
+    def fails(*arguments):
+        raise AttributeError("no such width")
+
+    monkeypatch.setattr("h2c_hf.training.plan.memory", fails)
+    assert main([*pair_without_weights, f"--output_dir={tmp_path / 'out'}", "--train_data=atlas", "--max_steps=1", "--dry_run"]) == 0
+    assert "Peak memory a device: not estimated (AttributeError: no such width)." in capsys.readouterr().out

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from pairs import join, random_inputs, random_pair, tiny_model, tiny_processor
 from transformers import EvalPrediction
@@ -143,3 +144,76 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(trained):
 def test_examples_are_plain_columns():
     examples = encode_questions(tiny_processor(), QUESTIONS, "open")
     assert isinstance(examples, Dataset) and examples.column_names == ["input_ids", "sharer_input_ids", "target_ids"]
+
+
+def tiny_run(tmp_path, model=None, **options):
+    """A trainer of a random pair with byte vocabularies, not started; `options` of the Trainer or its arguments."""
+    processor = tiny_processor()
+    examples = encode_questions(processor, QUESTIONS)
+    of_trainer = {name: options.pop(name) for name in ("model_init", "compute_loss_func") if name in options}
+    arguments = H2CTrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, per_device_eval_batch_size=2, report_to="none",
+        save_strategy="no", use_cpu=True, dataloader_pin_memory=False, **options,
+    )  # fmt: skip
+    return H2CTrainer(model, arguments, processor, train_dataset=examples, eval_dataset=examples, **of_trainer)
+
+
+def tiny_pair():
+    sizes = {"vocab_size": 300, "max_position_embeddings": 512}
+    return join(tiny_model("llama", 0, **sizes), tiny_model("qwen2", 1, **sizes), dropout=0.0)
+
+
+def test_label_smoothing_is_that_of_the_targets(tmp_path):
+    trainer = tiny_run(tmp_path, tiny_pair(), label_smoothing_factor=0.1)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
+    logits = trainer.model(**batch).logits[:, :-1]
+    targets = batch["labels"][:, -logits.shape[1] :]
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=0.1, ignore_index=IGNORE_INDEX)
+    assert torch.allclose(trainer.compute_loss(trainer.model, dict(batch)), expected, atol=1e-5)
+    assert np.isfinite(trainer.train().training_loss) and np.isfinite(trainer.evaluate()["eval_loss"])
+
+
+def test_a_loss_function_gets_logits_and_labels_in_step(tmp_path):
+    seen = []
+
+    def loss(outputs, labels, num_items_in_batch=None):
+        seen.append((outputs.logits.shape[1], labels.shape[1]))
+        return F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
+
+    trainer = tiny_run(tmp_path, tiny_pair(), compute_loss_func=loss)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
+    assert torch.allclose(trainer.compute_loss(trainer.model, dict(batch)), trainer.model(**batch).loss, atol=1e-5)
+    assert all(logits == labels for logits, labels in seen)
+
+
+def test_a_model_init_is_called_for_each_run(tmp_path):
+    made = []
+
+    def model_init():
+        made.append(tiny_pair())
+        return made[-1]
+
+    trainer = tiny_run(tmp_path, model_init=model_init)
+    trainer.train()
+    assert trainer.model is made[-1] and len(made) == 2
+    assert made[-1]._ddp_params_and_buffers_to_ignore
+
+
+@pytest.mark.parametrize("option", ["eval_do_concat_batches", "batch_eval_metrics"])
+def test_metrics_over_batches_are_those_over_all(tmp_path, option):
+    model = tiny_pair().eval()
+    expected = tiny_run(tmp_path, model).evaluate()
+    got = tiny_run(tmp_path, model, **{option: option == "batch_eval_metrics"})
+    for _ in range(2):  # nothing is left of the evaluation before
+        metrics = got.evaluate()
+        assert {name: metrics[name] for name in expected if "runtime" not in name and "per_second" not in name} == pytest.approx(
+            {name: value for name, value in expected.items() if "runtime" not in name and "per_second" not in name}
+        )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_run_trains(tmp_path):
+    trainer = tiny_run(tmp_path, tiny_pair(), torch_compile=True, torch_compile_backend="aot_eager")
+    before = trainer.model.bridge.gate.detach().clone()
+    assert np.isfinite(trainer.train().training_loss)
+    assert not torch.equal(trainer.model.bridge.gate, before)

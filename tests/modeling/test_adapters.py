@@ -1,0 +1,96 @@
+"""Base models with adapters of PEFT, and base models that lie in a bridge's own repo."""
+
+import pytest
+import torch
+from pairs import join, random_inputs, randomize, tiny_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+
+from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM
+
+
+GREEDY = {"max_new_tokens": 6, "do_sample": False}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A Sharer, a Receiver, and a LoRA for the Receiver that changes its logits."""
+    tiny_model("llama", 1).save_pretrained(tmp_path / "sharer")
+    tiny_model("qwen2", 2).save_pretrained(tmp_path / "receiver")
+    base = H2CForCausalLM.from_pair(str(tmp_path / "sharer"), str(tmp_path / "receiver")).receiver
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "lora")
+    return tmp_path
+
+
+def with_lora(folders):
+    receiver = tiny_model("qwen2", 2)
+    receiver.config._name_or_path = str(folders / "receiver")
+    return PeftModel.from_pretrained(receiver, folders / "lora")
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(**random_inputs(0)).logits
+
+
+def test_an_adapters_repo_as_the_receiver_survives_saving(folders):
+    model = H2CForCausalLM.from_pair(str(folders / "sharer"), str(folders / "lora")).eval()
+    randomize(model.bridge)
+    assert model.config.receiver_model_id == str(folders / "lora")
+    model.save_pretrained(folders / "bridge")
+    assert torch.equal(logits(H2CForCausalLM.from_pretrained(folders / "bridge")), logits(model))
+    plain = H2CForCausalLM.from_pretrained(folders / "bridge", receiver=str(folders / "receiver"))
+    assert not torch.allclose(logits(plain), logits(model), atol=1e-2)
+
+
+def test_a_peft_model_is_taken_and_refused_when_saving(folders):
+    with pytest.warns(UserWarning, match="The receiver has adapters"):
+        model = H2CForCausalLM.from_pair(str(folders / "sharer"), with_lora(folders)).eval()
+    randomize(model.bridge)
+    for name in (str(folders / "receiver"), None):
+        model.config.receiver_model_id = name
+        with pytest.raises(ValueError, match=f"The receiver has adapters, and receiver_model_id is {name!r}"):
+            model.save_pretrained(folders / "bridge")
+    model.config.receiver_model_id = str(folders / "lora")
+    model.save_pretrained(folders / "bridge")
+    assert torch.equal(logits(H2CForCausalLM.from_pretrained(folders / "bridge")), logits(model))
+    assert torch.equal(logits(H2CForCausalLM.from_pretrained(folders / "bridge", receiver=with_lora(folders))), logits(model))
+
+
+@pytest.mark.filterwarnings("ignore:The receiver has adapters")
+def test_a_peft_model_generates_with_an_assistant_and_trains(folders):
+    model = H2CForCausalLM.from_pair(tiny_model("llama", 1), with_lora(folders)).eval()
+    randomize(model.bridge)
+    for seed in range(6):
+        inputs = random_inputs(seed, 1)
+        plain = model.generate(**inputs, **GREEDY)
+        assert torch.equal(model.generate(**inputs, **GREEDY, assistant_model=tiny_model("qwen2", 2)), plain)
+    labels = torch.full_like(plain, -100)
+    labels[:, inputs["input_ids"].shape[1] :] = plain[:, inputs["input_ids"].shape[1] :]
+    full = {"input_ids": plain, "sharer_input_ids": inputs["sharer_input_ids"], "labels": labels}
+    with torch.no_grad():
+        assert torch.allclose(model(**full, skip_logits=True).loss, model(**full).loss)
+
+
+def test_adapters_outside_the_layers_are_refused():
+    receiver = get_peft_model(tiny_model("qwen2", 2), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ValueError, match="which is no part of its layers; expected adapters such as LoRA"):
+        H2CForCausalLM.from_pair(tiny_model("llama", 1), receiver)
+
+
+def test_models_in_the_bridges_own_repo_are_copied_along(folders):
+    model = join(tiny_model("llama", 1), tiny_model("qwen2", 2))
+    model.config.sharer_model_id, model.config.receiver_model_id = "./sharer", "./receiver"
+    model.save_pretrained(folders)
+    expected = logits(H2CForCausalLM.from_pretrained(folders))
+    H2CForCausalLM.from_pretrained(folders).save_pretrained(folders / "composite")
+    H2CBridgeModel.from_pretrained(folders).save_pretrained(folders / "bridge")
+    for name in ("composite", "bridge"):
+        assert torch.equal(logits(H2CForCausalLM.from_pretrained(folders / name)), expected)
+
+
+def test_saving_says_which_models_are_not_there(tmp_path):
+    model = join(tiny_model("llama", 1), tiny_model("qwen2", 2))
+    model.config.sharer_model_id = "./sharer"
+    with pytest.warns(UserWarning, match="sharer_model_id is './sharer', and there is no folder sharer to copy into"):
+        model.save_pretrained(tmp_path)
