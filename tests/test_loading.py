@@ -1,7 +1,6 @@
 """`h2c_hf.loading`: base models from folders and GGUF files, their chat templates, and where a bridge's config says they are."""
 
 import json
-import os
 import warnings
 from pathlib import Path
 
@@ -198,9 +197,7 @@ def test_a_chat_template_is_a_file_or_a_known_name(tmp_path):
 def test_a_given_template_is_saved_with_the_processor(pair_folder):
     base_tokenizer().save_pretrained(pair_folder / "base")
     tiny_model("llama", vocab_size=len(base_tokenizer())).save_pretrained(pair_folder / "base")
-    arguments = H2CArguments(
-        sharer=str(pair_folder / "base"), receiver=str(pair_folder / "receiver"), sharer_chat_template="plain"
-    )
+    arguments = H2CArguments(sharer=str(pair_folder / "base"), receiver=str(pair_folder / "receiver"), sharer_chat_template="plain")
     Pair(arguments).processor().save_pretrained(pair_folder / "bridge")
     processor = H2CProcessor.from_pretrained(pair_folder / "bridge")
     assert processor.apply_chat_template(user_turn("Who?"), tokenize=False)["sharer_text"] == "<bos>Who?\nAnswer:"

@@ -121,9 +121,7 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
             h2c.streaming and training.dataloader_num_workers
         ),
         "a source is in train_data and in validation_data; expected validation on what is not trained on": any(
-            (source.path, source.name, source.split) == (other.path, other.name, other.split)
-            for source in h2c.train_data
-            for other in h2c.validation_data
+            source.overlaps(other) for source in h2c.train_data for other in h2c.validation_data
         ),
         "streaming and sharer_states are both given: a stream cannot be computed ahead; expected either": (
             h2c.streaming and h2c.sharer_states
