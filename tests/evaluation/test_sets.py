@@ -15,6 +15,7 @@ from h2c_hf.evaluation.sets import QuestionSet, set_report, tokens_of
 
 TOKENIZER = tiny_processor().receiver_tokenizer
 PRIVATE = {"name": "facts", "regime": "private", "path": "atlas", "form": "hand_off", "facts": 2, "split": "test"}
+REPEAT = {"name": "repeat", "regime": "private", "path": "atlas", "form": "repeat", "split": "test"}
 COUNT = 40
 QUESTIONS = [in_words(f"Where is {n}?", [f"place{n}", f"spot{n}"], f"{n} is in place{n}.", "place", entity=str(n)) for n in range(COUNT)]
 DONORS = [(row - 1) % COUNT for row in range(COUNT)]
@@ -36,8 +37,8 @@ def report_of(results: dict, **entry) -> dict:
 def test_a_set_has_a_name_a_regime_and_a_source():
     one = QuestionSet.parse("name=new,regime=private,path=atlas,form=hand_off,split=test,limit=7,answer_tokens=9")
     assert (one.name, one.regime, one.limit, one.answer_tokens) == ("new", "private", 7, 9)
-    assert one == QuestionSet.parse({"name": "new", "regime": "private", "limit": 7, "answer_tokens": 9, "path": "atlas", "form": "hand_off",
-                                     "split": "test"})  # fmt: skip
+    told = {"name": "new", "limit": 7, "answer_tokens": 9}
+    assert one == QuestionSet.parse({"path": "atlas", "form": "hand_off", "split": "test", "regime": "private", **told})
     questions, counts = one.load()
     assert len(questions) == 7 and counts == {"unusable": 0} and all(question["passage"] for question in questions)
     shared = QuestionSet.parse({"name": "known", "regime": "shared", "path": "atlas", "form": "open", "split": "test", "limit": 5})
@@ -61,9 +62,7 @@ def test_a_set_that_cannot_be_is_refused(entry, message):
 
 
 def test_the_regimes_are_not_mixed(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"'facts' is shared \(both models read the question\), and \d+ of its \d+ questions have a passage"
-    ):
+    with pytest.raises(ValueError, match=r"'facts' is shared \(both models .*, and \d+ of its \d+ questions have a passage"):
         QuestionSet.parse({**PRIVATE, "regime": "shared"}).load()
     (tmp_path / "web.jsonl").write_text("".join(json.dumps({"question": f"{n}?", "answers": ["x"]}) + "\n" for n in range(3)))
     with pytest.raises(ValueError, match="and 0 of its 3 questions have a passage; expected all"):
@@ -75,9 +74,7 @@ def test_the_regimes_are_not_mixed(tmp_path):
 
 @pytest.mark.parametrize("tokens", [4, 9])
 def test_texts_are_cut_to_so_many_tokens(tokens):
-    one = QuestionSet.parse(
-        {"name": "r", "regime": "private", "path": "atlas", "form": "repeat", "split": "test", "tokens": tokens, "limit": 20}
-    )
+    one = QuestionSet.parse({**REPEAT, "tokens": tokens, "limit": 20})
     assert one.answer_tokens >= tokens + 1
     questions, _ = one.load(TOKENIZER)
     assert len(questions) == 20
@@ -117,7 +114,7 @@ def test_tokens_are_counted_in_their_places():
     questions = [in_words("Repeat the text.", [text], text) for text in ("abcd", "efgh")]
     results = {name: {"predictions": ["abXd", "ef"]} for name in ("receiver", "h2c", "sharer")}
     results["shuffled"] = {"predictions": ["efgh", ""], "donors": [1, 0]}
-    one = QuestionSet.parse({"name": "r", "regime": "private", "path": "atlas", "form": "repeat", "split": "test", "tokens": 4})
+    one = QuestionSet.parse({**REPEAT, "tokens": 4})
     made = set_report(one, questions, results, TOKENIZER, examples=0)
     assert made["methods"]["h2c"]["token_accuracy_by_position"] == [1, 1, 0, 0.5] and made["methods"]["h2c"]["token_accuracy"] == 5 / 8
     assert made["methods"]["shuffled"]["token_accuracy"] == 0 and made["follow_rate"]["value"] == 0.5
