@@ -235,9 +235,8 @@ def test_every_accepted_answer_is_right(atlas):
     model, processor = atlas
     written = evaluate(model, processor, PASSAGES, ["sharer"], form="open")["sharer"]
     assert written["correct"].any()
-    accepted = [
-        {**question, "answers": ["another", f"The {text}!"]} for question, text in zip(PASSAGES, written["predictions"], strict=True)
-    ]
+    texts = written["predictions"]
+    accepted = [{**question, "answers": ["another", f"The {text}!"]} for question, text in zip(PASSAGES, texts, strict=True)]
     assert evaluate(model, processor, accepted, ["sharer"], form="open")["sharer"]["correct"].all()
 
 
