@@ -12,6 +12,7 @@ COMMANDS = {
     "quickstart": ("h2c_hf.quickstart", "train a bridge on Atlas, measure it, draw it, load it back and ask it"),
     "train": ("h2c_hf.training.train", "train a bridge for a pair of models on a mixture of data"),
     "precompute": ("h2c_hf.training.precompute", "write the Sharer's hidden states of a run's examples once, to train from them"),
+    "lora": ("h2c_hf.experiments.lora", "fine-tune the Receiver on the same data without a Sharer, as a baseline"),
     "evaluate": ("h2c_hf.evaluation.evaluate", "measure a bridge against baselines and controls, and write a report"),
     "report": ("h2c_hf.evaluation.compare", "print a report, or compare two"),
     "lm-eval": ("h2c_hf.evaluation.lm_eval_command", "run tasks of the lm-evaluation-harness, for any method or control"),

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "memory": "h2c_hf.benchmarks.memory",
     "train": "h2c_hf.benchmarks.train",
     "states": "h2c_hf.benchmarks.states",
+    "encode": "h2c_hf.benchmarks.encode",
     "evaluate": "h2c_hf.benchmarks.evaluate",
     "turns": "h2c_hf.benchmarks.turns",
     "several_sharers": "h2c_hf.benchmarks.several_sharers",

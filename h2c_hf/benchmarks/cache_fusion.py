@@ -221,7 +221,7 @@ def frame_length(tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens a prompt has after the content of its last turn."""
     content = "\ue000"
     rendered = tokenizer.apply_chat_template(user_turn(content), tokenize=False, add_generation_prompt=True)
-    return len(encode_marked(tokenizer, rendered.rpartition(content)[2]))
+    return len(encode_marked(tokenizer, [rendered.rpartition(content)[2]])[0])
 
 
 def token_ends(lengths: torch.Tensor, attention_mask: torch.Tensor, frame: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Training examples: a prompt for each model and a target, as token ids; and the collator that batches them."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from datasets import Dataset
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling import H2CProcessor
 from ..modeling.processing_h2c import encode_marked, left_pad, mark_special_tokens, padding_id
-from .prompts import FORMS, answer_ids, following_ids, user_turn
+from .prompts import FORMS, answer_ids, answer_text, ended_ids, following_ids, last_special, user_turn
 
 
 IGNORE_INDEX = -100
@@ -18,7 +19,7 @@ IGNORE_INDEX = -100
 def encode_example(
     processor: H2CProcessor, conversation: list[dict] | str, answer: str, sharer_conversation: list[dict] | None = None
 ) -> dict[str, list[int]]:
-    """One example: `input_ids` and `sharer_input_ids` end in the generation prompt; `target_ids` is what follows it.
+    """Encode one example: `input_ids` and `sharer_input_ids` end in the generation prompt; `target_ids` is the answer after it.
 
     Args:
         conversation: messages, or plain text: each model reads that as a user turn, or as it stands if it has no chat template.
@@ -26,17 +27,62 @@ def encode_example(
     Raises:
         ValueError: for an empty conversation, or a template that `answer_ids` cannot use.
     """
+    return encode_rendered(processor, [render_example(processor, conversation, answer, sharer_conversation)])[0]
+
+
+class Rendered(NamedTuple):
+    """An example as texts for `encode_marked`: both prompts, and the text after the Receiver's prompt."""
+
+    sharer_prompt: str
+    prompt: str
+    target: str
+    answer: str
+
+
+def render_example(
+    processor: H2CProcessor, conversation: list[dict] | str, answer: str, sharer_conversation: list[dict] | None = None
+) -> Rendered | dict[str, list[int]]:
+    """Render both prompts, by the way that generation takes, and the target. Plain text for a model without a chat template has no frame
+    to render: its token ids are returned.
+
+    Raises:
+        ValueError: see `encode_example`.
+        jinja2.TemplateError: if a chat template refuses the conversation.
+    """
     if isinstance(conversation, str):
         tokenizers = processor.receiver_tokenizer, processor.sharer_tokenizer
         if None in [tokenizer.chat_template for tokenizer in tokenizers]:
             return encode_plain(processor, conversation, answer)
         conversation = user_turn(conversation)
-    prompts = processor.apply_chat_template(conversation, sharer_conversation)  # one way to a prompt, here and in generation
-    return {
-        "input_ids": prompts["input_ids"][0].tolist(),
-        "sharer_input_ids": prompts["sharer_input_ids"][0].tolist(),
-        "target_ids": answer_ids(processor.receiver_tokenizer, conversation, answer),
-    }
+    sharer = processor.render("sharer", conversation if sharer_conversation is None else sharer_conversation, add_generation_prompt=True)
+    return Rendered(sharer, *answer_text(processor.receiver_tokenizer, conversation, answer), answer)
+
+
+def encode_rendered(processor: H2CProcessor, rendered: list[Rendered | dict[str, list[int]]]) -> list[dict[str, list[int]]]:
+    """Encode examples together: each tokenizer is called once. Those that are token ids already stay as they are.
+
+    Raises:
+        ValueError: for an answer without tokens.
+    """
+    texts = [one for one in rendered if isinstance(one, Rendered)]
+    tokenizer, count = processor.receiver_tokenizer, len(texts)
+    tails = [one.prompt[last_special(tokenizer, one.prompt) :] for one in texts]
+    together = [tail + one.target for tail, one in zip(tails, texts, strict=True)]
+    rows = encode_marked(tokenizer, [*(one.prompt for one in texts), *tails, *together])
+    prompts, tails, together = rows[:count], rows[count : 2 * count], rows[2 * count :]
+    sharer = encode_marked(processor.sharer_tokenizer, [one.sharer_prompt for one in texts])
+    encoded = iter(zip(texts, sharer, prompts, tails, together, strict=True))
+    examples = []
+    for one in rendered:
+        if not isinstance(one, Rendered):
+            examples.append(one)
+            continue
+        _, sharer_ids, prompt_ids, tail_ids, whole_ids = next(encoded)
+        merged = whole_ids[: len(tail_ids)] != tail_ids
+        target = encode_marked(tokenizer, [one.target])[0] if merged else whole_ids[len(tail_ids) :]
+        target = ended_ids(tokenizer, target, one.answer)
+        examples.append({"input_ids": prompt_ids, "sharer_input_ids": sharer_ids, "target_ids": target})
+    return examples
 
 
 def encode_plain(processor: H2CProcessor, prompt: str, answer: str) -> dict[str, list[int]]:
@@ -47,7 +93,7 @@ def encode_plain(processor: H2CProcessor, prompt: str, answer: str) -> dict[str,
         if tokenizer.chat_template is None:
             return tokenizer(prompt, split_special_tokens=True)["input_ids"]
         marked = mark_special_tokens(tokenizer, user_turn(prompt))
-        return encode_marked(tokenizer, tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True))
+        return encode_marked(tokenizer, [tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)])[0]
 
     receiver = processor.receiver_tokenizer
     if receiver.chat_template is None:
@@ -68,7 +114,7 @@ def encode_questions(processor: H2CProcessor, questions: list[dict], form: str =
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; expected one of {', '.join(FORMS)}.")
     prompt, answer = FORMS[form]
-    return Dataset.from_list([encode_example(processor, user_turn(prompt(q)), answer(q)) for q in questions])
+    return Dataset.from_list(encode_rendered(processor, [render_example(processor, user_turn(prompt(q)), answer(q)) for q in questions]))
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The training mixture: sources encoded, filtered by length and weighed, with exact counts of what was kept and dropped."""
 
-import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 
 import datasets
@@ -9,14 +9,15 @@ from datasets import Dataset, IterableDataset, Value
 from jinja2 import TemplateError
 
 from ..modeling import H2CProcessor
-from .examples import encode_example
-from .prompts import user_turn
-from .sources import DataSource, UnusableRecordError, reader
+from .examples import Rendered, encode_rendered, render_example
+from .exchanges import UnusableRecordError
+from .sources import DataSource, group_of, reader
+from .tables import share
 
 
 IDS = ("input_ids", "sharer_input_ids", "target_ids")
 # Raised when what is encoded changes, so that the datasets cache does not serve what an earlier version encoded.
-ENCODING = 1
+ENCODING = 2
 
 
 @dataclass
@@ -175,32 +176,36 @@ class RecordEncoder:
         self.read = reader(columns, self.source)
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        rows = []
+        rows, rendered = [], []
         for values in zip(*batch.values(), strict=True):
-            rows += self.encode_record(dict(zip(batch, values, strict=True)))
+            for row, texts in self._render_record(dict(zip(batch, values, strict=True))):
+                rows.append(row)
+                rendered.append(texts)
+        # All that could be rendered is encoded in one call: a tokenizer's call costs more than a short text.
+        encoded = iter(encode_rendered(self.processor, [texts for texts in rendered if texts is not None]))
+        rows = [row if texts is None else self._fit({**row, **next(encoded)}) for row, texts in zip(rows, rendered, strict=True)]
         return {name: [row[name] for row in rows] for name in (*IDS, "group", "dropped")}
 
-    def encode_record(self, record: dict) -> list[dict]:
+    def _render_record(self, record: dict) -> Iterator[tuple[dict, Rendered | dict | None]]:
+        """A row for each exchange of the record, and its texts; None for one that is dropped."""
         try:
             exchanges = list(self.read(record))
         except UnusableRecordError as reason:
-            return [self._dropped(str(reason))]
-        prompt = exchanges[0][0]
-        messages = user_turn(prompt) if isinstance(prompt, str) else prompt
-        text = record["question"] if "question" in record else "\n".join(message["content"] for message in messages)
-        group = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-        return [{**self._encode(*exchange), "group": group} for exchange in exchanges]
+            yield self._dropped(str(reason)), None
+            return
+        group = int(share(group_of(record, exchanges[0])) * 2**32)
+        for exchange in exchanges:
+            try:
+                yield {"group": group, "dropped": ""}, render_example(self.processor, *exchange)
+            except TemplateError:  # a template that has no system turn, say
+                yield self._dropped("refused by a chat template"), None
 
-    def _encode(self, *exchange) -> dict:
-        try:
-            example = encode_example(self.processor, *exchange)
-        except TemplateError:  # a template that has no system turn, say
-            return self._dropped("refused by a chat template")
-        if len(example["sharer_input_ids"]) > self.max_length:
+    def _fit(self, row: dict) -> dict:
+        if len(row["sharer_input_ids"]) > self.max_length:
             return self._dropped("too long for the Sharer")
-        if len(example["input_ids"]) + len(example["target_ids"]) > self.max_length:
+        if len(row["input_ids"]) + len(row["target_ids"]) > self.max_length:
             return self._dropped("too long for the Receiver")
-        return {**example, "dropped": ""}
+        return row
 
     @staticmethod
     def _dropped(reason: str) -> dict:

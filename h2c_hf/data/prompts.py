@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.processing_h2c import encode_marked, mark_special_tokens
+from ..modeling.processing_h2c import encode_marked, mark_special_tokens, special_pattern
 
 
 LETTERS = "ABCDEFGHIJ"
@@ -73,37 +73,67 @@ def user_turn(text: str) -> list[dict]:
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], answer: str, ended: bool = True) -> list[int]:
-    """The token ids with which the assistant's turn says ``answer``, through its end token (or, where not ``ended``, up to it).
+    """The token ids with which the assistant's turn says ``answer``, through its end token (or, if not ``ended``, up to it).
 
-    Derived from the chat template: they are what follows the generation prompt, whatever stands between (Llama 3 writes
+    Derived from the chat template: they are the text after the generation prompt, whatever stands between (Llama 3 writes
     two line ends and then "A", not " A"). Special tokens that are written in a message are text, as in `H2CProcessor`.
 
     Raises:
         ValueError: for a template whose generation prompt is not how the assistant's turn begins, or an answer without tokens.
     """
+    prompt, text = answer_text(tokenizer, conversation, answer, ended)
+    return ended_ids(tokenizer, following_ids(tokenizer, prompt, text), answer)
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], answer: str, ended: bool = True) -> tuple[str, str]:
+    """The rendered prompt, and the text after it with which the assistant's turn says ``answer``; both marked for `encode_marked`.
+
+    Raises:
+        ValueError: for a template whose generation prompt is not how the assistant's turn begins.
+    """
     conversation, answer = mark_special_tokens(tokenizer, [conversation, answer])
     prompt = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
     turns = [*conversation, {"role": "assistant", "content": answer}]
     whole = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=not ended)
-    name = tokenizer.name_or_path or type(tokenizer).__name__
     if not whole.startswith(prompt):
         raise ValueError(
-            f"The chat template of {name} does not begin the assistant's turn with its generation prompt: "
+            f"The chat template of {_name(tokenizer)} does not begin the assistant's turn with its generation prompt: "
             f"expected {prompt[-40:]!r} and the answer, got {whole[-40 - len(answer) :]!r}."
         )
-    ids = following_ids(tokenizer, prompt, whole[len(prompt) :])
+    return prompt, whole[len(prompt) :]
+
+
+def ended_ids(tokenizer: PreTrainedTokenizerBase, ids: list[int], answer: str) -> list[int]:
+    """``ids`` through the first end token.
+
+    Raises:
+        ValueError: if there are none.
+    """
     if not ids:
-        raise ValueError(f"The answer {answer!r} has no tokens in the chat template of {name}; expected at least one.")
+        raise ValueError(f"The answer {answer!r} has no tokens in the chat template of {_name(tokenizer)}; expected at least one.")
     return ids[: ids.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in ids else ids
 
 
 def following_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:
-    """The token ids of ``text`` where it follows ``prompt``; both as they stand, without special tokens added."""
-    prompt_ids, whole_ids = encode_marked(tokenizer, prompt), encode_marked(tokenizer, prompt + text)
+    """The token ids of ``text`` after ``prompt``; both as they stand, without special tokens added."""
+    start = last_special(tokenizer, prompt)
+    before, together, alone = encode_marked(tokenizer, [prompt[start:], prompt[start:] + text, text])
+    return after(before, together, alone)
+
+
+def after(before: list[int], together: list[int], alone: list[int]) -> list[int]:
+    """The token ids of a text after a prompt, given those of the prompt, of both together, and of the text alone."""
     # The prompt's last token may merge with the text (a line end, and an answer that begins with one): in generation the
     # prompt stands as it is, so the text is encoded on its own then.
-    merged = whole_ids[: len(prompt_ids)] != prompt_ids
-    return encode_marked(tokenizer, text) if merged else whole_ids[len(prompt_ids) :]
+    return alone if together[: len(before)] != before else together[len(before) :]
+
+
+def last_special(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
+    """The position of the last special token of a rendered prompt, 0 if it has none: a special token cuts the text, so the token ids
+    after it do not depend on the text before it. Marked ones are text, and do not count."""
+    pattern = special_pattern(tokenizer)
+    end = prompt.rfind("\ufdd1") + 1
+    return max((match.start() for match in pattern.finditer(prompt, end)), default=0) if pattern else 0
 
 
 def letter_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], count: int = 4) -> list[int]:
@@ -124,6 +154,10 @@ def letter_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], cou
             )
         ids.append(token)
     return ids
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.name_or_path or type(tokenizer).__name__
 
 
 def _answer_index(question: dict) -> int:

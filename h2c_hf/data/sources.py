@@ -1,36 +1,45 @@
-"""Where examples come from: a dataset by name, Hub id or local path, in any of a few column layouts."""
+"""Where examples come from: one registry of named worlds, column layouts and forms. Each subject has a module of its own."""
 
 import difflib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 
-import datasets
 from datasets import Dataset, IterableDataset
 
-from ..atlas.documents import atlas_quizzes
-from ..atlas.facts import SPLITS
-from ..atlas.questions import atlas_passages, atlas_questions, atlas_told
-from .prompts import FORMS, choice_answer, choice_prompt, open_answer, open_prompt, user_turn, with_passage
+from .atlas import atlas_records
+from .conversations import read_messages, read_pair, read_sharegpt
+from .exchanges import Exchange, UnusableRecordError
+from .prompts import FORMS
+from .questions import answered, closed_book, in_words, read_choice_question
+from .repeat import repeat_records
+from .squad import squad_question
+from .tables import PARTS, in_part, load_table
 
 
-# Short names of datasets that have one; `atlas` comes with the package.
-NAMES = {"openhermes": ("teknium/OpenHermes-2.5", None), "mmlu": ("cais/mmlu", "all")}
-FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-# ShareGPT's names of the roles, as OpenHermes has them.
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+# Sources that are made, not loaded: path -> function of the source that returns its records.
+WORLDS: dict[str, Callable[["DataSource"], list[dict]]] = {"atlas": atlas_records}
 
-# Forms that need another column; any of those that stand there will do.
+# Columns -> question in words. The first layout that fits is taken.
+QUESTION_LAYOUTS: dict[tuple[str, ...], Callable[[dict, "DataSource"], dict]] = {
+    ("context", "question", "answers"): squad_question,
+    ("question", "answers"): closed_book,
+}
+# Columns -> exchanges.
+LAYOUTS: dict[tuple[str, ...], Callable[[dict, "DataSource"], Iterator[Exchange]]] = {
+    ("question", "choices", "answer"): read_choice_question,
+    ("conversations",): read_sharegpt,
+    ("messages",): read_messages,
+    ("prompt", "completion"): read_pair,
+}
+# Forms that need another column; any of those named will do.
 COLUMNS = {"hand_off": ("passage",), "told": ("hint", "told"), "quiz": ("messages",)}
-
-# A prompt, as messages (or as plain text, for models without a chat template, too), and the assistant's turn that follows it; then,
-# where the Sharer reads another prompt, that.
-Exchange = tuple[list[dict] | str, str] | tuple[list[dict], str, list[dict]]
-
-
-class UnusableRecordError(ValueError):
-    """A record of which no example can be made; the message is the reason that is counted."""
+# Forms whose records are questions in words already.
+MADE = ("words", "repeat")
+# Fields that a form uses; with another form they are refused, since they would change nothing.
+FIELDS_OF_FORM = {
+    "fewest": ("repeat",), "most": ("repeat",), "count": MADE, "seed": MADE, "words": ("words",), "new_words": ("words",),
+}  # fmt: skip
 
 
 @dataclass
@@ -39,19 +48,30 @@ class DataSource:
 
     Args:
         path: `atlas`, `openhermes`, `mmlu`, a Hub id, a folder, or a .json, .jsonl, .csv or .parquet file.
-        name: configuration of the dataset, where it has several.
+        name: configuration of the dataset, if it has several.
         split: as `datasets.load_dataset` takes it ("train", "train[:1000]" ...). Never a test split.
         revision: commit of a dataset on the Hub.
-        weight: share of the mixture. Where no source has one, all examples of all sources are used.
+        weight: share of the mixture. If no source has one, all examples of all sources are used.
         form: of multiple-choice questions: "choice", answered by letter; "open", in words and without the choices; "hand_off",
-            in words, after a `passage` that the Sharer alone reads (in Atlas, of invented facts about the split's entities);
-            "told", by letter, where the Receiver's own prompt has the answer: in a `hint` that both read, or in what the Receiver
-            alone is `told` (in Atlas, half of them, and it is not what the Sharer knows), so that the bridge learns to let it stand;
-            or "quiz", of Atlas: chats of several questions, each with what answers it, for both to read (`turns` counts there, too).
-        turns: of a conversation: the "first" assistant turn is a target, or "all" are, each after what went before it.
+            in words, after a `passage` that only the Sharer reads (in Atlas, of invented facts about the split's entities);
+            "told", by letter, when the Receiver's own prompt has the answer: in a `hint` that both read, or in what only the Receiver
+            is `told` (in Atlas, half of them, and it is not what the Sharer knows), so that the bridge learns to let it stand;
+            or "quiz", of Atlas: chats of several questions, each with its answer for both to read (`turns` counts there, too).
+            Of Atlas, "words": passages whose values are ordinary words (`words`, `new_words`). Of any dataset with texts, "repeat":
+            the Sharer reads a text that the Receiver is to write (`fewest`, `most`).
+            Passages in the layout of SQuAD and closed-book questions with `answers` are known by their columns and need no form.
+        turns: of a conversation: the "first" assistant turn is a target, or "all" are, each after the turns before it.
         variants: of Atlas: so many differently worded questions a fact.
-        facts: of Atlas in the form "hand_off": so many facts a passage.
+        facts: of Atlas in the forms "hand_off" and "words": so many facts a passage.
         values: of Atlas in the form "hand_off": so many passages about each value that facts have, instead of one about each fact.
+        words: of the form "words": the file whose frequent words are the values.
+        new_words: of the form "words": take the words that are kept for measuring. Never in training data.
+        fewest, most: of the form "repeat": words of a text.
+        count: of the forms "words" and "repeat": so many examples, instead of one a fact or a text.
+        seed: of the forms "words" and "repeat": another draw.
+        part: only the records of the part "train", "validation" or "test", by a hash of their first text, for a dataset that comes in
+            one piece.
+        crop: of passages in the layout of SQuAD: keep the sentences around the answer, up to so many words; 0 keeps all.
     """
 
     path: str
@@ -64,22 +84,55 @@ class DataSource:
     variants: int = 1
     facts: int = 4
     values: int = 0
+    words: str | None = None
+    new_words: bool = False
+    fewest: int = 2
+    most: int = 12
+    count: int | None = None
+    seed: int = 0
+    part: str | None = None
+    crop: int = 0
+
+    # Whether test splits and new words may be read: for reports, not for training or choosing. No field: a class says it.
+    for_reports = False
 
     def __post_init__(self):
         if self.weight is not None and not self.weight > 0:
             raise ValueError(f"The weight of {self.path} is {self.weight}; expected a number above 0.")
-        for field, known in (("form", (*FORMS, *COLUMNS)), ("turns", ("first", "all"))):
+        choices = {"form": (*FORMS, *COLUMNS, *MADE), "turns": ("first", "all"), "part": (None, *PARTS)}
+        for field, known in choices.items():
             if getattr(self, field) not in known:
-                raise ValueError(f"{field} of {self.path} is {getattr(self, field)!r}; expected one of {', '.join(known)}.")
-        if re.match(r"test\b", self.split):
-            raise ValueError(f"split of {self.path} is {self.split!r}: a test split is for reports; expected train or validation data.")
+                expected = ", ".join(str(value) for value in known if value)
+                raise ValueError(f"{field} of {self.path} is {getattr(self, field)!r}; expected one of {expected}.")
+        defaults = {field.name: field.default for field in fields(DataSource)}
+        for field, forms in FIELDS_OF_FORM.items():
+            if self.form not in forms and getattr(self, field) != defaults[field]:
+                raise ValueError(f"{field} of {self.path} is for the form {' or '.join(forms)}; got the form {self.form!r}.")
+        if self.form == "words" and self.path != "atlas":
+            raise ValueError(f"The form 'words' is about Atlas' entities; expected path=atlas and words=FILE, got path={self.path}.")
+        if self.part and self.path in WORLDS:
+            raise ValueError(f"part is for datasets that come in one piece; expected a split of {self.path}, got part={self.part!r}.")
+        if self.crop < 0 or self.fewest < 1 or self.most < self.fewest or (self.count is not None and self.count < 1):
+            raise ValueError(
+                f"{self.path} has crop {self.crop}, fewest {self.fewest}, most {self.most}, count {self.count}; "
+                "expected crop of at least 0, 1 <= fewest <= most, and a count of at least 1."
+            )
+        if self.for_reports:
+            return
+        for field in ("split", "part"):
+            if re.match(r"test\b", getattr(self, field) or ""):
+                raise ValueError(
+                    f"{field} of {self.path} is {getattr(self, field)!r}: a test split is for reports; expected train or validation data."
+                )
+        if self.new_words and self.split == "train":
+            raise ValueError("new_words are kept for measuring; expected them with split=validation only, got split='train'.")
 
     @classmethod
     def parse(cls, source: "str | dict | DataSource") -> "DataSource":
         """A source from a mapping (yaml), or from `PATH` or `path=PATH,split=...` (the command line).
 
         Raises:
-            ValueError: for a field that there is not, or a value that it cannot have.
+            ValueError: for an unknown field, or a value that it cannot have.
         """
         if isinstance(source, cls):
             return source
@@ -93,121 +146,134 @@ class DataSource:
                 raise ValueError(f"A data source has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
         if "path" not in source:
             raise ValueError(f"A data source has no path, but {source}; expected path=NAME_OR_ID_OR_FOLDER.")
+        typed = {key: _typed(key, value, known[key]) for key, value in source.items() if value is not None}
         try:
-            typed = {"weight": float, "variants": int, "facts": int, "values": int}
-            return cls(**{key: typed.get(key, lambda value: value)(value) for key, value in source.items() if value is not None})
+            return cls(**typed)
         except TypeError as error:
             raise ValueError(f"A data source cannot be {source}: {error}.") from None
 
     @property
     def title(self) -> str:
-        """What reports call it."""
-        form = {"choice": "", "hand_off": f"hand_off {self.facts}"}.get(self.form, self.form)
-        return " ".join(part for part in (self.path, self.name, self.split, form) if part)
+        """The name of the source in reports."""
+        form = {
+            "choice": "", "hand_off": f"hand_off {self.facts}", "words": f"words {self.facts}{' new' if self.new_words else ''}",
+            "repeat": f"repeat {self.fewest}-{self.most}",
+        }.get(self.form, self.form)  # fmt: skip
+        return " ".join(part for part in (self.path, self.name, self.split, self.part, form) if part)
+
+    def overlaps(self, other: "DataSource") -> bool:
+        """Whether the two sources read the same records of the same split. Different parts of it have none in common."""
+        same = (self.path, self.name, self.split) == (other.path, other.name, other.split)
+        return same and (None in (self.part, other.part) or self.part == other.part)
 
     def load(self, streaming: bool = False) -> Dataset | IterableDataset:
         """The records, one a row.
 
         Raises:
-            ValueError: for a path or split that is not there, in one sentence.
+            ValueError: for a path or split that does not exist, in one sentence.
         """
-        if self.path == "atlas":
-            if self.split not in SPLITS:
-                raise ValueError(f"atlas has no split {self.split!r}; expected one of {', '.join(SPLITS)}.")
-            data = Dataset.from_list(self._atlas())
-            return data.to_iterable_dataset() if streaming else data
-        path, name = NAMES.get(self.path, (self.path, self.name))
-        options = {"split": self.split, "streaming": streaming}
-        try:
-            if Path(path).is_file():
-                if Path(path).suffix not in FILES:
-                    raise ValueError(f"{path} is a {Path(path).suffix or 'nameless'} file; expected {', '.join(FILES)}.")
-                return datasets.load_dataset(FILES[Path(path).suffix], data_files=path, **options)
-            return datasets.load_dataset(path, self.name or name, revision=self.revision, **options)
-        except (FileNotFoundError, ConnectionError, ValueError) as error:  # datasets' own: long, and with advice on its own arguments
-            raise ValueError(f"{self.title} could not be loaded: {' '.join(str(error).split())}") from None
+        if self.path not in WORLDS and self.form != "repeat":
+            records = self._table(streaming)
+            return records.filter(in_part, fn_kwargs={"part": self.part}) if self.part else records
+        records = WORLDS[self.path](self) if self.path in WORLDS else self._table()
+        data = Dataset.from_list(repeat_records(records, self) if self.form == "repeat" else records)
+        return data.to_iterable_dataset() if streaming else data
 
-    def _atlas(self) -> list[dict]:
-        if self.form == "hand_off":
-            return atlas_passages(self.split, self.facts, invented=True, values=self.values)
-        if self.form == "told":  # of each fact one of two
-            both = zip(atlas_told(self.split, False, self.variants), atlas_told(self.split, True, self.variants), strict=True)
-            return [{"hint": None, "told": None, **pair[number % 2]} for number, pair in enumerate(both)]
-        if self.form == "quiz":
-            return atlas_quizzes(self.split, self.variants)
-        return atlas_questions(self.split, self.variants)
+    def questions(self) -> tuple[list[dict], int]:
+        """The records as questions in words (see `h2c_hf.data.questions`), and how many records are unusable.
+
+        Raises:
+            ValueError: for records in another layout.
+        """
+        records = self.load()
+        read = question_reader(records.column_names, self)
+        if read is None:
+            raise ValueError(f"{self.title} has the columns {', '.join(records.column_names)}; {_expected(QUESTION_LAYOUTS)}.")
+        questions, unusable = [], 0
+        for record in records:
+            try:
+                questions.append(read(record, self))
+            except UnusableRecordError:
+                unusable += 1
+        return questions, unusable
+
+    def _table(self, streaming: bool = False) -> Dataset | IterableDataset:
+        try:
+            return load_table(self.path, self.name, self.split, self.revision, streaming)
+        except ValueError as error:
+            raise ValueError(f"{self.title} could not be loaded: {error}") from None
+
+
+class ReportSource(DataSource):
+    """A source of questions for a report: test splits and new words are allowed."""
+
+    for_reports = True
+
+
+def _typed(key: str, value, annotation):
+    """A value as its field has it; the command line gives texts only."""
+    kinds = {float | None: float, int: int, int | None: int, bool: _boolean}
+    try:
+        return kinds.get(annotation, lambda given: given)(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"A data source has {key}={value!r}; expected a {annotation}.") from None
+
+
+def _boolean(value) -> bool:
+    known = {"true": True, "false": False}
+    if str(value).lower() not in known:
+        raise ValueError(value)
+    return known[str(value).lower()]
+
+
+def question_reader(columns: list[str], source: DataSource) -> Callable[[dict, DataSource], dict] | None:
+    """The function that reads records with these columns as questions in words; None if they are something else."""
+    if source.form in (*MADE, "hand_off", "open") and {"question", "choices", "answer"} <= set(columns):
+        return _with_answers
+    if source.form in MADE or "choices" in columns:
+        return None
+    return next((read for needed, read in QUESTION_LAYOUTS.items() if set(needed) <= set(columns)), None)
+
+
+def _with_answers(record: dict, source: DataSource) -> dict:
+    """A multiple-choice question in words: its right choice is the one answer that counts, if it has no `answers`."""
+    try:
+        answers = record.get("answers") or [record["choices"][record["answer"]]]
+    except (IndexError, TypeError):
+        raise UnusableRecordError("answer is none of the choices") from None
+    more = {name: record[name] for name in ("entity", "group") if record.get(name)}
+    passage = record.get("passage") if source.form != "open" else None
+    return in_words(record["question"], answers, passage, record.get("subject") or "", **more)
 
 
 def reader(columns: list[str], source: DataSource) -> Callable[[dict], Iterator[Exchange]]:
     """The function that makes exchanges of a record with these columns.
 
     Raises:
-        ValueError: for columns in no known layout, or without the one that the form needs.
+        ValueError: for columns in no known layout, or without the one that the form needs, or a field that changes nothing.
     """
     if (needed := COLUMNS.get(source.form)) and not set(needed) & set(columns):
         raise ValueError(f"{source.title} has the columns {', '.join(columns)}; expected {' or '.join(needed)} among them.")
-    layouts: dict[tuple[str, ...], Callable] = {
-        ("question", "choices", "answer"): read_question,
-        ("conversations",): read_sharegpt,
-        ("messages",): read_messages,
-        ("prompt", "completion"): read_pair,
-    }
-    for needed, read in layouts.items():
+    if source.crop and "context" not in columns:
+        raise ValueError(f"{source.title} has the columns {', '.join(columns)} and crop={source.crop}; expected passages in `context`.")
+    if source.form in MADE:
+        return lambda record: iter([answered(record)])
+    for needed, read in LAYOUTS.items():
         if set(needed) <= set(columns):
             return lambda record: read(record, source)
-    expected = "; ".join(" + ".join(needed) for needed in layouts)
-    raise ValueError(f"{source.title} has the columns {', '.join(columns)}; expected one of: {expected}.")
+    if (as_question := question_reader(columns, source)) is not None:
+        return lambda record: iter([answered(as_question(record, source))])
+    raise ValueError(f"{source.title} has the columns {', '.join(columns)}; {_expected({**LAYOUTS, **QUESTION_LAYOUTS})}.")
 
 
-def read_question(record: dict, source: DataSource) -> Iterator[Exchange]:
-    """Multiple choice in the columns of `cais/mmlu`."""
-    try:
-        if source.form == "hand_off":
-            prompt = open_prompt(record)
-            yield user_turn(prompt), open_answer(record), user_turn(with_passage(record["passage"], prompt))
-            return
-        if source.form == "told":
-            for_both = record.get("hint")
-            told = user_turn(choice_prompt(record, record.get("told") or for_both))
-            yield told, choice_answer(record), user_turn(choice_prompt(record, for_both))
-            return
-        prompt, answer = FORMS[source.form]
-        yield user_turn(prompt(record)), answer(record)
-    except (ValueError, TypeError):
-        raise UnusableRecordError("answer is none of the choices") from None
+def _expected(layouts: dict[tuple[str, ...], Callable]) -> str:
+    return f"expected one of: {'; '.join(' + '.join(needed) for needed in layouts)}"
 
 
-def read_sharegpt(record: dict, source: DataSource) -> Iterator[Exchange]:
-    """`conversations`: from / value, as in OpenHermes-2.5."""
-    unknown = [turn["from"] for turn in record["conversations"] if turn["from"] not in SHAREGPT_ROLES]
-    if unknown:
-        raise UnusableRecordError("unknown role")
-    messages = [{"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]} for turn in record["conversations"]]
-    yield from targets(messages, source.turns)
-
-
-def read_messages(record: dict, source: DataSource) -> Iterator[Exchange]:
-    """`messages`: role / content, as in TRL."""
-    yield from targets(record["messages"], source.turns)
-
-
-def read_pair(record: dict, source: DataSource) -> Iterator[Exchange]:
-    """`prompt` and `completion`: both text, or both messages."""
-    prompt, completion = record["prompt"], record["completion"]
-    if isinstance(prompt, str) and isinstance(completion, str):
-        if not prompt.strip() or not completion.strip():
-            raise UnusableRecordError("empty message")
-        yield prompt, completion
-        return
-    yield from targets([*prompt, *completion], source.turns)
-
-
-def targets(messages: list[dict], turns: str) -> Iterator[Exchange]:
-    """An exchange for the first assistant turn, or for each, with all that went before it."""
-    found = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i]
-    if not found or all(message["role"] == "system" for message in messages[: found[0]]):
-        raise UnusableRecordError("no assistant turn after a user turn")
-    if any(not isinstance(message["content"], str) or not message["content"].strip() for message in messages[: found[-1] + 1]):
-        raise UnusableRecordError("empty message")
-    for i in found[:1] if turns == "first" else found:
-        yield [{"role": m["role"], "content": m["content"]} for m in messages[:i]], messages[i]["content"]
+def group_of(record: dict, exchange: Exchange) -> str:
+    """The text that decides on which side of a held-out split a record falls: everything about one text, passage or entity together."""
+    for column in ("group", "entity", "context", "question"):
+        if record.get(column):
+            return record[column]
+    prompt = exchange[0]
+    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)

@@ -9,6 +9,10 @@ from ..arguments import ConfigParser
 from ..data.prompts import ANSWER_INSTRUCTION, CHOICE_INSTRUCTION, HINT_INSTRUCTION, HINT_PREFIX, REASONING_INSTRUCTION, Prompts
 from .methods import METHODS
 from .page import CONTROLS
+from .sets import ONLY_IN, QuestionSet
+
+
+NEED_WEIGHTS = ("adapter", "lora")  # methods with a field of the same name, which is their folder
 
 
 @dataclass
@@ -24,14 +28,16 @@ class EvaluationArguments:
     sharer_chat_template: str | None = HfArg(default=None, help="Jinja file, or 'plain', instead of the Sharer's own template")
     receiver_chat_template: str | None = HfArg(default=None, help="Jinja file, or 'plain', instead of the Receiver's own template")
     adapter: str | None = HfArg(default=None, help="the bridge of the adapter control, from 'h2c train --blank_sharer true'")
+    lora: str | None = HfArg(default=None, help="the adapter of the method 'lora', from 'h2c lora'")
     sharer_quantization: Literal["none", "nf4", "int8"] = HfArg(default="none", help="load the Sharer in 4 or 8 bits (bitsandbytes)")
     dtype: str = HfArg(default="auto", help="dtype of all three models: 'auto' is that of their weights")
     attn_implementation: str | None = HfArg(default=None, help="attention of Sharer and Receiver")
 
     methods: list[str] = HfArg(
-        default_factory=lambda: [name for name in METHODS if name != "adapter"], help=f"who answers: {', '.join(METHODS)}"
+        default_factory=lambda: [name for name in METHODS if name not in (*NEED_WEIGHTS, *ONLY_IN)],
+        help=f"who answers: {', '.join(METHODS)}",
     )
-    data: str = HfArg(default="atlas", help="what is asked: 'atlas', or a dataset in the columns of cais/mmlu, by Hub id, folder or file")
+    data: str = HfArg(default="atlas", help="multiple choice: 'atlas', a dataset in the columns of cais/mmlu, or 'none'")
     data_name: str | None = HfArg(default=None, help="configuration of the dataset")
     split: str = HfArg(default="test", help="split that is asked")
     shots: int = HfArg(default=0, help="few-shot turns: the first questions of the same subject in shots_split")
@@ -41,6 +47,10 @@ class EvaluationArguments:
     batch_size: int = HfArg(default=64, help="questions a batch; the shuffled control trades states inside a batch")
     max_length: int | None = HfArg(default=None, help="longest prompt, tokens of either model, if less than its context window")
 
+    sets: list[str] = HfArg(
+        default_factory=list,
+        help="questions in words, each set with a name and a regime: fields of QuestionSet ('name=...,regime=private,path=...,limit=...')",
+    )
     hand_off: str | None = HfArg(
         default=None, help="passages for the Sharer alone: 'atlas', 'atlas_invented', or a dataset in the layout of SQuAD"
     )
@@ -85,6 +95,7 @@ def parse(arguments: list[str] | None, prog: str = "h2c evaluate") -> Evaluation
         ValueError: for a field that there is not, or values that cannot be.
     """
     (options,) = ConfigParser(EvaluationArguments, prog=prog, allow_abbrev=False).parse_config(arguments)
+    options.sets = [QuestionSet.parse(entry) for entry in options.sets]
     check(options)
     return options
 
@@ -100,8 +111,16 @@ def check(options: EvaluationArguments) -> None:
     if missing or not set(CONTROLS) & set(options.methods):
         what = missing[0] if missing else f"a control ({', '.join(CONTROLS)})"
         raise ValueError(f"methods lacks {what}; a report compares receiver, h2c and sharer, and h2c with a control.")
-    if ("adapter" in options.methods) != bool(options.adapter):
-        raise ValueError("The method 'adapter' and the field adapter (a bridge's folder) go together; expected both or neither.")
+    for name in NEED_WEIGHTS:
+        if (name in options.methods) != bool(getattr(options, name)):
+            raise ValueError(f"The method {name!r} and the field {name} (a folder of weights) go together; expected both or neither.")
+    names = [one.name for one in options.sets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"Two sets are called {twice[0]!r}; expected a name of its own for each.")
+    if taken := sorted(set(names) & {"choice", "open", "hand_off", "perplexity"}):
+        raise ValueError(f"A set is called {taken[0]!r}, which is a part of every report; expected another name.")
+    if options.data == "none" and not options.sets:
+        raise ValueError("data is 'none' and there are no sets; expected either.")
     if set(options.forms) - {"choice", "open"} or "choice" not in options.forms:
         raise ValueError(f"forms is {options.forms}; expected ['choice'] or ['choice', 'open'].")
     for name, least in (

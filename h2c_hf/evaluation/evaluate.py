@@ -1,11 +1,12 @@
 """`h2c evaluate CONFIG.yaml` and `accelerate launch scripts/evaluate.py CONFIG.yaml`: methods, controls, intervals, latency, a report."""
 
+import copy
 import json
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.utils import cached_file
 
 from ..data.prompts import LETTERS, open_answer
@@ -14,6 +15,7 @@ from ..loading import ROLES, load_bridge
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.configuration_h2c import record_commit
 from .arguments import EvaluationArguments, parse
+from .donors import donor_row
 from .hand_off import hand_off_questions, hand_off_rows
 from .inspection import inspect
 from .latency import measure
@@ -24,6 +26,7 @@ from .progress import Progress
 from .questions import fit, limits, load_questions
 from .report import build_report, save_report
 from .runner import MAX_ANSWER_TOKENS, evaluate
+from .sets import ONLY_IN, QuestionSet, set_report
 from .statistics import accuracy_row
 
 
@@ -49,9 +52,12 @@ class Run:
         set_seed(options.seed)
         self.options = options
         with state.main_process_first():
-            self.questions = load_questions(options.data, options.data_name, options.split, options.shots, options.shots_split)
-            self.questions = [self.questions[row] for row in spread_rows(len(self.questions), options.limit)]
-            self.passages = self.exchanges = None
+            self.questions = self.passages = self.exchanges = None
+            if options.data != "none":
+                self.questions = load_questions(options.data, options.data_name, options.split, options.shots, options.shots_split)
+                self.questions = [self.questions[row] for row in spread_rows(len(self.questions), options.limit)]
+            for one in options.sets:
+                one.load()  # told now, if it cannot be; the texts of some sets are cut by the Receiver's tokenizer later
             if options.hand_off:
                 name, split, limit = options.hand_off_name, options.hand_off_split, options.hand_off_limit
                 self.passages = hand_off_questions(options.hand_off, name, split, limit, options.hand_off_facts)
@@ -59,26 +65,37 @@ class Run:
                 name, split, limit = options.perplexity_name, options.perplexity_split, options.perplexity_limit
                 self.exchanges, self.unusable = load_exchanges(options.perplexity_data, name, split, limit)
         self.model, self.processor, self.adapter = load(options, state.device)
-        self.progress, self.is_main = Progress(options.output_dir, state), state.is_main_process
-        self.shared = {"adapter": self.adapter, "prompts": options.prompts}
+        self.lora = load_lora(options.lora, self.model.receiver) if options.lora else None
+        self.progress, self.state, self.is_main = Progress(options.output_dir, state), state, state.is_main_process
+        self.shared = {"adapter": self.adapter, "prompts": options.prompts, "lora": self.lora}
         self.counts, self.items = {}, {}
 
     def report(self) -> tuple[dict, dict]:
         """The report, and its items as `save_report` takes them."""
-        options = self.options
-        choice = self.ask("choice", self.questions, "choice")
-        asked = self.items["choice"][0]
-        more = {}
-        if "open" in options.forms:
+        options, more = self.options, {}
+        if self.questions:
+            headline, form = self.ask("choice", self.questions, "choice"), "choice"
+            asked = self.items["choice"][0]
+        if "open" in options.forms and self.questions:
             more["open_form"] = {name: accuracy_row(result["correct"]) for name, result in self.ask("open", self.questions, "open").items()}
+        for one in options.sets:
+            answers = self.ask_set(one)
+            more.setdefault("sets", {})[one.name] = set_report(
+                one, self.items[one.name][0], answers, self.processor.receiver_tokenizer, options.examples
+            )
+        if not self.questions:
+            (asked, headline), form = self.items[options.sets[0].name], "open"
+            methods = list(headline)
+        else:
+            methods = self.in_choice
         if self.passages:
-            answers = self.ask("hand_off", self.passages, "open")
+            answers = self.ask("hand_off", self.passages, "open", self.options.methods)
             more["hand_off"] = hand_off_rows(answers, self.items["hand_off"][0])
         if self.exchanges:
             longest = limits(self.model, [], "choice", options.max_length)
             more["perplexity"], self.counts["perplexity"] = perplexity(
                 self.model, self.processor, self.exchanges, options.methods, longest, options.perplexity_batch_size,
-                progress=self.progress, **self.shared,
+                progress=self.progress, adapter=self.adapter, prompts=options.prompts,
             )  # fmt: skip
             self.counts["perplexity"]["unusable"] = self.unusable
         if not self.is_main:
@@ -86,31 +103,47 @@ class Run:
         timing = {"latency": {}}
         if options.timed_questions:
             timed = [asked[row] for row in spread_rows(len(asked), options.timed_questions)]
-            timing = measure(self.model, self.processor, timed, options.methods, options.output_lengths, **self.shared)
-        rows = spread_rows(len(asked), options.examples)
+            timing = measure(self.model, self.processor, timed, methods, options.output_lengths, form=form, **self.shared)
+        if form == "choice":  # a look into one question, by its letters
+            rows = spread_rows(len(asked), options.examples)
+            more["examples"] = [side_by_side(self.model, self.processor, asked, row, headline, **self.shared) for row in rows]
+            more |= inspect(self.model, self.processor, asked, len(asked) // 2, methods, **self.shared)
         report = build_report(
-            choice, timing.pop("latency"), asked, **more, **timing,
+            headline, timing.pop("latency"), asked, **more, **timing,
             counts=self.counts,
             gates=self.model.gate_values(),
             **training(options, self.model),
-            examples=[side_by_side(self.model, self.processor, asked, row, choice, **self.shared) for row in rows],
-            **inspect(self.model, self.processor, asked, len(asked) // 2, options.methods, **self.shared),
             models=models(options, self.model),
             config=options.to_dict(),
         )  # fmt: skip
         return report, self.items
 
-    def ask(self, stage: str, questions: list[dict], form: str) -> dict[str, dict]:
-        options = self.options
-        longest = limits(self.model, options.methods, form, options.max_length)
-        asked, counts = fit(questions, self.processor, longest, form, options.prompts)
+    @property
+    def in_choice(self) -> list[str]:
+        """The methods that answer questions without passages."""
+        return [name for name in self.options.methods if name not in ONLY_IN]
+
+    def ask_set(self, one: QuestionSet) -> dict[str, dict]:
+        with self.state.main_process_first():
+            questions, counts = one.load(self.processor.receiver_tokenizer)
+        answers = self.ask(one.name, questions, "open", one.methods(self.options.methods), one.answer_tokens)
+        self.counts[one.name] |= counts
+        return answers
+
+    def ask(
+        self, stage: str, questions: list[dict], form: str, methods: list[str] | None = None, answer_tokens: int = MAX_ANSWER_TOKENS
+    ) -> dict[str, dict]:
+        options, methods = self.options, self.in_choice if methods is None else methods
+        longest = limits(self.model, methods, form, options.max_length, answer_tokens)
+        asked, counts = fit(questions, self.processor, longest, form, options.prompts, skyline="skyline" in methods)
         if len(asked) < 2:
             raise ValueError(
                 f"{counts['refused']} of {len(questions)} questions ({stage}) are longer than {longest}; expected at least 2 to fit."
             )
         results = evaluate(
-            self.model, self.processor, asked, options.methods, form, options.batch_size, progress=self.progress, **self.shared
-        )
+            self.model, self.processor, asked, methods, form, options.batch_size,
+            progress=self.progress, answer_tokens=answer_tokens, **self.shared,
+        )  # fmt: skip
         counts["cut_sharer_texts"] = {name: result["cut_texts"] for name, result in results.items() if result["cut_texts"]}
         self.counts[stage], self.items[stage] = counts, (asked, results)
         return results
@@ -128,6 +161,19 @@ def load(options: EvaluationArguments, device: torch.device) -> tuple[H2CForCaus
         adapter = H2CBridgeModel.from_pretrained(options.adapter, dtype=model.bridge.dtype).to(model.bridge.device).eval()
         adapter.config.check_pair(model.sharer.config, model.receiver.config)
     return model, processor, adapter
+
+
+def load_lora(folder: str, receiver: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the Receiver with a LoRA adapter, so that the Receiver itself stays as it is.
+
+    Raises:
+        ValueError: without peft, or for a folder without an adapter.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise ValueError("The method 'lora' needs peft, which is not installed; install h2c_hf[lora].") from None
+    return PeftModel.from_pretrained(copy.deepcopy(receiver), folder).eval()
 
 
 def models(options: EvaluationArguments, model: H2CForCausalLM) -> dict[str, dict]:
@@ -160,8 +206,7 @@ def side_by_side(model: H2CForCausalLM, processor: H2CProcessor, questions: list
         shared: `adapter` and `prompts` of `Batch`.
     """
     question = questions[row]
-    # Half the list away: the question before it can be about the same entity.
-    donor = Batch(model, processor, [questions[row - max(1, len(questions) // 2)]], "open", **shared)
+    donor = Batch(model, processor, [questions[donor_row(questions, row)]], "open", **shared)
     batch = Batch(model, processor, [question], "open", donor, **shared)
     answers = {}
     for name, result in results.items():
@@ -182,3 +227,7 @@ def print_summary(report: dict) -> None:
     print(f"information gain  {interval(gain)}, McNemar p = {gain['p']:.1g}")
     for name, row in report.get("open_form", {}).items():
         print(f"in words: {TITLES[name]:<26} {percent(row['accuracy'])}")
+    for set_name, one in report.get("sets", {}).items():
+        print(f"\n{set_name} ({one['regime']}, {one['n']} questions): {'exact':>24} {'contained':>10} {'F1':>8}")
+        for name, row in one["methods"].items():
+            print(f"  {TITLES[name]:<26} {percent(row['accuracy']):>9} {percent(row['contained']):>10} {percent(row['f1']):>8}")

@@ -1,14 +1,12 @@
 """Context hand-off: the Sharer reads a passage and a question, the Receiver the question alone, and answers in words."""
 
-import re
-import string
-
 import numpy as np
 
 from ..atlas.questions import atlas_passages
 from ..data.rows import spread_rows
+from .answers import judged
 from .questions import read_rows
-from .statistics import accuracy_row
+from .statistics import accuracy_row, mean_row
 
 
 def hand_off_questions(path: str, name: str | None, split: str, limit: int | None = None, facts: int = 4) -> list[dict]:
@@ -40,19 +38,20 @@ def _squad(path: str, name: str | None, split: str) -> list[dict]:
 
 
 def hand_off_rows(results: dict[str, dict], questions: list[dict]) -> dict[str, dict]:
-    """{method: accuracy row of the exact match, and `contained`, the share of texts that hold an answer}, as SQuAD compares:
-    without case, punctuation and articles."""
-    rows = {}
-    for name, result in results.items():
-        pairs = [
-            (plain(text), [plain(answer) for answer in q["answers"]]) for text, q in zip(result["predictions"], questions, strict=True)
-        ]
-        exact = np.array([text in answers for text, answers in pairs])
-        contained = np.array([any(f" {answer} " in f" {text} " for answer in answers) for text, answers in pairs])
-        rows[name] = {**accuracy_row(exact), "contained": float(contained.mean())}
-    return rows
+    """{method: row}, see `words_row`."""
+    return {name: words_row(judged(result["predictions"], questions)) for name, result in results.items()}
 
 
-def plain(text: str) -> str:
-    text = "".join(character for character in text.lower() if character not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+def words_row(found: dict[str, np.ndarray]) -> dict[str, float | int]:
+    """A method's row: the accuracy is that of the exact match; `contained` is the share of texts that hold an answer, and `f1` the mean
+    token F1, each with its 95 % interval.
+
+    Args:
+        found: what `judged` returned.
+    """
+    held, overlap = accuracy_row(found["contained"]), mean_row(found["f1"])
+    return {
+        **accuracy_row(found["exact"]),
+        "contained": held["accuracy"], "contained_low": held["accuracy_low"], "contained_high": held["accuracy_high"],
+        "f1": overlap["value"], "f1_low": overlap["low"], "f1_high": overlap["high"],
+    }  # fmt: skip

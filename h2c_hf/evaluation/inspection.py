@@ -6,6 +6,7 @@ import torch
 
 from ..data.prompts import LETTERS, choice_prompt, letter_ids, user_turn
 from ..modeling import H2CForCausalLM, H2CProcessor
+from .donors import donor_row
 from .methods import METHODS, Batch
 
 
@@ -13,7 +14,7 @@ from .methods import METHODS, Batch
 def inspect(
     model: H2CForCausalLM, processor: H2CProcessor, questions: list[dict], row: int, methods: Iterable[str], **shared
 ) -> dict[str, dict]:
-    """Look into question `row`; a question half the list away is the donor of the shuffled control.
+    """Look into question `row`; the donor of the shuffled control is a question about something else.
 
     Args:
         shared: `adapter` and `prompts` of `Batch`.
@@ -30,7 +31,7 @@ def inspect(
         raise ValueError(f"There is no question {row}; expected 0 to {len(questions) - 1}.")
     was_training = model.training
     model.eval()
-    donor = Batch(model, processor, [questions[row - max(1, len(questions) // 2)]], **shared)
+    donor = Batch(model, processor, [questions[donor_row(questions, row)]], **shared)
     batch = Batch(model, processor, [questions[row]], donor=donor, **shared)
     seen = {"injection": injection(batch), "probability_shift": probability_shift(batch, methods)}
     model.train(was_training)

@@ -7,6 +7,7 @@ from collections import defaultdict
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from ..data.prompts import PROMPTS, Prompts
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
@@ -45,12 +46,15 @@ def measure(
     lengths: list[int] = (),
     adapter: H2CBridgeModel | None = None,
     prompts: Prompts = PROMPTS,
+    lora: PreTrainedModel | None = None,
+    form: str = "choice",
 ) -> dict:
     """What each method takes, from token ids on. For text-to-text that includes the Sharer's text and encoding it again.
 
     Args:
         questions: each is timed once with every method; the first warm up and are asked again.
         lengths: output lengths, tokens, that are timed too.
+        adapter, prompts, lora, form: see `Batch`.
 
     Returns:
         `latency`: {method: {"ttft_ms_median", "ttft_ms_p90"}}, to the first answer token; with `lengths` also
@@ -60,10 +64,11 @@ def measure(
         `memory`: bytes of each model's weights; on CUDA also the peak while each part ran.
     """
     times, parts, peaks = defaultdict(list), defaultdict(lambda: defaultdict(list)), {}
+    shared = {"prompts": prompts, "form": form}
     for number, question in enumerate([*questions[:WARM_UP], *questions]):
         other = questions[number % len(questions) - 1]
         for name in methods:
-            batch = timed(model, processor, question, other, adapter, prompts)
+            batch = timed(model, processor, question, other, adapter=adapter, lora=lora, **shared)
             start = _now()
             METHODS[name].logits(batch).argmax(-1).tolist()
             whole = 1000 * (_now() - start)
@@ -83,7 +88,7 @@ def measure(
     }
     if lengths:
         found["output_lengths"] = sweep(
-            model, processor, questions[:SWEPT_QUESTIONS], [n for n in WRITTEN if n in methods], lengths, prompts
+            model, processor, questions[:SWEPT_QUESTIONS], [n for n in WRITTEN if n in methods], lengths, **shared
         )
         for name, row in latency.items():
             if name in found["output_lengths"][0]:
@@ -93,23 +98,23 @@ def measure(
     return found
 
 
-def timed(model, processor, question: dict, other: dict, adapter, prompts: Prompts) -> Timed:
+def timed(model, processor, question: dict, other: dict, **shared) -> Timed:
     """One question, encoded before the clock starts; its donor runs on the same clock."""
-    donor = Timed(model, processor, [other], prompts=prompts)
-    batch = Timed(model, processor, [question], donor=donor, adapter=adapter, prompts=prompts)
+    donor = Timed(model, processor, [other], **shared)
+    batch = Timed(model, processor, [question], donor=donor, **shared)
     donor.milliseconds, donor.peak_bytes = batch.milliseconds, batch.peak_bytes
     batch.inputs, donor.inputs  # noqa: B018
     return batch
 
 
-def sweep(model, processor, questions: list[dict], methods: list[str], lengths: list[int], prompts: Prompts) -> list[dict]:
+def sweep(model, processor, questions: list[dict], methods: list[str], lengths: list[int], **shared) -> list[dict]:
     """[{"tokens": n, method: median ms to write n tokens}], shortest first; a length of 1 is always among them."""
     rows = []
     for tokens in sorted({1, *lengths}):
         times = defaultdict(list)
         for question in [questions[0], *questions]:  # the first warms up
             for name in methods:
-                batch = timed(model, processor, question, question, None, prompts)
+                batch = timed(model, processor, question, question, **shared)
                 start = _now()
                 METHODS[name].generate(batch, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
                 times[name].append(1000 * (_now() - start))

@@ -10,7 +10,7 @@ import copy
 from functools import cached_property
 
 import torch
-from transformers import BatchFeature
+from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from ..data.prompts import FORMS, PROMPTS, Prompts, hint_prompt, user_turn, with_passage
@@ -38,15 +38,19 @@ class Batch:
         donor: "Batch | None" = None,
         adapter: H2CBridgeModel | None = None,
         prompts: Prompts = PROMPTS,
+        lora: PreTrainedModel | None = None,
+        donor_rows: list[int] | None = None,
     ):
         """
         Args:
-            donor: the questions whose states the shuffled control gives, by default the batch's own, moved by one.
+            donor: other questions, as many, whose states the shuffled control gives; by default those of the batch itself.
             adapter: the bridge of the adapter control, trained with `h2c train --blank_sharer true`.
             prompts: the words around the questions.
+            lora: the fine-tuned Receiver of the method "lora", from `h2c lora`.
+            donor_rows: of the batch itself, the row that gives its states to each row; by default the one before it.
         """
         self.model, self.processor, self.questions, self.form, self.donor = model, processor, questions, form, donor
-        self.adapter, self.prompts = adapter, prompts
+        self.adapter, self.prompts, self.lora, self.donor_rows = adapter, prompts, lora, donor_rows
         self.cut_texts = 0  # of the Sharer's texts, those that ran on to their limit of tokens
 
     @cached_property
@@ -122,6 +126,7 @@ class Method:
     def generate(self, batch: Batch, **kwargs) -> list[str]:
         """The whole answers; ``kwargs`` as for transformers' ``generate``."""
         inputs, cache = batch.inputs, self.cache(batch)
+        kwargs = {**end_tokens(batch.model, batch.processor.receiver_tokenizer), **kwargs}
         with batch.part("decode"):
             ids = batch.model.generate(inputs["input_ids"], inputs["attention_mask"], past_key_values=cache, **kwargs)
         return batch.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -212,6 +217,60 @@ class H2C(Method):
 
 
 @register
+class Skyline(Receiver):
+    """The Receiver, with the passage in its own prompt: the most that any message could tell it. In the private regime only."""
+
+    name = "skyline"
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        return super().logits(self.told(batch))
+
+    def generate(self, batch: Batch, **kwargs) -> list[str]:
+        return super().generate(self.told(batch), **kwargs)
+
+    def told(self, batch: Batch) -> Batch:
+        """The batch with what the Sharer reads as the Receiver's prompts.
+
+        Raises:
+            ValueError: if a question has no passage.
+        """
+        if any("passage" not in question for question in batch.questions):
+            raise ValueError("The skyline needs passages, which the Receiver reads itself: got a question without one.")
+        asked = [for_sharer(conversation(question, batch.form, prompts=batch.prompts), question) for question in batch.questions]
+        return batch.with_inputs(batch.encode(asked))
+
+
+@register
+class LoRA(Method):
+    """The Receiver, fine-tuned on the bridge's training data without a Sharer: the single model to compare with."""
+
+    name = "lora"
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        receiver, inputs = self._receiver(batch), batch.inputs
+        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        with batch.part("decode"):
+            return receiver(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], position_ids=positions, logits_to_keep=1
+            ).logits[:, -1]
+
+    def generate(self, batch: Batch, **kwargs) -> list[str]:
+        receiver, inputs = self._receiver(batch), batch.inputs
+        kwargs = {**end_tokens(batch.model, batch.processor.receiver_tokenizer), **kwargs}
+        with batch.part("decode"):
+            ids = receiver.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **kwargs)
+        return batch.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def cache(self, batch: Batch) -> Cache:
+        raise TypeError("lora answers with weights of its own, so it has no cache for the Receiver.")
+
+    def _receiver(self, batch: Batch) -> PreTrainedModel:
+        if batch.lora is None:
+            raise ValueError("The method 'lora' needs an adapter from 'h2c lora': got none, expected lora: DIR.")
+        return batch.lora
+
+
+@register
 class Sharer(Method):
     """The large model alone."""
 
@@ -240,7 +299,9 @@ class Shuffled(H2C):
         if len(batch.questions) < 2:
             raise ValueError("The shuffled control needs another question's states: got a batch of 1, expected at least 2.")
         states, mask = super().states(batch)
-        return tuple(None if state is None else state.roll(1, 0) for state in states), mask.roll(1, 0)
+        rows = [row - 1 for row in range(len(mask))] if batch.donor_rows is None else batch.donor_rows
+        rows = torch.tensor(rows).to(mask.device)
+        return tuple(None if state is None else state[rows.to(state.device)] for state in states), mask[rows]
 
 
 @register
@@ -289,10 +350,19 @@ class Adapter(Zeros):
 
 
 def sharer_text(batch: Batch, inputs: BatchFeature, **kwargs) -> list[str]:
-    """What the Sharer writes after its prompts in ``inputs``. Texts that ran on to their limit of tokens are counted in the batch."""
-    sharer = batch.model.sharer
+    """The Sharer's text after its prompts in ``inputs``. Texts that ran on to their limit of tokens are counted in the batch."""
+    sharer, tokenizer = batch.model.sharer, batch.processor.sharer_tokenizer
     ids, mask = (inputs[name].to(sharer.device) for name in ("sharer_input_ids", "sharer_attention_mask"))
+    kwargs = {**end_tokens(sharer, tokenizer), **kwargs}
     new = sharer.generate(input_ids=ids, attention_mask=mask, **kwargs)[:, ids.shape[1] :]
-    ends = torch.tensor(sharer.generation_config.eos_token_id or [], device=new.device).flatten()
+    ends = torch.tensor(kwargs.get("eos_token_id", []), device=new.device)
     batch.cut_texts += int((~torch.isin(new, ends).any(1)).sum())
-    return batch.processor.sharer_tokenizer.batch_decode(new, skip_special_tokens=True)
+    return tokenizer.batch_decode(new, skip_special_tokens=True)
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """The argument of `generate` that ends an answer: the model's own end tokens, and the tokenizer's, in which targets end. They differ
+    in models whose generation config was lost on the way, and the answer would then run on."""
+    own = model.generation_config.eos_token_id
+    ends = {*([] if own is None else [own] if isinstance(own, int) else own), tokenizer.eos_token_id} - {None}
+    return {"eos_token_id": sorted(ends)} if ends else {}

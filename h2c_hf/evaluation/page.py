@@ -4,6 +4,7 @@ TITLES = {
     "receiver": "Receiver", "text_to_text": "text-to-text", "text_to_text_answer": "text-to-text: answer",
     "text_to_text_reasoning": "text-to-text: reasoning", "h2c": "H2C", "sharer": "Sharer", "shuffled": "control: shuffled",
     "zeros": "control: zeros", "noise": "control: noise", "adapter": "control: adapter",
+    "skyline": "skyline (Receiver reads the passage)", "lora": "Receiver with LoRA",
 }  # fmt: skip
 CONTROLS = ("shuffled", "zeros", "noise", "adapter")
 PARTS = {
@@ -14,7 +15,7 @@ PARTS = {
 
 def markdown(report: dict) -> str:
     """The report as a page."""
-    sections = [headline(report), comparisons(report)]
+    sections = [headline(report), comparisons(report.get("comparisons", []), "Differences over the same questions")]
     sections += [section(report[key]) for key, section in SECTIONS.items() if report.get(key)]
     sections.append([*heading("Run"), *[f"- {name}: {value}" for name, value in run(report).items()]])
     return "\n".join(line for lines in sections for line in lines) + "\n"
@@ -39,18 +40,28 @@ def headline(report: dict) -> list[str]:
     ]
 
 
-def comparisons(report: dict) -> list[str]:
-    rows = [
+def comparisons(rows: list[dict], title: str, level: int = 2) -> list[str]:
+    cells = [
         [
-            TITLES.get(row["second"], row["second"]),
+            f"{TITLES.get(row['first'], row['first'])} - {TITLES.get(row['second'], row['second'])}",
             *difference_cells(row),
-            f"{row['questions_needed']:,}" if row["questions_needed"] else "-",
+            f"{row['questions_needed']:,}" if row.get("questions_needed") else "-",
+            equivalence_cell(row.get("equivalence")),
         ]
-        for row in report.get("comparisons", [])
+        for row in rows
     ]
-    names = ["H2C against", "difference", "95 % interval", "McNemar p", "questions needed"]
-    note = "Questions needed: for McNemar's test to find the difference in 80 % of tries, where it did not here."
-    return [*heading("Differences over the same questions"), *table(names, rows), "", note] if rows else []
+    names = ["methods", "difference", "95 % interval", "McNemar p", "questions needed", "equivalent"]
+    note = (
+        "Questions needed: for McNemar's test to find the difference in 80 % of tries, if it did not here. Equivalent: whether two "
+        "one-sided t-tests (TOST) show that the difference lies within the margin."
+    )
+    return [*heading(title, level), *table(names, cells), "", note] if rows else []
+
+
+def equivalence_cell(row: dict | None) -> str:
+    if row is None:
+        return "-"
+    return f"{'yes' if row['equivalent'] else 'not shown'}, within {100 * row['margin']:g} points, p = {row['p']:.1g}"
 
 
 def difference_cells(row: dict) -> list[str]:
@@ -66,9 +77,78 @@ def open_form(rows: dict) -> list[str]:
 
 
 def hand_off(rows: dict) -> list[str]:
-    cells = [[TITLES.get(name, name), *accuracy_cells(row), percent(row["contained"])] for name, row in rows.items()]
-    title = "Context hand-off (the Sharer reads a passage, the Receiver the question alone)"
-    return [*heading(title), *table(["method", "exact", "95 % interval", "questions", "contained"], cells)]
+    return [*heading("Context hand-off (the Sharer reads a passage, the Receiver the question alone)"), *words_table(rows)]
+
+
+WORDS = ("method", "exact match", "95 % interval", "contained", "95 % interval", "token F1", "95 % interval", "n")
+
+
+def words_table(rows: dict) -> list[str]:
+    """Methods that answer in words, as `h2c_hf.evaluation.hand_off.words_row` has them."""
+    return table(list(WORDS), [[TITLES.get(name, name), *words_cells(row)] for name, row in rows.items()])
+
+
+def words_cells(row: dict) -> list[str]:
+    cells = []
+    for measure in ("accuracy", "contained", "f1"):
+        low, high = row.get(f"{measure}_low"), row.get(f"{measure}_high")  # older reports have only the shares
+        cells += [percent(row.get(measure), "-"), "-" if low is None else f"{percent(low)} - {percent(high)}"]
+    return [*cells, f"{row['n']:,}"]
+
+
+REGIMES = {
+    "private": "Private regime: only the Sharer reads the passage",
+    "shared": "Shared regime: both models read the question",
+}
+
+
+def sets(rows: dict) -> list[str]:
+    """A section for each regime, and in it one for each set."""
+    lines = []
+    for regime, title in REGIMES.items():
+        own = {name: row for name, row in rows.items() if row["regime"] == regime}
+        lines += heading(title) if own else []
+        for name, row in own.items():
+            lines += [*heading(f"{name}: {row['source']}", 3), *words_table(row["methods"]), "", *set_figures(row)]
+            lines += comparisons(row["comparisons"], f"{name}: differences over the same questions", 4)
+            lines += set_examples(row.get("examples", []))
+    return lines
+
+
+def set_figures(row: dict) -> list[str]:
+    gain = row["information_gain"]
+    lines = [
+        f"- recovered, (H2C - Receiver) / (Sharer - Receiver): {interval(row['recovered'])}",
+        f"- information gain, H2C - best control ({gain['control']}): {interval(gain)}, McNemar p = {gain['p']:.1g}",
+    ]
+    if pairing := row.get("pairing_gain"):
+        lines.append(
+            f"- pairing gain, matched - shuffled: {interval(pairing)}, McNemar p = {pairing['p']:.1g}; in F1 {interval(pairing['f1'])}"
+        )
+    if follow := row.get("follow_rate"):
+        over = "" if follow["over_h2c"] is None else f"; {percent(follow['over_h2c'])} of H2C's own accuracy"
+        lines.append(f"- follow rate, the donor's answer with another question's states: {interval(follow)}{over}")
+    tokens = ", ".join(f"{TITLES.get(name, name)} {percent(own['token_accuracy'])}" for name, own in row["methods"].items())
+    lines.append(f"- tokens of the answer in their place: {tokens}")
+    for name in ("h2c", "shuffled"):
+        if shares := row["methods"].get(name, {}).get("token_accuracy_by_position"):
+            lines.append(f"- {TITLES[name]}, by position, %: {', '.join(f'{100 * share:.0f}' for share in shares)}")
+    return lines
+
+
+def set_examples(rows: list[dict]) -> list[str]:
+    lines = []
+    for example in rows:
+        lines += ["", f"**{cell(example['question'])}** Expected: {cell('; '.join(example['expected']))}."]
+        if "passage" in example:
+            lines += ["", f"> {cell(example['passage'])}"]
+        lines += ["", *table(["method", "answer"], [[TITLES.get(name, name), cell(text)] for name, text in example["answers"].items()])]
+    return lines
+
+
+def cell(text: str) -> str:
+    """The text on one line, with the sign that ends a table's cell escaped."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def perplexity(rows: dict) -> list[str]:
@@ -128,7 +208,7 @@ def examples(rows: list[dict]) -> list[str]:
 
 
 SECTIONS = {
-    "open_form": open_form, "hand_off": hand_off, "perplexity": perplexity, "counts": counts, "latency_parts": latency_parts,
+    "sets": sets, "open_form": open_form, "hand_off": hand_off, "perplexity": perplexity, "counts": counts, "latency_parts": latency_parts,
     "output_lengths": output_lengths, "break_even": break_even, "memory": memory, "by_category": groups("category"),
     "by_subject": groups("subject"), "examples": examples,
 }  # fmt: skip
@@ -136,12 +216,12 @@ SECTIONS = {
 
 def run(report: dict) -> dict:
     models = {f"{role}": " at ".join(filter(None, row.values())) for role, row in report.get("models", {}).items()}
-    config = {name: value for name, value in report.get("config", {}).items() if value is not None}
+    config = {name: value for name, value in report.get("config", {}).items() if value is not None and name != "sets"}
     return {**models, **config, **{name: value for name, value in report["environment"].items() if value is not None}}
 
 
-def heading(title: str) -> list[str]:
-    return ["", f"## {title}", ""]
+def heading(title: str, level: int = 2) -> list[str]:
+    return ["", f"{'#' * level} {title}", ""]
 
 
 def table(names: list[str], rows: list[list[str]]) -> list[str]:
@@ -152,8 +232,8 @@ def accuracy_cells(row: dict) -> list[str]:
     return [percent(row["accuracy"]), f"{percent(row['accuracy_low'])} - {percent(row['accuracy_high'])}", f"{row['n']:,}"]
 
 
-def percent(fraction: float | None) -> str:
-    return "not defined" if fraction is None else f"{100 * fraction:.1f} %"
+def percent(fraction: float | None, missing: str = "not defined") -> str:
+    return missing if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -161,4 +241,6 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def interval(row: dict) -> str:
+    if row["value"] is None:
+        return f"not defined{': ' + row['reason'] if row.get('reason') else ''}"
     return f"{percent(row['value'])} (95 % interval {percent(row['low'])} to {percent(row['high'])})"

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..data.examples import IGNORE_INDEX, H2CCollator, encode_example
-from ..data.prompts import PROMPTS, Prompts
+from ..data.exchanges import Exchange, UnusableRecordError
+from ..data.prompts import PROMPTS, Prompts, user_turn
 from ..data.rows import spread_rows
-from ..data.sources import DataSource, Exchange, UnusableRecordError, reader
+from ..data.sources import DataSource, reader
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from .methods import MAX_HINT_TOKENS, METHODS, Batch, sharer_text
 from .progress import Progress, fingerprint
@@ -109,8 +110,8 @@ def losses(
     return F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none").sum(1).tolist()
 
 
-def with_hint(messages: list[dict], answer: str, hint: str, processor: H2CProcessor, prompts: Prompts) -> dict:
+def with_hint(messages: list[dict] | str, answer: str, hint: str, processor: H2CProcessor, prompts: Prompts) -> dict:
     """The example with what the Sharer said after its last question."""
-    *before, last = messages
+    *before, last = user_turn(messages) if isinstance(messages, str) else messages
     told = {**last, "content": f"{last['content']}\n{prompts.prefix} {hint}"}
     return encode_example(processor, [*before, told], answer)

@@ -3,11 +3,9 @@
 from collections import Counter
 from pathlib import Path
 
-from datasets import load_dataset
-
 from ..atlas.questions import atlas_questions
 from ..data.prompts import PROMPTS, Prompts, open_answer
-from ..data.sources import FILES, NAMES
+from ..data.tables import load_table
 from ..modeling import H2CProcessor
 from .methods import METHODS, TextToText, conversation, for_sharer
 from .runner import MAX_ANSWER_TOKENS
@@ -22,17 +20,10 @@ def read_rows(path: str, name: str | None, split: str, columns: tuple[str, ...] 
     Raises:
         ValueError: where there is no such dataset, configuration or split, or a column is missing.
     """
-    path, default = NAMES.get(path, (path, None))
-    suffix, name = Path(path).suffix, name or default
     try:
-        if suffix in FILES and Path(path).is_file():
-            rows = load_dataset(FILES[suffix], data_files=path, split="train")
-        else:
-            rows = load_dataset(path, name, split=split)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"The dataset {path!r} ({name or 'default'}, split {split!r}) cannot be read: {str(error).splitlines()[0]}"
-        ) from None
+        rows = load_table(path, name, "train" if Path(path).is_file() else split)
+    except ValueError as error:
+        raise ValueError(f"The dataset {path!r} ({name or 'default'}, split {split!r}) cannot be read: {error}") from None
     if missing := sorted(set(columns) - set(rows.column_names)):
         raise ValueError(f"{path} has no column {missing[0]!r}; expected {', '.join(columns)}, got {', '.join(rows.column_names)}.")
     return rows.to_list()
@@ -71,11 +62,11 @@ def _questions(path: str, name: str | None, split: str) -> list[dict]:
     return questions
 
 
-def limits(model, methods: list[str], form: str, max_length: int | None = None) -> dict[str, int]:
+def limits(model, methods: list[str], form: str, max_length: int | None = None, answer_tokens: int = MAX_ANSWER_TOKENS) -> dict[str, int]:
     """{"receiver", "sharer"}: the longest prompt that leaves room, in the model's context window, for what these methods write."""
     texts = [METHODS[name].max_tokens for name in methods if isinstance(METHODS[name], TextToText)]
     written = {"receiver": HINT_GROWTH * max(texts, default=0), "sharer": max(texts, default=0)}
-    answered = MAX_ANSWER_TOKENS if form == "open" else 0
+    answered = answer_tokens if form == "open" else 0
     found = {}
     for role in ("receiver", "sharer"):
         window = getattr(getattr(model, role).config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -85,12 +76,18 @@ def limits(model, methods: list[str], form: str, max_length: int | None = None) 
 
 
 def fit(
-    questions: list[dict], processor: H2CProcessor, longest: dict[str, int], form: str, prompts: Prompts = PROMPTS
+    questions: list[dict],
+    processor: H2CProcessor,
+    longest: dict[str, int],
+    form: str,
+    prompts: Prompts = PROMPTS,
+    skyline: bool = False,
 ) -> tuple[list[dict], dict]:
     """Make every prompt fit: the earliest few-shot turns are dropped first (truncated); what is still too long is refused.
 
     Args:
         longest: tokens, as `limits` gives them.
+        skyline: the Receiver must have room for the passage, too.
 
     Returns:
         The questions that are asked; and counts: `questions`, `asked`, `truncated`, `refused`, and `refused_rows`.
@@ -98,9 +95,9 @@ def fit(
     asked, refused, counts = [], [], Counter(truncated=0)
     for row, question in enumerate(questions):
         fitted = dict(question)
-        while not fits(fitted, processor, longest, form, prompts) and fitted.get("shots"):
+        while not fits(fitted, processor, longest, form, prompts, skyline) and fitted.get("shots"):
             fitted["shots"] = fitted["shots"][1:]
-        if not fits(fitted, processor, longest, form, prompts):
+        if not fits(fitted, processor, longest, form, prompts, skyline):
             refused.append(row)
             continue
         counts["truncated"] += len(fitted.get("shots", [])) < len(question.get("shots", []))
@@ -108,8 +105,9 @@ def fit(
     return asked, {"questions": len(questions), "asked": len(asked), **counts, "refused": len(refused), "refused_rows": refused}
 
 
-def fits(question: dict, processor: H2CProcessor, longest: dict[str, int], form: str, prompts: Prompts) -> bool:
+def fits(question: dict, processor: H2CProcessor, longest: dict[str, int], form: str, prompts: Prompts, skyline: bool = False) -> bool:
     messages = conversation(question, form, prompts=prompts)
-    inputs = processor.apply_chat_template([messages], [for_sharer(messages, question)])
+    told = for_sharer(messages, question)
+    inputs = processor.apply_chat_template([told if skyline else messages], [told])
     lengths = {"receiver": inputs["input_ids"].shape[1], "sharer": inputs["sharer_input_ids"].shape[1]}
     return all(lengths[role] <= longest[role] for role in lengths)

@@ -9,12 +9,12 @@ from .environment import environment
 from .items import item_rows, save_items
 from .page import CONTROLS, markdown
 from .schema import SCHEMA_VERSION, check_report
-from .statistics import accuracy_row, difference, macro_accuracy, recovered
+from .statistics import accuracy_row, difference, equivalence, macro_accuracy, recovered
 from .subjects import CATEGORIES
 
 
 def build_report(results: dict[str, dict], latency: dict[str, dict], questions: list[dict], **more) -> dict:
-    """A report of one evaluation in choice form.
+    """A report of one evaluation; its headline is the choice form, or else a set of questions in words.
 
     Args:
         results: what `h2c_hf.evaluation.runner.evaluate` returned; with `h2c`, `receiver`, `sharer` and a control.
@@ -33,13 +33,23 @@ def build_report(results: dict[str, dict], latency: dict[str, dict], questions: 
         },
         "recovered": recovered(correct["h2c"], correct["receiver"], correct["sharer"]),
         "information_gain": {**difference(correct["h2c"], correct[control]), "control": control},
-        "comparisons": [{"first": "h2c", "second": name, **difference(correct["h2c"], correct[name])} for name in correct if name != "h2c"],
+        "comparisons": [
+            {
+                "first": "h2c",
+                "second": name,
+                **difference(correct["h2c"], correct[name]),
+                "equivalence": equivalence(correct["h2c"], correct[name]),
+            }
+            for name in correct
+            if name != "h2c"
+        ],
         "by_subject": by_group(correct, subjects),
     }
     if known := [CATEGORIES[subject] for subject in subjects if subject in CATEGORIES]:
         kept = np.array([subject in CATEGORIES for subject in subjects])
         report["by_category"] = by_group({name: values[kept] for name, values in correct.items()}, known)
-    report["confusion"] = {name: confusion(result["predictions"], questions) for name, result in results.items()}
+    if all(isinstance(result["predictions"][0], int) for result in results.values()):
+        report["confusion"] = {name: confusion(result["predictions"], questions) for name, result in results.items()}
     return {**report, "environment": environment(), **more}
 
 

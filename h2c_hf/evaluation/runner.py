@@ -5,9 +5,12 @@ from dataclasses import asdict
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from ..data.prompts import FORMS, PROMPTS, Prompts, letter_ids, open_answer
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
+from .answers import exact
+from .donors import donor_row
 from .methods import METHODS, Batch, conversation
 from .progress import Progress, fingerprint
 
@@ -26,22 +29,27 @@ def evaluate(
     adapter: H2CBridgeModel | None = None,
     prompts: Prompts = PROMPTS,
     progress: Progress | None = None,
+    lora: PreTrainedModel | None = None,
+    answer_tokens: int = MAX_ANSWER_TOKENS,
 ) -> dict[str, dict]:
     """Ask every method every question.
 
     Args:
         questions: in the columns of `cais/mmlu`, all with as many choices; see `Batch` for more that they may hold.
         methods: names in `h2c_hf.evaluation.methods.METHODS`.
-        form: "choice", the best-scored letter; or "open", the whole text, greedily written, compared exactly.
-        adapter, prompts: see `Batch`.
+        form: "choice", the best-scored letter; or "open", the whole text, greedily written, through the model's end token. It is right
+            if it is one of the question's `answers` (see `h2c_hf.evaluation.answers`); without these, if it is the right choice's text.
+        adapter, prompts, lora: see `Batch`.
+        answer_tokens: of the form "open": a text that has not ended after so many tokens is cut.
         progress: where finished batches are kept, and how many processes share them.
 
     Returns:
         {method: {"predictions": list of letter indices or texts, "correct": bool array, "scores": list of the letters' logits or
-        None, "cut_texts": how many texts of the Sharer ran on to their limit}}, in the order of `questions`.
+        None, "cut_texts": how many texts of the Sharer ran on to their limit}}, in the order of `questions`. Of the shuffled control also
+        "donors": the row of the question whose states each question got, which is about something else and has another answer.
 
     Raises:
-        ValueError: for an unknown method, no questions, or questions with different numbers of choices.
+        ValueError: for an unknown method, no questions, questions with different numbers of choices, or no donor for one.
     """
     check(questions, methods, form, adapter)
     progress, count = progress or Progress(), len(questions[0]["choices"])
@@ -51,15 +59,28 @@ def evaluate(
         letters = {role: letter_ids(getattr(processor, f"{role}_tokenizer"), first, count) for role in ("receiver", "sharer")}
     parts = batches(questions, form, batch_size)
     results = {name: {"predictions": [None] * len(questions), "scores": [None] * len(questions), "cut_texts": 0} for name in methods}
-    expected = [question["answer"] if form == "choice" else open_answer(question) for question in questions]
+    donors = [[donor_row(questions, row, part) for row in part] if "shuffled" in methods else [] for part in parts]
 
     def compute(number: int) -> dict:
-        batch = Batch(model, processor, [questions[row] for row in parts[number]], form, adapter=adapter, prompts=prompts)
-        return {"rows": parts[number], "answers": {name: answer(METHODS[name], batch, letters) for name in methods}}
+        rows, giving = parts[number], donors[number]
+        shared = {"adapter": adapter, "prompts": prompts, "lora": lora}
+        batch = Batch(model, processor, [questions[row] for row in rows], form, **shared)
+        if set(giving) <= set(rows):
+            batch.donor_rows = [rows.index(row) for row in giving] or None
+        else:  # nobody in the batch can give; the Sharer reads these as well
+            batch.donor = Batch(model, processor, [questions[row] for row in giving], form, **shared)
+        return {"rows": rows, "answers": {name: answer(METHODS[name], batch, letters, answer_tokens) for name in methods}}
+
+    def right_answer(row: int, prediction: int | str) -> bool:
+        if form == "choice":
+            return prediction == questions[row]["answer"]
+        answers = questions[row].get("answers")
+        return exact(prediction, answers) if answers else prediction == open_answer(questions[row])
 
     asked = {
         "questions": questions, "methods": methods, "form": form, "batch_size": batch_size, "prompts": asdict(prompts),
-        "bridge": fingerprint(model.bridge), "adapter": fingerprint(adapter), "letters": letters,
+        "bridge": fingerprint(model.bridge), "adapter": fingerprint(adapter), "letters": letters, "donors": donors,
+        "answer_tokens": answer_tokens, "lora": fingerprint(lora),
     }  # fmt: skip
     records, right = [], dict.fromkeys(methods, 0)
     was_training = model.training
@@ -70,7 +91,7 @@ def evaluate(
             bar.update(len(record["rows"]))
             for name in methods:
                 pairs = zip(record["rows"], record["answers"][name]["predictions"], strict=True)
-                right[name] += sum(prediction == expected[row] for row, prediction in pairs)
+                right[name] += sum(right_answer(row, prediction) for row, prediction in pairs)
             answered = sum(len(record["rows"]) for record in records)  # a bar that is not shown does not count
             bar.set_postfix({name: f"{right[name] / answered:.3f}" for name in methods})
     model.train(was_training)
@@ -80,18 +101,21 @@ def evaluate(
             for row, prediction, scores in zip(record["rows"], answers["predictions"], answers["scores"], strict=True):
                 results[name]["predictions"][row], results[name]["scores"][row] = prediction, scores
     for result in results.values():
-        result["correct"] = np.array([p == e for p, e in zip(result["predictions"], expected, strict=True)], bool)
+        result["correct"] = np.array([right_answer(row, prediction) for row, prediction in enumerate(result["predictions"])], bool)
+    if "shuffled" in methods:
+        given = {row: donor for part, giving in zip(parts, donors, strict=True) for row, donor in zip(part, giving, strict=True)}
+        results["shuffled"]["donors"] = [given[row] for row in range(len(questions))]
     return results
 
 
-def answer(method, batch: Batch, letters: dict[str, list[int]]) -> dict[str, list | int]:
+def answer(method, batch: Batch, letters: dict[str, list[int]], tokens: int = MAX_ANSWER_TOKENS) -> dict[str, list | int]:
     """A method's answers to a batch: the index of the best-scored letter and every letter's logit; or the text."""
     before = batch.cut_texts
     if batch.form == "choice":
         scores = method.logits(batch)[:, letters[method.reader]].float()
         found = {"predictions": scores.argmax(-1).tolist(), "scores": scores.tolist()}
     else:
-        texts = method.generate(batch, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)
+        texts = method.generate(batch, max_new_tokens=tokens, do_sample=False)
         found = {"predictions": [text.strip() for text in texts], "scores": [None] * len(texts)}
     return {**found, "cut_texts": batch.cut_texts - before}
 

@@ -6,10 +6,12 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import normal_sample_size_one_tail
+from statsmodels.stats.weightstats import DescrStatsW
 
 
 CONFIDENCE, POWER = 0.95, 0.8
 RESAMPLES = 2000
+MARGIN = 0.02  # differences within it count as none in a test of equivalence
 
 
 def accuracy_interval(correct: np.ndarray) -> tuple[float, float, float]:
@@ -40,18 +42,43 @@ def perplexity_row(nll: list[float], tokens: list[int]) -> dict[str, float | int
     return {"perplexity": row["value"], "low": row["low"], "high": row["high"], "n": len(nll), "tokens": int(np.sum(tokens))}
 
 
-def recovered(h2c: np.ndarray, receiver: np.ndarray, sharer: np.ndarray) -> dict[str, float | None]:
+def mean_row(values: np.ndarray) -> dict[str, float | None]:
+    """The mean over questions with a bootstrap interval."""
+    return _paired(lambda values, axis=-1: values.mean(axis), values)
+
+
+def recovered(h2c: np.ndarray, receiver: np.ndarray, sharer: np.ndarray) -> dict[str, float | str | None]:
     """The share of the Sharer's lead over the Receiver that H2C recovers, with a bootstrap interval over questions.
+
+    It is defined only if the Sharer leads significantly: the paired interval of its lead lies above zero. Otherwise `value` is None
+    and `reason` tells the lead.
 
     Args:
         h2c, receiver, sharer: boolean (or means over seeds), one entry a question, the same questions in the same order.
     """
+    lead = mean_difference(sharer, receiver)
+    if not lead["low"] > 0:
+        told = f"{100 * lead['value']:.1f} points, 95 % interval {100 * lead['low']:.1f} to {100 * lead['high']:.1f}"
+        return {"value": None, "low": None, "high": None, "reason": f"the Sharer does not lead the Receiver significantly ({told})"}
 
     def statistic(h2c, receiver, sharer, axis=-1):
         lead = sharer.mean(axis) - receiver.mean(axis)
         return (h2c.mean(axis) - receiver.mean(axis)) / lead
 
     return _paired(statistic, h2c, receiver, sharer)
+
+
+def equivalence(first: np.ndarray, second: np.ndarray, margin: float = MARGIN) -> dict[str, float | bool]:
+    """Whether mean(first) - mean(second) over the same questions lies within +- margin: two one-sided paired t-tests (TOST).
+
+    `p` is the larger of both; `equivalent` is p < 0.05. A difference that is not significant is no evidence of none; this is.
+    """
+    differences = np.asarray(first, float) - np.asarray(second, float)
+    if np.ptp(differences) == 0:  # the t-test divides by the spread
+        p = 0.0 if abs(differences[0]) < margin else 1.0
+    else:
+        p = float(DescrStatsW(differences).ttost_mean(-margin, margin)[0])
+    return {"margin": margin, "p": p, "equivalent": p < 1 - CONFIDENCE}
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> dict[str, float | int | None]:

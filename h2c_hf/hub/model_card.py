@@ -9,11 +9,11 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment
 
-from ..evaluation.page import TITLES, number, percent
+from ..evaluation.page import REGIMES, TITLES, number, percent
 from ..evaluation.schema import load_report
 from ..modeling import H2CBridgeConfig
 from .licence import GEMMA_NOTICE, GEMMA_RESTRICTIONS, attribution, built_with, follows_in_name, has_gemma, llama_version, name_begins
-from .results import PARTS, hub_ids, model_index, write_eval_results
+from .results import PARTS, hub_ids, model_index, public_name, write_eval_results
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -51,13 +51,17 @@ def write_model_card(directory: str | Path, config: H2CBridgeConfig, repo: str, 
         eval_results=model_index(report) if report else None,
     )
     template = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(TEMPLATE.read_text("utf-8"))
+    sets: dict[str, dict] = {}
+    for set_name, row in (report or {}).get("sets", {}).items():
+        sets.setdefault(row["regime"], {})[set_name] = {**row, "source": public_source(row["source"])}
     text = template.render(
         card_data=data.to_yaml(), repo=repo, **ids,
         title=name if not llama or follows_in_name(name, llama) else f"{name_begins(llama)} {name}",
         built_with=llama and built_with(llama), attribution=llama and attribution(llama),
         gemma=gemma, gemma_notice=GEMMA_NOTICE, gemma_restrictions=GEMMA_RESTRICTIONS,
         config=config, report=report, sources=sources, recipe=recipe,
-        forms={part: title for part, (title, _, _) in PARTS.items()}, titles=TITLES, percent=percent, number=number,
+        forms={part: title for part, (title, _, _) in PARTS.items()}, titles=TITLES, percent=percent, number=number, span=span,
+        sets=sets, regimes=REGIMES,
         figures=sorted(path.name for path in (directory / "figures").glob("*.png")),
     )  # fmt: skip
     path = directory / "README.md"
@@ -65,6 +69,19 @@ def write_model_card(directory: str | Path, config: H2CBridgeConfig, repo: str, 
     ModelCard(text).save(beside)
     write_eval_results(directory, report, repo)
     return beside.replace(path)
+
+
+def span(row: dict) -> str:
+    """A value with its interval, or why it is not defined."""
+    if row["value"] is None:
+        return f"not defined{': ' + row['reason'] if row.get('reason') else ''}"
+    return f"{percent(row['value'])} ({percent(row['low'])} to {percent(row['high'])})"
+
+
+def public_source(title: str) -> str:
+    """The title of a source without the folders of this machine."""
+    path, _, rest = title.partition(" ")
+    return f"{public_name(path)} {rest}".strip()
 
 
 def read_json(path: Path) -> dict:

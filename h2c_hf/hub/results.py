@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
-from ..data.sources import NAMES
+from ..data.tables import NAMES
 from ..evaluation.page import TITLES
 
 
@@ -24,6 +24,7 @@ MEASURES = {
     "accuracy": ("accuracy", "accuracy"),
     "macro_accuracy": ("accuracy", "mean accuracy of the subjects"),
     "contained": ("accuracy", "answer contained"),
+    "f1": ("f1", "token F1"),
     "perplexity": ("perplexity", "perplexity"),
     "ttft_ms_median": ("latency", "time to first token, ms, median"),
     "ttft_ms_p90": ("latency", "time to first token, ms, p90"),
@@ -45,9 +46,12 @@ def asked(report: dict, field: str) -> tuple[str, str | None, str | None]:
     name = config.get(field) or "report"
     stem = field.removesuffix("_data")
     split = config.get("split" if field == "data" else f"{stem}_split")
-    # Of a folder or a file its name alone: a path of this machine says nothing elsewhere.
-    dataset = name if hub_ids([name]) == [name] and not Path(name).exists() else Path(name).name
-    return dataset, config.get(f"{stem}_name"), split
+    return public_name(name), config.get(f"{stem}_name"), split
+
+
+def public_name(dataset: str) -> str:
+    """A dataset's id on the Hub; of a folder or a file only its name, since a path of this machine says nothing elsewhere."""
+    return dataset if hub_ids([dataset]) == [dataset] and not Path(dataset).exists() else Path(dataset).name
 
 
 def model_index(report: dict) -> list[EvalResult]:
@@ -72,6 +76,19 @@ def model_index(report: dict) -> list[EvalResult]:
         for method, row in report.get(part, {}).items():
             for key, measure in MEASURES.items():
                 add(part, measure, row.get(key), method)
+    for name, row in report.get("sets", {}).items():
+        source = report["config"]["sets"][[one["name"] for one in report["config"]["sets"]].index(name)]["source"]
+        dataset = public_name(source["path"])
+        for method, values in row["methods"].items():
+            for key, (kind, measure) in MEASURES.items():
+                if isinstance(values.get(key), int | float):
+                    results.append(
+                        EvalResult(
+                            task_type="text-generation", dataset_type=dataset, dataset_config=name, dataset_split=source["split"],
+                            dataset_name=f"{dataset}, {name} ({row['regime']} regime)", metric_type=kind, metric_value=values[key],
+                            metric_name=f"{measure}, {TITLES.get(method, method)}",
+                        )
+                    )  # fmt: skip
     add("methods", ("recovered", "recovered, (H2C - Receiver) / (Sharer - Receiver)"), report["recovered"]["value"])
     add("methods", ("information_gain", "information gain, H2C - best control"), report["information_gain"]["value"])
     for key in ("by_category", "by_subject"):

@@ -79,22 +79,22 @@ class H2CArguments:
 BRIDGE_FIELDS = tuple(PUBLISHED)
 
 
-def parse(arguments: list[str] | None, prog: str) -> tuple[H2CArguments, H2CTrainingArguments]:
-    """Arguments from `CONFIG.yaml --field value`.
+def parse(arguments: list[str] | None, prog: str, *more: type) -> tuple:
+    """The two groups of arguments, and those of further dataclasses, from `CONFIG.yaml --field value`.
 
     Raises:
         ValueError: for a field that there is not, or fields that contradict each other.
     """
-    parser = ConfigParser((H2CArguments, H2CTrainingArguments), prog=prog, allow_abbrev=False)
+    parser = ConfigParser((H2CArguments, H2CTrainingArguments, *more), prog=prog, allow_abbrev=False)
     parser.set_defaults(enable_jit_checkpoint=True)  # a command owns its process, and may answer SIGTERM; a library may not
     # Without an accelerator a run is on the CPU anyway; said here, since the stock arguments refuse bf16 otherwise.
     parser.set_defaults(use_cpu=not torch.accelerator.is_available())
-    h2c, training = parser.parse_config(arguments)
+    h2c, training, *others = parser.parse_config(arguments)
     h2c.train_data, h2c.validation_data = (
         [DataSource.parse(source) for source in sources] for sources in (h2c.train_data, h2c.validation_data)
     )
     check(h2c, training)
-    return h2c, training
+    return h2c, training, *others
 
 
 def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
@@ -121,9 +121,7 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
             h2c.streaming and training.dataloader_num_workers
         ),
         "a source is in train_data and in validation_data; expected validation on what is not trained on": any(
-            (source.path, source.name, source.split) == (other.path, other.name, other.split)
-            for source in h2c.train_data
-            for other in h2c.validation_data
+            source.overlaps(other) for source in h2c.train_data for other in h2c.validation_data
         ),
         "streaming and sharer_states are both given: a stream cannot be computed ahead; expected either": (
             h2c.streaming and h2c.sharer_states

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import weakref
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -90,23 +91,35 @@ class H2CProcessor(ProcessorMixin):
         sharer_conversation = conversation if sharer_conversation is None else sharer_conversation
         texts, rows = {}, {}
         for role, given in (("receiver", conversation), ("sharer", sharer_conversation)):
-            if not given or any(not messages for messages in given):
-                raise ValueError(f"The {role}'s conversation is empty; expected at least one message.")
             tokenizer = getattr(self, f"{role}_tokenizer")
-            if tokenizer.chat_template is None:
-                raise ValueError(
-                    f"The {role}'s tokenizer has no chat template; set {role}_tokenizer.chat_template, or pass text. "
-                    f"Commands take --{role}_chat_template: a Jinja file, or 'plain'."
-                )
-            marked = mark_special_tokens(tokenizer, given)
-            rendered = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs)
+            rendered = self.render(role, given, add_generation_prompt=add_generation_prompt, **kwargs)
             single = isinstance(rendered, str)
-            rows[role] = [encode_marked(tokenizer, text) for text in ([rendered] if single else rendered)] if tokenize else []
+            rows[role] = encode_marked(tokenizer, [rendered] if single else rendered) if tokenize else []
             plain = [MARKED.sub(r"\1", text) for text in ([rendered] if single else rendered)]
             texts[role] = plain[0] if single else plain
         if not tokenize:
             return {"text": texts["receiver"], "sharer_text": texts["sharer"]}
         return self._inputs(rows["receiver"], rows["sharer"], return_tensors)
+
+    def render(self, role: str, conversation: list[dict] | list[list[dict]], **kwargs) -> str | list[str]:
+        """Render one conversation (or a list of them) as text for `encode_marked`: special tokens in messages are marked.
+
+        Args:
+            role: "receiver" or "sharer", whose chat template is used.
+            kwargs: passed to the tokenizer's `apply_chat_template`.
+
+        Raises:
+            ValueError: for an empty conversation, or a tokenizer without a template.
+        """
+        if not conversation or any(not messages for messages in conversation):
+            raise ValueError(f"The {role}'s conversation is empty; expected at least one message.")
+        tokenizer = getattr(self, f"{role}_tokenizer")
+        if tokenizer.chat_template is None:
+            raise ValueError(
+                f"The {role}'s tokenizer has no chat template; set {role}_tokenizer.chat_template, or pass text. "
+                f"Commands take --{role}_chat_template: a Jinja file, or 'plain'."
+            )
+        return tokenizer.apply_chat_template(mark_special_tokens(tokenizer, conversation), tokenize=False, **kwargs)
 
     def __call__(
         self,
@@ -163,12 +176,25 @@ class H2CProcessor(ProcessorMixin):
         return self.receiver_tokenizer.batch_decode(*args, **kwargs)
 
 
+# Tokenizer -> (state of its special tokens, pattern of them): building the pattern takes longer than to render a conversation.
+_PATTERNS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | None:
+    """The pattern of all special tokens of a tokenizer, longest first; None if it has none. It is built again if tokens were added."""
+    state = len(tokenizer), tuple(tokenizer.all_special_tokens)
+    known = _PATTERNS.get(tokenizer)
+    if known is None or known[0] != state:
+        special = sorted((token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len, reverse=True)
+        known = _PATTERNS[tokenizer] = state, re.compile("|".join(map(re.escape, special))) if special else None
+    return known[1]
+
+
 def mark_special_tokens(tokenizer: PreTrainedTokenizerBase, messages):
     """Messages (nested lists, dicts and texts) with the special tokens in their texts marked, for `encode_marked`."""
-    special = sorted((token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len, reverse=True)
-    if not special:
+    pattern = special_pattern(tokenizer)
+    if pattern is None:
         return messages
-    pattern = re.compile("|".join(map(re.escape, special)))
 
     def mark(value):
         if isinstance(value, str):
@@ -180,11 +206,16 @@ def mark_special_tokens(tokenizer: PreTrainedTokenizerBase, messages):
     return mark(messages)
 
 
-def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a rendered conversation; what is marked is encoded as text."""
-    parts = enumerate(MARKED.split(text))  # by turns not marked and marked
-    rows = (tokenizer(part, add_special_tokens=False, split_special_tokens=n % 2 == 1)["input_ids"] for n, part in parts if part)
-    return [token for row in rows for token in row]
+def encode_marked(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of rendered conversations; marked special tokens are encoded as text. One call of the tokenizer for all texts, and
+    one more if anything is marked."""
+    split = [MARKED.split(text) for text in texts]  # pieces by turns not marked and marked
+    pieces = [[piece for parts in split for piece in parts[first::2]] for first in (0, 1)]
+    rows = [
+        iter(tokenizer(own, add_special_tokens=False, split_special_tokens=marked, return_attention_mask=False)["input_ids"] if own else [])
+        for marked, own in ((False, pieces[0]), (True, pieces[1]))
+    ]
+    return [[token for number in range(len(parts)) for token in next(rows[number % 2])] for parts in split]
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

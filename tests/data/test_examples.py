@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from h2c_hf.data.examples import IGNORE_INDEX, H2CCollator, encode_example, encode_questions
-from h2c_hf.data.prompts import choice_prompt, open_prompt, user_turn
+from h2c_hf.data.examples import IGNORE_INDEX, H2CCollator, encode_example, encode_questions, encode_rendered, render_example
+from h2c_hf.data.prompts import answer_ids, choice_prompt, open_prompt, user_turn
 
 
 QUESTIONS = [
@@ -39,6 +39,24 @@ def test_the_sharer_may_read_something_else(processor):
     example = encode_example(processor, user_turn("Name a colour."), "blue", user_turn("The colour is blue."))
     assert "The colour is blue." in processor.sharer_tokenizer.decode(example["sharer_input_ids"])
     assert "blue" not in processor.receiver_tokenizer.decode(example["input_ids"])
+
+
+def test_examples_encoded_together_are_those_encoded_alone(processor):
+    """Answers that merge with the prompt's last line end, that hold special tokens, and plain ones, in one call."""
+    pairs = [("Name a colour.", "blue"), ("A poem?", "\nRoses are red"), ("What is <end>?", "It is <end>."), ("Two\n\nlines", "a\n\nb")]
+    rendered = [render_example(processor, user_turn(asked), answer) for asked, answer in pairs]
+    assert encode_rendered(processor, rendered) == [encode_example(processor, user_turn(asked), answer) for asked, answer in pairs]
+    for (asked, answer), example in zip(pairs, encode_rendered(processor, rendered), strict=True):
+        assert example["target_ids"] == answer_ids(processor.receiver_tokenizer, user_turn(asked), answer)
+
+
+def test_special_tokens_that_are_added_later_are_text_too(processor):
+    conversation = user_turn("Is <late> one token?")
+    before = processor.apply_chat_template(conversation)["input_ids"].shape[1]
+    processor.receiver_tokenizer.add_special_tokens({"additional_special_tokens": ["<late>"]})
+    example = encode_example(processor, conversation, "No, <late> is not.")
+    late = processor.receiver_tokenizer.convert_tokens_to_ids("<late>")
+    assert len(example["input_ids"]) == before and late not in example["input_ids"] + example["target_ids"]
 
 
 @pytest.mark.parametrize(("form", "prompt", "answers"), [

@@ -7,7 +7,8 @@ from datasets import Dataset
 
 from h2c_hf.atlas.facts import load_facts
 from h2c_hf.atlas.questions import STATEMENTS
-from h2c_hf.data.sources import DataSource, UnusableRecordError, reader
+from h2c_hf.data.exchanges import UnusableRecordError
+from h2c_hf.data.sources import DataSource, reader
 
 
 CHAT = [

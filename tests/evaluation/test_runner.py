@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from h2c_hf.atlas.questions import atlas_questions
+from h2c_hf.atlas.questions import atlas_passages, atlas_questions
 from h2c_hf.data.examples import H2CCollator, encode_questions
 from h2c_hf.data.prompts import Prompts, choice_prompt, hint_prompt, letter_ids, user_turn
 from h2c_hf.evaluation.methods import METHODS, Batch
@@ -181,6 +181,63 @@ def test_the_adapter_control_is_another_bridge_that_reads_zeros(atlas):
     joined = H2CForCausalLM.from_pair(model.sharer, model.receiver, other)
     expected = joined(**{**changed.inputs, "sharer_input_ids": None}, sharer_hidden_states=states).logits[:, -1]
     torch.testing.assert_close(METHODS["adapter"].logits(changed), expected, atol=1e-4, rtol=1e-4)
+
+
+PASSAGES = atlas_passages("validation", facts=2, invented=True)[:24]
+
+
+@torch.no_grad()
+def test_the_skyline_is_the_receiver_that_reads_the_passage(atlas):
+    model, processor = atlas
+    batch = Batch(model, processor, PASSAGES[:4], "open")
+    logits = METHODS["skyline"].logits(batch)
+    for row, question in enumerate(PASSAGES[:4]):
+        told = processor.apply_chat_template(user_turn(f"{question['passage']}\n\n{question['question']}"))["input_ids"]
+        torch.testing.assert_close(logits[row], model.receiver(input_ids=told).logits[0, -1], atol=1e-3, rtol=1e-4)
+        written = model.receiver.generate(input_ids=told, max_new_tokens=8, do_sample=False)[0, told.shape[1] :]
+        alone = METHODS["skyline"].generate(Batch(model, processor, [question], "open"), max_new_tokens=8, do_sample=False)
+        assert alone == [processor.decode(written, skip_special_tokens=True)]
+    assert question["passage"] not in processor.batch_decode(batch.inputs["input_ids"])[3]  # the batch itself holds no passage
+    with pytest.raises(ValueError, match="The skyline needs passages"):
+        METHODS["skyline"].logits(Batch(model, processor, QUESTIONS[:2]))
+
+
+@torch.no_grad()
+def test_each_shuffled_answer_comes_from_its_donor(atlas):
+    """Against each question alone, with the states of the donor that the result names; one donor is in another batch."""
+    model, processor = atlas
+    alike = [{**question, "answers": ["x"], "entity": "the same"} for question in PASSAGES[:4]]
+    questions = [*alike, *PASSAGES[4:8]]
+    found = evaluate(model, processor, questions, ["h2c", "shuffled"], form="open", batch_size=4)["shuffled"]
+    assert {found["donors"][row] for row in range(4)} <= {4, 5, 6, 7}
+    for row, donor in enumerate(found["donors"]):
+        inputs = dict(Batch(model, processor, [questions[row]], "open").inputs)
+        other = Batch(model, processor, [questions[donor]], "open").inputs
+        inputs |= {name: other[name] for name in ("sharer_input_ids", "sharer_attention_mask")}
+        ids = model.generate(**inputs, max_new_tokens=24, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        assert found["predictions"][row] == processor.decode(ids, skip_special_tokens=True).strip()
+
+
+@torch.no_grad()
+def test_an_answer_ends_at_the_tokenizers_end_token(atlas):
+    """Also if the generation config has lost it, as that of some converted models has."""
+    model, processor = atlas
+    kept, batch = model.generation_config.eos_token_id, Batch(model, processor, PASSAGES[:4], "open")
+    expected = METHODS["h2c"].generate(batch, max_new_tokens=24, do_sample=False)
+    model.generation_config.eos_token_id = None
+    try:
+        assert METHODS["h2c"].generate(batch, max_new_tokens=24, do_sample=False) == expected
+    finally:
+        model.generation_config.eos_token_id = kept
+
+
+def test_every_accepted_answer_is_right(atlas):
+    model, processor = atlas
+    written = evaluate(model, processor, PASSAGES, ["sharer"], form="open")["sharer"]
+    assert written["correct"].any()
+    texts = written["predictions"]
+    accepted = [{**question, "answers": ["another", f"The {text}!"]} for question, text in zip(PASSAGES, texts, strict=True)]
+    assert evaluate(model, processor, accepted, ["sharer"], form="open")["sharer"]["correct"].all()
 
 
 def test_bad_requests_are_refused(atlas):

@@ -3,11 +3,14 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.weightstats import ttost_paired
 
 from h2c_hf.evaluation.statistics import (
     accuracy_interval,
     difference,
+    equivalence,
     macro_accuracy,
+    mean_row,
     perplexity_row,
     questions_needed,
     recovered,
@@ -37,7 +40,45 @@ def test_recovered_is_the_share_of_the_lead_and_its_interval_holds_the_truth():
 
 def test_recovered_is_not_defined_without_a_lead():
     same = answers(0.5)
-    assert recovered(same, same, same) == {"value": None, "low": None, "high": None}
+    found = recovered(same, same, same)
+    assert {found[name] for name in ("value", "low", "high")} == {None}
+    assert found["reason"] == "the Sharer does not lead the Receiver significantly (0.0 points, 95 % interval 0.0 to 0.0)"
+
+
+@pytest.mark.parametrize(("h2c", "receiver", "sharer"), [(0.0, 0.43, 0.0), (0.9, 0.5, 0.51)])
+def test_recovered_is_not_defined_by_a_lead_that_may_be_chance(h2c, receiver, sharer):
+    found = recovered(answers(h2c, 200, 1), answers(receiver, 200, 2), answers(sharer, 200, 3))
+    assert found["value"] is None and "does not lead" in found["reason"]
+
+
+def test_equivalence_is_two_one_sided_t_tests():
+    """By statsmodels' own function for pairs, and by two t-tests of scipy."""
+    rng = np.random.default_rng(0)
+    for n, share in ((100, 0.3), (1000, 0.1), (5000, 0.05)):
+        second = rng.random(n) < 0.5
+        first = np.where(rng.random(n) < share, rng.random(n) < 0.5, second)
+        found = equivalence(first, second)
+        expected, *_ = ttost_paired(first.astype(float), second.astype(float), -0.02, 0.02)
+        differences = first.astype(float) - second
+        sides = [stats.ttest_1samp(differences, at, alternative=side).pvalue for at, side in ((-0.02, "greater"), (0.02, "less"))]
+        assert found["p"] == pytest.approx(expected) == pytest.approx(max(sides))
+        assert found["equivalent"] == (found["p"] < 0.05) and found["margin"] == 0.02
+    assert found["equivalent"]  # with 5,000 questions
+
+
+def test_equivalence_of_answers_that_never_differ_or_always():
+    some = answers(0.5, 20)
+    assert equivalence(some, some) == {"margin": 0.02, "p": 0.0, "equivalent": True}
+    assert equivalence(np.ones(20), np.zeros(20))["equivalent"] is False
+    assert not equivalence(some, ~some)["equivalent"]
+
+
+def test_a_mean_lies_in_its_bootstrap_interval():
+    values = np.random.default_rng(0).beta(2, 5, 400)
+    row = mean_row(values)
+    error = values.std(ddof=1) / 20
+    assert row["value"] == pytest.approx(values.mean())
+    assert (row["low"], row["high"]) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.1 * error)
 
 
 def test_a_difference_is_paired_over_questions():

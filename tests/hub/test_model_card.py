@@ -50,7 +50,7 @@ def config(folder, **changes) -> H2CBridgeConfig:
 LLAMA = {"sharer_model_id": "meta-llama/Llama-3.1-8B-Instruct", "receiver_model_id": "Qwen/Qwen2.5-0.5B-Instruct", "sharer_revision": "abc"}
 
 
-MEASURES = {"accuracy", "macro_accuracy", "contained", "perplexity", "ttft_ms_median", "ttft_ms_p90", "per_token_ms_median"}
+MEASURES = {"accuracy", "macro_accuracy", "contained", "f1", "perplexity", "ttft_ms_median", "ttft_ms_p90", "per_token_ms_median"}
 
 
 @pytest.fixture
@@ -132,6 +132,42 @@ def test_no_number_is_in_the_card_that_is_not_in_its_sources(folder, scrambled):
     sources = [DATA["counts"]["train"]["sources"], RECIPE, config(folder, **LLAMA).to_dict(), scrambled["environment"]]
     assert len(written) > 25
     assert not set(written) - set(re.findall(r"\d+(?:\.\d+)?", json.dumps(sources)))
+
+
+def words_row(share: float) -> dict:
+    row = {f"{name}{side}": share for name in ("accuracy", "contained", "f1") for side in ("", "_low", "_high")}
+    return {**row, "token_accuracy": share, "n": 40}
+
+
+def test_sets_are_told_by_regime(folder):
+    """Each set has a table of its own under its regime, a figure that is not defined says why, and every result is in the index."""
+    report = json.loads((folder / "report.json").read_text())
+    gain = {"value": 0.5, "low": 0.4, "high": 0.6, "p": 0.001, "control": "shuffled", "f1": {"value": 0.5, "low": 0.4, "high": 0.6}}
+    undefined = {"value": None, "low": None, "high": None, "reason": "the Sharer does not lead"}
+    shares = {"facts": 0.8125, "web": 0.0625}
+    report["sets"] = {
+        name: {
+            "regime": regime, "source": f"/somewhere/{name}.jsonl test", "n": 40, "recovered": undefined, "information_gain": gain,
+            "pairing_gain": gain, "follow_rate": {"value": 0.75, "low": 0.7, "high": 0.8, "n": 40, "over_h2c": 0.9}, "comparisons": [],
+            "methods": {method: words_row(shares[name]) for method in ("receiver", "skyline", "h2c", "sharer")},
+        }
+        for name, regime in (("facts", "private"), ("web", "shared"))
+    }  # fmt: skip
+    report["config"]["sets"] = [{"name": name, "source": {"path": f"/somewhere/{name}.jsonl", "split": "test"}} for name in shares]
+    (folder / "report.json").write_text(json.dumps(report))
+    card = ModelCard.load(write_model_card(folder, config(folder), "u/r"))
+    text = body(str(card))
+    private, shared = text.index("### Private regime"), text.index("### Shared regime")
+    assert private < text.index("Asked facts, facts.jsonl test") < shared < text.index("Asked web, web.jsonl test")
+    assert "/somewhere" not in text
+    assert "| H2C | 81.2 % | 81.2 % to 81.2 % | 81.2 % | 81.2 % to 81.2 % | 81.2 % | 81.2 % to 81.2 % | 40 |" in text[private:shared]
+    assert "- recovered: not defined: the Sharer does not lead" in text[shared:]
+    assert "- pairing gain, matched - shuffled: 50.0 % (40.0 % to 60.0 %)" in text and "- follow rate" in text
+    found = {(r.dataset_type, r.dataset_config, r.metric_name): r.metric_value for r in card.data.eval_results}
+    for name, share in shares.items():
+        for measure in ("accuracy", "answer contained", "token F1"):
+            assert found[f"{name}.jsonl", name, f"{measure}, H2C"] == share
+    assert card_errors(str(card)) == []
 
 
 def test_a_report_changed_changes_the_card(folder):

@@ -1,0 +1,62 @@
+"""Questions: by letter (the columns of `cais/mmlu`), or answered in words, with or without a passage that only the Sharer reads.
+
+A question in words has `question`, `answers` (all that count as right; the first is the target), `subject`, and in the private regime
+`passage`. It has `choices` and `answer` as well, the first answer as the only choice, so that one code path asks both kinds.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .exchanges import Exchange, UnusableRecordError
+from .prompts import FORMS, choice_answer, choice_prompt, open_answer, open_prompt, user_turn, with_passage
+
+
+if TYPE_CHECKING:
+    from .sources import DataSource
+
+
+def in_words(question: str, answers: list[str], passage: str | None = None, subject: str = "", **more) -> dict:
+    """A question that is answered in words.
+
+    Raises:
+        UnusableRecordError: if there is no answer, or the question or the passage is empty.
+    """
+    answers = [answer for answer in answers if isinstance(answer, str) and answer.strip()]
+    if not answers:
+        raise UnusableRecordError("no answer")
+    if not question.strip() or (passage is not None and not passage.strip()):
+        raise UnusableRecordError("empty message")
+    told = {} if passage is None else {"passage": passage}
+    return {"question": question, "choices": answers[:1], "answer": 0, "answers": answers, "subject": subject, **told, **more}
+
+
+def answered(question: dict) -> Exchange:
+    """The exchange of a question in words: the Sharer reads the passage before the question, if there is one."""
+    prompt = open_prompt(question)
+    if "passage" in question:
+        return user_turn(prompt), open_answer(question), user_turn(with_passage(question["passage"], prompt))
+    return user_turn(prompt), open_answer(question)
+
+
+def closed_book(record: dict, source: "DataSource") -> dict:
+    """A record with `question` and `answers`, a list of all accepted answers, as WebQuestions; both models read the question."""
+    if not isinstance(record["answers"], list):
+        raise UnusableRecordError("answers is no list of texts")
+    return in_words(record["question"], record["answers"], subject=record.get("subject") or "")
+
+
+def read_choice_question(record: dict, source: "DataSource") -> Iterator[Exchange]:
+    """Multiple choice in the columns of `cais/mmlu`."""
+    try:
+        if source.form == "hand_off":
+            yield answered(record)
+            return
+        if source.form == "told":
+            for_both = record.get("hint")
+            told = user_turn(choice_prompt(record, record.get("told") or for_both))
+            yield told, choice_answer(record), user_turn(choice_prompt(record, for_both))
+            return
+        prompt, answer = FORMS[source.form]
+        yield user_turn(prompt(record)), answer(record)
+    except (ValueError, TypeError):
+        raise UnusableRecordError("answer is none of the choices") from None
