@@ -1,6 +1,8 @@
 """Rows of a dataset by short name, Hub id, folder or file, and the texts that a row holds."""
 
 import hashlib
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +22,14 @@ def load_table(
 ) -> Dataset | IterableDataset:
     """Load the rows of one split.
 
+    Args:
+        path: a short name, Hub id, folder or file; `$NAME` in it is an environment variable, for data that lies elsewhere on each machine.
+
     Raises:
-        ValueError: for a path, configuration or split that does not exist, in one line.
+        ValueError: for a path, configuration or split that does not exist, or a variable that is not set, in one line.
     """
     path, default = NAMES.get(path, (path, None))
+    path = expand(path)
     options = {"split": split, "streaming": streaming}
     try:
         if Path(path).is_file():
@@ -33,6 +39,18 @@ def load_table(
         return datasets.load_dataset(path, name or default, revision=revision, **options)
     except (OSError, ValueError) as error:  # the library's own messages are long and name its own arguments
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def expand(path: str) -> str:
+    """Return a path with its environment variables filled in.
+
+    Raises:
+        ValueError: for a variable that is not set.
+    """
+    expanded = os.path.expandvars(path)
+    if found := re.search(r"\$\{?(\w+)", expanded):
+        raise ValueError(f"the environment variable {found[1]} in {path!r} is not set; set it to the folder that holds the data.")
+    return expanded
 
 
 def texts(record: dict) -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..atlas.facts import Fact, load_facts
 from ..atlas.questions import QUESTIONS, STATEMENTS
 from .questions import in_words
-from .tables import load_table, texts
+from .tables import expand, load_table, texts
 
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def load_words(path: str) -> tuple[list[str], list[str]]:
     Raises:
         ValueError: if it cannot be read, or has fewer than 20 such words.
     """
+    path = expand(path)
     modified = Path(path).stat().st_mtime_ns if Path(path).is_file() else 0
     return _load_words(path, modified)
 

@@ -50,6 +50,9 @@ class H2CArguments:
     trust_remote_code: bool = HfArg(default=False, help="let Sharer and Receiver run code from their repos")
 
     init_from: str | None = HfArg(default=None, help="a bridge to go on from, instead of a new one")
+    bridge_form: str | None = HfArg(default=None, help="of a new bridge: 'message' gives the Sharer's tokens cache positions; 'rewrite'")
+    token_rank: int | None = HfArg(default=None, help="of a new bridge's message: width of the shared projection of embeddings. 0: none")
+    fit_examples: int = HfArg(default=1000, help="training examples whose texts a new bridge's message is fitted to first. 0: none")
     num_attention_heads: int | None = HfArg(default=None, help="of a new bridge; see H2CBridgeConfig")
     ffn_multiplier: int | None = HfArg(default=None, help="of a new bridge; see H2CBridgeConfig")
     dropout: float | None = HfArg(default=None, help="of a new bridge; see H2CBridgeConfig")

@@ -15,6 +15,7 @@ PARTS = {
     "attention": ("norm_receiver", "norm_sharer", "q_proj", "sharer_proj", "kv_proj", "o_proj"),
     "ffn": ("norm_ffn", "ffn_in", "ffn_out"),
     "gate": ("gate",),
+    "message": ("message",),
 }
 
 

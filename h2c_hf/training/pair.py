@@ -39,8 +39,9 @@ class Pair:
         """
         configs = self.config("sharer"), self.config("receiver")
         given = {name: value for name in BRIDGE_FIELDS if (value := getattr(self.arguments, name)) is not None}
-        if given.get("sharer_rank") == 0:  # None, which in a yaml is what is not given
-            given["sharer_rank"] = None
+        for name in ("sharer_rank", "token_rank"):
+            if given.get(name) == 0:  # None, which in a yaml is what is not given
+                given[name] = None
         if self.arguments.init_from:
             config = H2CBridgeConfig.from_pretrained(self.arguments.init_from)
             config.check_pair(*configs)

@@ -46,8 +46,11 @@ def bridge_parameters(config: H2CBridgeConfig) -> dict[str, int]:
 
 def bridge_lines(config: H2CBridgeConfig) -> list[str]:
     sizes, blocks = bridge_parameters(config), 2 * len(config.alignment)
-    lines = [f"Bridge: {sum(sizes.values()):,} parameters in {blocks} blocks (keys and values of {blocks // 2} Receiver layers)"]
-    lines += [f"  {part:<10} {size // blocks:>12,} a block {size:>14,}" for part, size in sizes.items()]
+    if config.bridge_form == "message":
+        lines = [f"Bridge: {sum(sizes.values()):,} parameters; a message of one cache position a Sharer token in {blocks // 2} layers"]
+    else:
+        lines = [f"Bridge: {sum(sizes.values()):,} parameters in {blocks} blocks (keys and values of {blocks // 2} Receiver layers)"]
+        lines += [f"  {part:<10} {size // blocks:>12,} a block {size:>14,}" for part, size in sizes.items() if size]
     read = ", ".join(f"{layer}<-{index}" for layer, index in config.alignment)
     return [*lines, f"  Receiver layer <- Sharer hidden state: {read}"]
 
@@ -97,7 +100,7 @@ def memory(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, config
         parts["Sharer pass (one layer)"] = half * sharer_tokens * (3 * inner_width(text) + 6 * text.hidden_size)
     parts["bridge weights, fp32"] = 4 * parameters
     parts["gradients and AdamW, fp32"] = ADAMW_BYTES * parameters
-    read = len({index for _, index in config.alignment})
+    read = len(config.read_layers)
     parts["Sharer hidden states"] = half * sharer_tokens * read * config.sharer_hidden_size
     # Normalised states, their keys and values; queries, FFN in and out, and the normalised inputs of each, by position.
     bridged = blocks // 2 * sharer_tokens * config.sharer_hidden_size + 2 * blocks * sharer_tokens * size

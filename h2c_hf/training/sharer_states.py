@@ -224,7 +224,7 @@ def states_identity(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pai
         "autocast": "bf16" if training.bf16 else "fp16" if training.fp16 else "none",
         "tokenizer": hashed([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]),
         "hidden_states": config.sharer_num_hidden_layers + 1,
-        "layers": sorted({layer for _, layer in config.alignment}),
+        "layers": config.read_layers,
         "dtype": h2c.sharer_states_dtype,
     }
 

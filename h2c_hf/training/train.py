@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 
 from transformers import EarlyStoppingCallback, set_seed
@@ -9,12 +10,14 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..atlas import MODELS
 from ..data.examples import H2CCollator
+from ..data.rows import spread_rows
 from ..hub.licence import follow_licence
-from ..modeling import H2CProcessor
+from ..modeling import H2CForCausalLM, H2CProcessor
 from .arguments import H2CArguments, H2CTrainingArguments, parse
 from .blank import BlankSharerCollator
 from .callbacks import WrittenAnswers
 from .data import Data, load_data
+from .fit import fit_message
 from .pair import Pair
 from .plan import describe
 from .sharer_states import StoredStatesCollator, open_states
@@ -59,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 def make_trainer(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data) -> H2CTrainer:
     set_seed(training.seed)  # the data may have drawn numbers; the new bridge's weights depend on the seed alone
     model = pair.model(training.device)
+    fit_new_message(h2c, training, model, processor, data)
     # One set is passed as it is, so that its metrics are plain `eval_loss` ...
     validation = next(iter(data.validation.values())) if len(data.validation) == 1 else data.validation or None
     trainer = H2CTrainer(
@@ -74,6 +78,24 @@ def make_trainer(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, 
     if h2c.generations and data.answered:
         trainer.add_callback(WrittenAnswers(trainer, data.answered))
     return trainer
+
+
+def fit_new_message(h2c: H2CArguments, training: H2CTrainingArguments, model: H2CForCausalLM, processor: H2CProcessor, data: Data) -> None:
+    """Fit a new bridge of the message form to the texts of the first examples; see `fit`. A run that resumes has its weights already, and
+    one without the Sharer in memory starts from random ones."""
+    new = not h2c.init_from and training.resume_from_checkpoint in (None, False, "false")
+    if model.config.bridge_form != "message" or not h2c.fit_examples or not new or model.sharer is None:
+        return
+    examples = (
+        list(islice(data.train, h2c.fit_examples)) if h2c.streaming else data.train.select(spread_rows(len(data.train), h2c.fit_examples))
+    )
+    texts = processor.sharer_tokenizer.batch_decode([example["sharer_input_ids"] for example in examples], skip_special_tokens=True)
+    if getattr(model.sharer, "hf_device_map", None) is None:
+        model.to(training.device)
+    explained = fit_message(model, processor, sorted(texts, key=len))
+    if training.process_index == 0:
+        shares = " and ".join(f"{share:.0%} of the variance of its {name}" for name, share in explained.items())
+        print(f"Fitted the message to {len(texts):,} texts: it explains {shares}.", flush=True)
 
 
 def make_collator(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data) -> H2CCollator:
