@@ -58,7 +58,7 @@ class QuestionSet:
             self.source.fewest = self.source.most = self.tokens
             self.answer_tokens = max(self.answer_tokens, self.tokens + 8)
             if self.limit and self.source.count is None:  # some texts cannot be cut to so many tokens
-                self.source.count = 2 * self.limit
+                self.source.count = 4 * self.limit
 
     @classmethod
     def parse(cls, entry: "str | dict | QuestionSet") -> "QuestionSet":
