@@ -213,10 +213,12 @@ class ReportSource(DataSource):
 def _typed(key: str, value, annotation):
     """A value as its field has it; the command line gives texts only."""
     kinds = {float | None: float, int: int, int | None: int, bool: _boolean}
+    if annotation not in kinds:
+        return value
     try:
-        return kinds.get(annotation, lambda given: given)(value)
+        return kinds[annotation](value)
     except (TypeError, ValueError):
-        raise ValueError(f"A data source has {key}={value!r}; expected a {annotation}.") from None
+        raise ValueError(f"A data source has {key}={value!r}; expected {NAMES_OF_TYPES[kinds[annotation]]}.") from None
 
 
 def _boolean(value) -> bool:
@@ -244,6 +246,9 @@ def _with_answers(record: dict, source: DataSource) -> dict:
     more = {name: record[name] for name in ("entity", "group") if record.get(name)}
     passage = record.get("passage") if source.form != "open" else None
     return in_words(record["question"], answers, passage, record.get("subject") or "", **more)
+
+
+NAMES_OF_TYPES = {float: "a number", int: "a whole number", _boolean: "true or false"}
 
 
 def reader(columns: list[str], source: DataSource) -> Callable[[dict], Iterator[Exchange]]:

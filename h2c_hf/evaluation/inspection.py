@@ -20,7 +20,8 @@ def inspect(
         shared: `adapter` and `prompts` of `Batch`.
 
     Returns:
-        {"injection": what `injection` returns, "probability_shift": what `probability_shift` returns}.
+        {"injection": what `injection` returns, "probability_shift": what `probability_shift` returns}. A bridge of the message form
+        changes no position of the prompt, so it has no "injection".
 
     Raises:
         ValueError: for fewer than two questions, or a row that is none of them.
@@ -33,7 +34,9 @@ def inspect(
     model.eval()
     donor = Batch(model, processor, [questions[donor_row(questions, row)]], **shared)
     batch = Batch(model, processor, [questions[row]], donor=donor, **shared)
-    seen = {"injection": injection(batch), "probability_shift": probability_shift(batch, methods)}
+    seen = {"probability_shift": probability_shift(batch, methods)}
+    if model.config.bridge_form != "message":
+        seen["injection"] = injection(batch)
     model.train(was_training)
     return seen
 

@@ -63,7 +63,9 @@ def _questions(path: str, name: str | None, split: str) -> list[dict]:
 
 
 def limits(model, methods: list[str], form: str, max_length: int | None = None, answer_tokens: int = MAX_ANSWER_TOKENS) -> dict[str, int]:
-    """{"receiver", "sharer"}: the longest prompt that leaves room, in the model's context window, for what these methods write."""
+    """{"receiver", "sharer"}: the longest prompt that leaves room, in the model's context window, for what these methods write. A message
+    takes a position of the Receiver's window for each token of the Sharer's prompt: "both" then limits the sum.
+    """
     texts = [METHODS[name].max_tokens for name in methods if isinstance(METHODS[name], TextToText)]
     written = {"receiver": HINT_GROWTH * max(texts, default=0), "sharer": max(texts, default=0)}
     answered = answer_tokens if form == "open" else 0
@@ -72,6 +74,8 @@ def limits(model, methods: list[str], form: str, max_length: int | None = None, 
         window = getattr(getattr(model, role).config.get_text_config(decoder=True), "max_position_embeddings", None)
         room = float("inf") if window is None else window - written[role] - answered
         found[role] = min(room, max_length or float("inf"))
+        if role == "receiver" and model.config.bridge_form == "message":
+            found["both"] = room
     return found
 
 
@@ -110,4 +114,5 @@ def fits(question: dict, processor: H2CProcessor, longest: dict[str, int], form:
     told = for_sharer(messages, question)
     inputs = processor.apply_chat_template([told if skyline else messages], [told])
     lengths = {"receiver": inputs["input_ids"].shape[1], "sharer": inputs["sharer_input_ids"].shape[1]}
-    return all(lengths[role] <= longest[role] for role in lengths)
+    lengths["both"] = inputs["input_ids"].shape[1] + inputs["sharer_input_ids"].shape[1]
+    return all(lengths[name] <= limit for name, limit in longest.items())

@@ -57,6 +57,8 @@ class QuestionSet:
             # So many words have at least so many tokens.
             self.source.fewest = self.source.most = self.tokens
             self.answer_tokens = max(self.answer_tokens, self.tokens + 8)
+            if self.limit and self.source.count is None:  # some texts cannot be cut to so many tokens
+                self.source.count = 4 * self.limit
 
     @classmethod
     def parse(cls, entry: "str | dict | QuestionSet") -> "QuestionSet":

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.hf_argparser import HfArg
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.examples import H2CCollator
 from ..training.arguments import H2CArguments, H2CTrainingArguments, parse
@@ -111,8 +112,9 @@ def fine_tune(
     model = get_peft_model(receiver, config)
     arguments = copy.copy(training)
     # The weights at the end of the schedule are judged, once; nothing else is kept.
-    arguments.learning_rate, arguments.eval_strategy, arguments.save_strategy = rate, "no", "no"
-    arguments.load_best_model_at_end, arguments.push_to_hub = False, False
+    arguments.learning_rate = rate
+    arguments.eval_strategy, arguments.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
+    arguments.load_best_model_at_end = arguments.push_to_hub = False
     trainer = Trainer(model, arguments, train_dataset=train, data_collator=collator)
     trainer.train()
     losses = [trainer.evaluate(dataset)["eval_loss"] for dataset in validation.values()]

@@ -37,6 +37,8 @@ def write_model_card(directory: str | Path, config: H2CBridgeConfig, repo: str, 
     sources = counts.get("counts", {}).get("train", {}).get("sources", [])
     llama, gemma = llama_version(config, license), has_gemma(config, license)
     name = repo.rstrip("/").split("/")[-1]
+    parts = {"f1": "sets", "perplexity": "perplexity"}
+    metrics = ["accuracy", *(metric for metric, part in parts.items() if report.get(part))] if report else None
     data = ModelCardData(
         base_model=hub_ids(ids.values()) or None,
         base_model_relation="adapter" if hub_ids(ids.values()) else None,
@@ -45,7 +47,7 @@ def write_model_card(directory: str | Path, config: H2CBridgeConfig, repo: str, 
         license=f"llama{llama}" if llama else "gemma" if gemma else license,
         **({"license_link": "LICENSE"} if llama else {}),  # see `follow_licence`
         datasets=hub_ids(source["source"].split(" ")[0] for source in sources) or None,
-        metrics=["accuracy", *(["perplexity"] if report.get("perplexity") else [])] if report else None,
+        metrics=metrics,
         tags=["h2c", "kv-cache"],
         model_name=name if report else None,
         eval_results=model_index(report) if report else None,
@@ -54,13 +56,16 @@ def write_model_card(directory: str | Path, config: H2CBridgeConfig, repo: str, 
     sets: dict[str, dict] = {}
     for set_name, row in (report or {}).get("sets", {}).items():
         sets.setdefault(row["regime"], {})[set_name] = {**row, "source": public_source(row["source"])}
+    forms = {part: title for part, (title, _, _) in PARTS.items()}
+    if sets and report["config"]["data"] == "none":  # the headline is the first set's
+        forms["methods"] = f"{next(iter(report['sets']))}, exact match"
     text = template.render(
         card_data=data.to_yaml(), repo=repo, **ids,
         title=name if not llama or follows_in_name(name, llama) else f"{name_begins(llama)} {name}",
         built_with=llama and built_with(llama), attribution=llama and attribution(llama),
         gemma=gemma, gemma_notice=GEMMA_NOTICE, gemma_restrictions=GEMMA_RESTRICTIONS,
         config=config, report=report, sources=sources, recipe=recipe,
-        forms={part: title for part, (title, _, _) in PARTS.items()}, titles=TITLES, percent=percent, number=number, span=span,
+        forms=forms, titles=TITLES, percent=percent, number=number, span=span,
         sets=sets, regimes=REGIMES,
         figures=sorted(path.name for path in (directory / "figures").glob("*.png")),
     )  # fmt: skip

@@ -43,6 +43,9 @@ def asked(report: dict, field: str) -> tuple[str, str | None, str | None]:
     """Dataset (an id has a slash, a file or folder of this machine none), its configuration and split, of the evaluation's `data`,
     `hand_off` or `perplexity_data`."""
     config = report.get("config", {})
+    if field == "data" and config.get("data") == "none":  # the headline is the first set's
+        first = config["sets"][0]
+        return public_name(first["source"]["path"]), first["name"], first["source"]["split"]
     name = config.get(field) or "report"
     stem = field.removesuffix("_data")
     split = config.get("split" if field == "data" else f"{stem}_split")

@@ -85,7 +85,7 @@ def test_every_seed_draws_its_own_passages(book):
     [
         ("path=x.jsonl,form=words", "expected path=atlas and words=FILE, got path=x.jsonl"),
         ("path=atlas,form=words,new_words=true", "new_words are kept for measuring"),
-        ("path=atlas,form=words,new_words=perhaps", "has new_words='perhaps'"),
+        ("path=atlas,form=words,new_words=perhaps", "has new_words='perhaps'; expected true or false"),
         ("path=atlas,form=words,split=test", "a test split is for reports"),
         ("path=atlas,words=book.jsonl", "words of atlas is for the form words"),
         ("path=atlas,part=train", "part is for datasets that come in one piece; expected a split of atlas"),

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from pairs import join, tiny_model, tiny_processor
 
 from h2c_hf.atlas.questions import atlas_passages, atlas_questions
 from h2c_hf.data.examples import H2CCollator, encode_questions
 from h2c_hf.data.prompts import Prompts, choice_prompt, hint_prompt, letter_ids, user_turn
-from h2c_hf.evaluation.methods import METHODS, Batch
+from h2c_hf.data.questions import in_words
+from h2c_hf.evaluation.methods import METHODS, Batch, end_tokens
+from h2c_hf.evaluation.questions import fit, limits
 from h2c_hf.evaluation.runner import batches, evaluate
 from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM
 
@@ -238,6 +241,28 @@ def test_every_accepted_answer_is_right(atlas):
     texts = written["predictions"]
     accepted = [{**question, "answers": ["another", f"The {text}!"]} for question, text in zip(PASSAGES, texts, strict=True)]
     assert evaluate(model, processor, accepted, ["sharer"], form="open")["sharer"]["correct"].all()
+
+
+@torch.no_grad()
+def test_a_bridge_of_the_message_form_is_asked_like_any_other():
+    """Every method runs; H2C and the shuffled control write what `generate` writes for each question alone."""
+    processor = tiny_processor()
+    sizes = {name: len(getattr(processor, f"{name}_tokenizer")) for name in ("sharer", "receiver")}
+    models = tiny_model("llama", 1, vocab_size=sizes["sharer"]), tiny_model("qwen2", 2, vocab_size=sizes["receiver"])
+    model = join(*models, bridge_form="message")
+    questions = [in_words(f"Who is {n}?", [f"{n}{n}"], f"{n} is {n}{n}." + n * " So.", entity=f"{n}") for n in range(1, 6)]
+    assert limits(model, ["h2c"], "open", answer_tokens=4) == {"receiver": 252, "sharer": 256, "both": 252}
+    asked, counts = fit(questions, processor, {"receiver": 252, "sharer": 256, "both": 105}, "open")
+    assert 0 < counts["refused"] < 5  # only the longest passages do not fit beside the prompt
+    names = ["receiver", "skyline", "h2c", "sharer", "shuffled", "zeros", "noise"]
+    results = evaluate(model, processor, questions, names, form="open", batch_size=3, answer_tokens=4)
+    ends = end_tokens(model, processor.receiver_tokenizer)
+    for name, giving in (("h2c", range(5)), ("shuffled", results["shuffled"]["donors"])):
+        for row, donor in enumerate(giving):
+            inputs, other = (dict(Batch(model, processor, [questions[n]], "open").inputs) for n in (row, donor))
+            inputs |= {key: other[key] for key in ("sharer_input_ids", "sharer_attention_mask")}
+            ids = model.generate(**inputs, max_new_tokens=4, do_sample=False, **ends)[0, inputs["input_ids"].shape[1] :]
+            assert results[name]["predictions"][row] == processor.decode(ids, skip_special_tokens=True).strip()
 
 
 def test_bad_requests_are_refused(atlas):

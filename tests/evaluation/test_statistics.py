@@ -61,7 +61,7 @@ def test_equivalence_is_two_one_sided_t_tests():
         expected, *_ = ttost_paired(first.astype(float), second.astype(float), -0.02, 0.02)
         differences = first.astype(float) - second
         sides = [stats.ttest_1samp(differences, at, alternative=side).pvalue for at, side in ((-0.02, "greater"), (0.02, "less"))]
-        assert found["p"] == pytest.approx(expected) == pytest.approx(max(sides))
+        assert found["p"] == pytest.approx(expected) and found["p"] == pytest.approx(max(sides))
         assert found["equivalent"] == (found["p"] < 0.05) and found["margin"] == 0.02
     assert found["equivalent"]  # with 5,000 questions
 
@@ -78,7 +78,7 @@ def test_a_mean_lies_in_its_bootstrap_interval():
     row = mean_row(values)
     error = values.std(ddof=1) / 20
     assert row["value"] == pytest.approx(values.mean())
-    assert (row["low"], row["high"]) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.1 * error)
+    assert (row["low"], row["high"]) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.25 * error)
 
 
 def test_a_difference_is_paired_over_questions():
