@@ -11,10 +11,12 @@ def error_body(message: str, status: int) -> dict:
     return {"error": {"message": message, "type": kind, "param": None, "code": status}}
 
 
-async def send_error(send, message: str, status: int) -> None:
-    """Answer with an error, and close the connection: its body may not have been read."""
+async def send_error(send, message: str, status: int, retry_after: int | None = None) -> None:
+    """Answer with an error, and close the connection: its body may not have been read. `retry_after`: seconds."""
     body = json.dumps(error_body(message, status)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+    if retry_after is not None:
+        headers.append((b"retry-after", str(retry_after).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

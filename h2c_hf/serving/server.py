@@ -16,6 +16,7 @@ from ..demo import opened
 from ..modeling import H2CForCausalLM, H2CProcessor
 from ..modeling.inputs_h2c import check_prompt
 from ..training.pair import QUANTIZATION
+from .bridging import zero_states
 from .http import error_body, read_json, replayed, send_error, with_body
 from .openai_requests import (
     CHAT,
@@ -265,20 +266,13 @@ class BridgeRequests(BaseHandler):
             raise BadRequestError(str(error)) from error
         inputs = dict(inputs)
         if extension.control == "zeros":
-            inputs["sharer_hidden_states"] = self._zeros(model, inputs.pop("sharer_input_ids"))
+            inputs["sharer_hidden_states"] = zero_states(model, inputs.pop("sharer_input_ids"))
         STATE.get().alone = not extension.h2c
         if not extension.h2c:
             inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         device = model.receiver.device
         inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
         return Job(inputs, self._generation_config(body, model, inputs["input_ids"].shape[1]))
-
-    @staticmethod
-    def _zeros(model: H2CForCausalLM, sharer_input_ids: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The hidden states of the control "zeros". They have a length, so the Sharer need not read."""
-        state = torch.zeros(*sharer_input_ids.shape, model.config.sharer_hidden_size, dtype=model.sharer.dtype, device=model.sharer.device)
-        read = set(model.bridge.read_layers)
-        return tuple(state if index in read else None for index in range(model.config.sharer_num_hidden_layers + 1))
 
     def _generation_config(self, body: dict, model: H2CForCausalLM, prompt_length: int) -> GenerationConfig:
         """The generation config of a request, within the Receiver's context window.

@@ -31,7 +31,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        assert self._found.wait(60) and self._url, "".join(self.lines)
+        assert self._found.wait(300) and self._url, "".join(self.lines)
         return self._url
 
     @property
