@@ -38,7 +38,7 @@ def run(specification: dict) -> dict:
         prompts = [TokensPrompt(prompt_token_ids=request["ids"]) for request in wave]
         sampling = [
             SamplingParams(
-                n=request.get("n", 1), temperature=0, max_tokens=request.get("tokens", 16), logit_bias=request.get("bias"),
+                n=request.get("n", 1), temperature=0, max_tokens=request.get("tokens", 16), logit_bias={int(token): bias for token, bias in request["bias"].items()},
                 extra_args={"kv_transfer_params": request["params"]} if "params" in request else None, **request.get("sampling", {}),
             )
             for request in wave
