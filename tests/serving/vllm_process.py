@@ -18,6 +18,11 @@ DEFAULTS = {
 }  # fmt: skip
 
 
+def biases(request: dict) -> dict[int, float]:
+    """JSON has texts for keys."""
+    return {int(token): bias for token, bias in request["bias"].items()}
+
+
 def run(specification: dict) -> dict:
     from vllm import LLM, SamplingParams, TokensPrompt
     from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
@@ -38,7 +43,7 @@ def run(specification: dict) -> dict:
         prompts = [TokensPrompt(prompt_token_ids=request["ids"]) for request in wave]
         sampling = [
             SamplingParams(
-                n=request.get("n", 1), temperature=0, max_tokens=request.get("tokens", 16), logit_bias={int(token): bias for token, bias in request["bias"].items()},
+                n=request.get("n", 1), temperature=0, max_tokens=request.get("tokens", 16), logit_bias=biases(request),
                 extra_args={"kv_transfer_params": request["params"]} if "params" in request else None, **request.get("sampling", {}),
             )
             for request in wave
