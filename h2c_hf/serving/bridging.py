@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from transformers.cache_utils import Cache
 
-from ..modeling import H2CForCausalLM
+from ..modeling import H2CBridgeConfig, H2CForCausalLM
+from ..modeling.message_h2c import message_mask, rotated, with_message
 from ..modeling.processing_h2c import left_pad
 
 
@@ -43,7 +45,8 @@ class Prompt:
 
 @dataclass
 class Bridged:
-    """The bridged keys and values of all tokens but the last: (layers, heads, N - 1, head_dim) each.
+    """The bridged keys and values of all tokens but the last: (layers, heads, T + N - 1, head_dim) each, rotated to positions from 0 on.
+    T is the length of the message that stands before the prompt in the message form, and 0 in the other.
 
     `ready` is a CUDA event after which they may be read on another stream; None on a CPU.
     """
@@ -170,17 +173,18 @@ class Bridger:
             elif controlled != {None}:
                 raise ValueError(f"Got the controls {controlled}; expected one for all prompts of a batch, None or 'zeros'.")
             cache = self.model.bridged_cache(ids, mask, **sharer)
-            if cache.get_seq_length() != ids.shape[1] - 1:
-                raise ValueError(f"The bridged cache has {cache.get_seq_length()} positions; expected {ids.shape[1] - 1}.")
-            keys, values = (
-                torch.stack([getattr(layer, name) for layer in cache.layers], 1).to(self.dtype)  # (batch, layers, heads, N - 1, head_dim)
-                for name in ("keys", "values")
+            held = with_message(cache, mask[:, :-1]).bool()  # (batch, T + N - 1)
+            if cache.get_seq_length() != held.shape[1]:
+                raise ValueError(f"The bridged cache has {cache.get_seq_length()} positions; expected {held.shape[1]}.")
+            from_zero(self.model, cache)
+            keys, values = (  # (batch, layers, heads, T + N - 1, head_dim) each
+                torch.stack([getattr(layer, name) for layer in cache.layers], 1).to(self.dtype) for name in ("keys", "values")
             )
             results = {}
             for row, prompt in enumerate(prompts):
-                last = slice(keys.shape[3] - len(prompt.input_ids) + 1, None)
+                own = held[row].to(keys.device)
                 ready = torch.cuda.Event() if self._stream else None
-                results[prompt.digest] = Bridged(keys[row, :, :, last].clone(), values[row, :, :, last].clone(), ready)
+                results[prompt.digest] = Bridged(keys[row][:, :, own], values[row][:, :, own], ready)
                 if ready:
                     ready.record(self._stream)
         return results
@@ -196,6 +200,22 @@ def batches(waiting: list[tuple[Prompt, Future]], most: int) -> list[list[tuple[
         else:
             found.append([one])
     return found
+
+
+def from_zero(model: H2CForCausalLM, cache: Cache) -> None:
+    """Rotate the keys of a cache with a message, in place, so that the message begins at position 0 and the prompt follows it. The model
+    has the message at -T ... -1 and the prompt from 0 on; vLLM counts from 0. With rotary positions only differences count."""
+    mask = message_mask(cache)
+    if mask is None:
+        return
+    for index, layer in enumerate(cache.layers):
+        shift = mask.sum(1, keepdim=True).to(layer.keys.device).expand(-1, layer.keys.shape[2])
+        layer.keys = rotated(layer.keys, shift, model.bridge.frequencies(index))
+
+
+def message_tokens(config: H2CBridgeConfig, sharer_length: int) -> int:
+    """The cache positions that a message of the Sharer's prompt takes before the Receiver's; 0 in the form without a message."""
+    return sharer_length if config.bridge_form == "message" else 0
 
 
 def zero_states(model: H2CForCausalLM, sharer_input_ids: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -217,6 +237,7 @@ def pair_facts(model: H2CForCausalLM) -> dict:
         "receiver_model_id": model.config.receiver_model_id,
         "receiver": {name: getattr(config, name) for name in fields if getattr(config, name, None) is not None},
         "layers": model.config.receiver_num_hidden_layers, "heads": model.config.receiver_num_key_value_heads,
-        "head_dim": model.config.receiver_head_dim, "dtype": str(model.receiver.dtype).removeprefix("torch."),
+        "head_dim": model.config.receiver_head_dim,
+        "bridge_form": model.config.bridge_form, "dtype": str(model.receiver.dtype).removeprefix("torch."),
         "sharer_window": getattr(sharer, "max_position_embeddings", None),
     }  # fmt: skip

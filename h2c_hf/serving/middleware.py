@@ -10,6 +10,7 @@ import os
 from transformers import AutoConfig
 
 from ..modeling import H2CBridgeConfig, H2CProcessor
+from .bridging import message_tokens
 from .http import read_json, replayed, send_error, with_body
 from .openai_requests import CHAT, COMPLETIONS, ENDPOINTS, RESPONSES, BadRequestError, encode, take_extension
 
@@ -43,7 +44,8 @@ class H2CMiddleware:
             raise ValueError(f"{BRIDGE_VARIABLE} is not set; expected the bridge's repo or folder.")
         self.app, self.max_bytes = app, max_bytes
         self.processor = H2CProcessor.from_pretrained(bridge)
-        self.sharer_window = sharer_window(bridge)
+        self.config = H2CBridgeConfig.from_pretrained(bridge)
+        self.sharer_window = sharer_window(self.config, bridge)
 
     async def __call__(self, scope, receive, send):
         endpoint = scope.get("path", "").rstrip("/")
@@ -85,6 +87,11 @@ class H2CMiddleware:
         if self.sharer_window is not None and len(sharer_ids) > self.sharer_window:
             raise BadRequestError(f"The Sharer's prompt has {len(sharer_ids)} tokens; its context window is {self.sharer_window}.")
         params = {"sharer_input_ids": sharer_ids, "control": extension.control}
+        if message := message_tokens(self.config, len(sharer_ids)):
+            if endpoint == RESPONSES:
+                raise BadRequestError("vLLM renders the prompt of /v1/responses itself, without the message; use /v1/chat/completions.")
+            params["message_tokens"] = message
+            ids = [ids[0]] * message + ids  # positions to write the message into; the ids are not read
         if endpoint == CHAT:
             params["prompt_token_ids"] = ids  # vLLM reads them instead of rendering the messages
         elif endpoint == COMPLETIONS:
@@ -94,8 +101,8 @@ class H2CMiddleware:
         return {**body, "kv_transfer_params": params}
 
 
-def sharer_window(bridge: str) -> int | None:
+def sharer_window(config: H2CBridgeConfig, bridge: str) -> int | None:
     """The Sharer's context window, from its config."""
-    model_id, arguments = H2CBridgeConfig.from_pretrained(bridge).locate("sharer", bridge, {}, {})
+    model_id, arguments = config.locate("sharer", bridge, {}, {})
     config = AutoConfig.from_pretrained(model_id, **arguments).get_text_config(decoder=True)
     return getattr(config, "max_position_embeddings", None)

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
-from ..demo import opened
+from ..demo import add_pair_options, opened, pair_options
 from ..modeling import H2CForCausalLM, H2CProcessor
 from ..modeling.inputs_h2c import check_prompt
-from ..training.pair import QUANTIZATION
 from .bridging import zero_states
 from .http import error_body, read_json, replayed, send_error, with_body
 from .openai_requests import (
@@ -258,10 +257,14 @@ class BridgeRequests(BaseHandler):
         """
         inputs = encode(processor, body, self.endpoint, extension)
         try:
-            least = 2 if extension.h2c else 1
-            check_prompt("", inputs["input_ids"], inputs["attention_mask"], model.receiver, least=least, bridged=extension.h2c)
+            ids, mask, sharer_ids, sharer_mask = (
+                inputs[f"{prefix}{name}"] for prefix in ("", "sharer_") for name in ("input_ids", "attention_mask")
+            )
             if extension.h2c:
-                check_prompt("sharer_", inputs["sharer_input_ids"], inputs["sharer_attention_mask"], model.sharer, least=1)
+                check_prompt("sharer_", sharer_ids, sharer_mask, model.sharer, least=1)
+                model.check_receiver_prompt(ids, mask, sharer_mask, sharer_ids.shape[1])
+            else:
+                check_prompt("", ids, mask, model.receiver, least=1)
         except ValueError as error:
             raise BadRequestError(str(error)) from error
         inputs = dict(inputs)
@@ -272,10 +275,14 @@ class BridgeRequests(BaseHandler):
             inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         device = model.receiver.device
         inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-        return Job(inputs, self._generation_config(body, model, inputs["input_ids"].shape[1]))
+        message = sharer_ids.shape[1] if extension.h2c and model.config.bridge_form == "message" else 0
+        return Job(inputs, self._generation_config(body, model, ids.shape[1] + message))
 
     def _generation_config(self, body: dict, model: H2CForCausalLM, prompt_length: int) -> GenerationConfig:
         """The generation config of a request, within the Receiver's context window.
+
+        Args:
+            prompt_length: the positions that the prompt takes, with those of a message.
 
         Raises:
             BadRequestError: for values that `generate` refuses, or more new tokens than the window has left.
@@ -407,8 +414,7 @@ def main(arguments: list[str] | None = None) -> int:
     """`h2c serve`."""
     parser = argparse.ArgumentParser(prog="h2c serve", description=__doc__)
     parser.add_argument("repo", nargs="?", metavar="REPO", help="the bridge: a folder or a Hub id (default: Atlas, in the package)")
-    parser.add_argument("--revision", help="commit of the bridge's repo")
-    parser.add_argument("--sharer_quantization", choices=("none", *QUANTIZATION), default="none", help="of the Sharer (bitsandbytes)")
+    add_pair_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any free port (default: %(default)s)")
     parser.add_argument("--name", help="name of the model in requests (default: REPO, or atlas)")
@@ -424,7 +430,7 @@ def main(arguments: list[str] | None = None) -> int:
         except OSError as error:
             raise OSError(f"{options.host}:{options.port} cannot be listened on ({error}); choose another --port.") from error
         name = options.name or options.repo or "atlas"
-        model, processor = opened(options.repo, options.revision, options.sharer_quantization)
+        model, processor = opened(options.repo, **pair_options(options))
         app = build_app(name, model, processor, options.max_body)
         listener.listen(128)  # so that the line works from the moment it is printed
         print(greeting(name, *listener.getsockname()[:2]), flush=True)

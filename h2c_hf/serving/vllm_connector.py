@@ -6,7 +6,8 @@
 
 The connector says that all tokens of a prompt but the last are available from outside. vLLM computes the last token, the kickstart,
 and decodes as usual. A request's `kv_transfer_params` hold `sharer_input_ids` and, if wanted, `control` and `input_ids` (the prompt
-that the sender expects); {"h2c": false} leaves the Receiver alone, and a request with neither fails.
+that the sender expects); {"h2c": false} leaves the Receiver alone, and a request with neither fails. For a bridge of the message form the
+prompt begins with `message_tokens` placeholder ids, one for each Sharer token.
 
 `kv_connector_extra_config`:
     bridge: repo or folder. The Sharer, the bridge and the Receiver's prefill then run in vLLM's first worker.
@@ -48,12 +49,13 @@ IDLE_SECONDS = 0.005
 
 @dataclass
 class Load:
-    """Positions to write for a request: those of `prompt` from `first` on, into `block_ids`, which hold the prompt from position 0."""
+    """Positions to write for a request: from `first` to before `last`, its kickstart, into `block_ids`, which begin at position 0."""
 
     request_id: str
     prompt: Prompt | None
     block_ids: list[int]
     first: int
+    last: int
     asynchronous: bool
     refused: str | None = None  # why the request fails
 
@@ -124,10 +126,10 @@ class H2CConnector(KVConnectorBase_V1):
             return
         prompt, block_ids = self._prompts[request.request_id], blocks.get_block_ids()[0]
         if isinstance(prompt, str):
-            self._loads.append(Load(request.request_id, None, block_ids, 0, True, refused=prompt))
+            self._loads.append(Load(request.request_id, None, block_ids, 0, 0, True, refused=prompt))
         else:
-            first = request.num_prompt_tokens - 1 - num_external_tokens
-            self._loads.append(Load(request.request_id, prompt, block_ids, first, self._async))
+            last = request.num_prompt_tokens - 1
+            self._loads.append(Load(request.request_id, prompt, block_ids, last - num_external_tokens, last, self._async))
 
     def build_connector_meta(self, scheduler_output):
         loads, self._loads = self._loads, []
@@ -254,10 +256,10 @@ class H2CConnector(KVConnectorBase_V1):
 
         On CUDA the kernels run on vLLM's stream, after the forward pass that is under way and before the one that reads the blocks.
         """
-        expected = (len(self._names), len(load.prompt.input_ids) - 1)
+        expected = (len(self._names), load.last)
         if (bridged.keys.shape[0], bridged.keys.shape[2]) != expected:
             raise ValueError(f"Got {tuple(bridged.keys.shape)} bridged keys; expected {expected} layers and positions.")
-        positions = torch.arange(load.first, expected[1])
+        positions = torch.arange(load.first, load.last)
         slots = torch.tensor(load.block_ids)[positions // self._block_size] * self._block_size + positions % self._block_size
         heads, rank, workers = bridged.keys.shape[1], self._group.rank_in_group, self._group.world_size
         own = slice(rank * heads // workers, rank * heads // workers + max(1, heads // workers))
@@ -308,7 +310,10 @@ def read_request(request, params: dict) -> Prompt | str:
         return "The request has a LoRA adapter; a bridge was trained for the Receiver without one."
     if expected is not None and expected != list(request.prompt_token_ids):
         return "vLLM made another prompt of the request than the bridge's processor; send it as a chat completion."
-    return Prompt(tuple(request.prompt_token_ids), tuple(sharer_ids), params.get("control"))
+    message = params.get("message_tokens", 0)
+    if type(message) is not int or message not in (0, len(sharer_ids)) or message > request.num_prompt_tokens - 2:
+        return f"message_tokens is {message!r}; expected 0, or the {len(sharer_ids)} Sharer tokens, before at least 2 of the prompt."
+    return Prompt(tuple(request.prompt_token_ids[message:]), tuple(sharer_ids), params.get("control"))
 
 
 def check_vllm(vllm_config, kv_cache_config, options: dict) -> None:

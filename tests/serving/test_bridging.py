@@ -14,15 +14,17 @@ import urllib3
 import uvicorn
 from pairs import join, random_inputs, tiny_model
 from servers import ROOT, started
+from transformers.cache_utils import DynamicCache
 
+from h2c_hf.modeling.inputs_h2c import CACHE
 from h2c_hf.serving.bridge_client import BridgeClient, BridgeServerError
 from h2c_hf.serving.bridge_server import BridgeServer
-from h2c_hf.serving.bridging import Bridger, Prompt, QueueFullError, zero_states
+from h2c_hf.serving.bridging import Bridger, Prompt, QueueFullError, from_zero, message_tokens, zero_states
 
 
-@pytest.fixture(scope="module")
-def model():
-    return join(tiny_model("llama", 1), tiny_model("qwen2", 2))
+@pytest.fixture(scope="module", params=["rewrite", "message"])
+def model(request):
+    return join(tiny_model("llama", 1), tiny_model("qwen2", 2), bridge_form=request.param)
 
 
 def prompts(count: int = 6, seed: int = 0) -> list[Prompt]:
@@ -43,12 +45,28 @@ def alone(model, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
             cache = model.bridged_cache(ids, sharer_hidden_states=zero_states(model, sharer_ids))
         else:
             cache = model.bridged_cache(ids, sharer_input_ids=sharer_ids)
+    from_zero(model, cache)
     return tuple(torch.stack([getattr(layer, name)[0] for layer in cache.layers]) for name in ("keys", "values"))
 
 
 def same(model, prompt: Prompt, bridged) -> bool:
     got = (bridged.keys, bridged.values)
     return all(torch.allclose(one, two, atol=1e-4) for one, two in zip(alone(model, prompt), got, strict=True))
+
+
+@torch.no_grad()
+def test_an_engine_that_counts_from_0_gives_the_logits_of_the_pair(model):
+    """The kickstart stands after the message and the prompt, at the position that vLLM gives it."""
+    for prompt in prompts(4):
+        ids, sharer_ids = torch.tensor([prompt.input_ids]), torch.tensor([prompt.sharer_input_ids])
+        with contextlib.closing(Bridger(model)) as bridger:
+            bridged = bridger.submit(prompt).result(30)
+        cache, positions = DynamicCache(config=model.receiver.config), bridged.keys.shape[2]
+        assert positions == len(prompt.input_ids) - 1 + message_tokens(model.config, len(prompt.sharer_input_ids))
+        for layer, (keys, values) in enumerate(zip(bridged.keys, bridged.values, strict=True)):
+            cache.update(keys[None], values[None], layer)
+        logits = model.receiver(ids[:, -1:], position_ids=torch.tensor([[positions]]), **{CACHE: cache}).logits
+        torch.testing.assert_close(logits, model(ids, sharer_input_ids=sharer_ids).logits, atol=1e-4, rtol=1e-4)
 
 
 @contextlib.contextmanager
