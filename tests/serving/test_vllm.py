@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from pairs import randomize
 from servers import ASKED, QUESTION, ROOT, started
 
 from h2c_hf.atlas.questions import atlas_questions
 from h2c_hf.data.prompts import FORMS
+from h2c_hf.modeling import H2CForCausalLM
 
 
 pytestmark = pytest.mark.serve
@@ -176,6 +178,25 @@ def test_a_failed_request_fails_alone(atlas, questions, tmp_path):
             assert answers[1:6] == ["error"] * 5
             assert [answers[0], *answers[6:]] == [answer(model, one) for one in inputs]
         assert result["blocks"] == 0
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "sync"])
+def test_a_bridge_of_the_message_form(atlas, questions, tmp_path, asynchronous):
+    """Random weights: the placeholder ids before the prompt get the message, and the prompt follows it."""
+    shipped, processor = atlas
+    model = H2CForCausalLM.from_pair(shipped.sharer, shipped.receiver, bridge_form="message").eval()
+    randomize(model.bridge, 3)
+    for role in ("sharer", "receiver"):
+        setattr(model.config, f"{role}_model_id", str(ATLAS / role))
+    model.save_pretrained(tmp_path / "bridge")
+    inputs = [inputs_of(processor, one) for one in questions[:16]]
+    wave = []
+    for one in inputs:
+        message = one["sharer_input_ids"].shape[1]
+        made = request(one)
+        wave.append({**made, "ids": [5] * message + made["ids"], "params": {**made["params"], "message_tokens": message}})
+    result = vllm(tmp_path, [wave], {"bridge": str(tmp_path / "bridge"), "async": asynchronous})
+    assert firsts(result["waves"][0]) == [answer(model, one) for one in inputs]
 
 
 def test_tensor_parallel_2(atlas, questions, tmp_path):
