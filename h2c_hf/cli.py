@@ -18,6 +18,7 @@ COMMANDS = {
     "lm-eval": ("h2c_hf.evaluation.lm_eval_command", "run tasks of the lm-evaluation-harness, for any method or control"),
     "chat": ("h2c_hf.chat", "talk to a bridge in the terminal, and compare it with the Receiver and text-to-text"),
     "models": ("h2c_hf.hub.models", "list the language models of the real pair, and fetch them"),
+    "serve": ("h2c_hf.serving.server", "answer OpenAI's clients over HTTP"),
     "push": ("h2c_hf.hub.push", "upload a bridge, with its model card and results, to the Hub"),
     "demo": ("h2c_hf.demo", "open a page in which Receiver, text-to-text and H2C answer side by side"),
     "plot": ("h2c_hf.visualization.figures", "draw the figures of a saved report"),

@@ -381,6 +381,8 @@ class H2CBridgeConfig(PreTrainedConfig):
                     f"{role}_model_id is the folder {name!r}: the bridge loads only where that folder exists. Set it to a Hub id.",
                     stacklevel=2,
                 )
+        # `transformers serve` looks this name up in the transformers module, which has no class of ours.
+        self.architectures = ["AutoModelForCausalLM"]
         super().save_pretrained(save_directory, *args, **kwargs)
         copy_base_models(self, self._folder or self._name_or_path, save_directory)
         for name in REMOTE_CODE:

@@ -13,6 +13,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
 from .bridges_h2c import BridgesMixin
@@ -465,6 +466,8 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
         """
         past_key_values = one_cache(past_key_values, cache)
         attention_mask, generation_config = second_position(attention_mask, generation_config)
+        if (tokenizer := kwargs.get("tokenizer")) is not None:  # `transformers serve` passes the processor, for stop strings
+            kwargs["tokenizer"] = getattr(tokenizer, "tokenizer", tokenizer)
         input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
         check_arguments(input_ids, kwargs)
         if kwargs.pop("use_cache", None) is False:
@@ -505,5 +508,8 @@ def evaluating(frozen: PreTrainedModel) -> None:
     if frozen.training:
         frozen.eval()
 
+
+# `transformers serve` takes a model for one that writes text if its class is listed here.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(H2CBridgeConfig.model_type, H2CForCausalLM.__name__)
 
 __all__ = ["H2CForCausalLM"]
