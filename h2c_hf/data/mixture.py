@@ -70,6 +70,7 @@ def build_dataset(
     num_proc: int | None = None,
     streaming: bool = False,
     hold_out: float = 0.0,
+    together: int | None = None,
 ) -> tuple[Dataset | IterableDataset, Dataset | None, DataReport]:
     """Encode and mix.
 
@@ -78,6 +79,8 @@ def build_dataset(
         seed: of which examples a weighted mixture takes, and of their order.
         hold_out: share of the examples that are left for validation. Which is decided by the text of a record's first prompt, so
             that one conversation, or a question that occurs twice, is never on both sides.
+        together: most tokens of both prompts and the target together, if a bridge gives the Sharer's tokens positions in the Receiver's
+            context window.
 
     Returns:
         The mixture, with the columns of `h2c_hf.data.examples.encode_example`; what was held out, or None; and the counts.
@@ -90,11 +93,13 @@ def build_dataset(
         raise ValueError(f"Some sources have a weight and others have none: got {weights}; expected a weight for all, or for none.")
     counts = [SourceCount(source.title, source.weight) for source in sources]
     if streaming:
-        parts = [encode_stream(source, processor, max_length, count) for source, count in zip(sources, counts, strict=True)]
+        parts = [encode_stream(source, processor, (max_length, together), count) for source, count in zip(sources, counts, strict=True)]
         probabilities = None if None in weights else [weight / sum(weights) for weight in weights]
         mixed = datasets.interleave_datasets(parts, probabilities, seed=seed) if len(parts) > 1 else parts[0]
         return mixed, None, DataReport(counts, streaming=True)
-    parts = [encode_source(source, processor, max_length, num_proc, count) for source, count in zip(sources, counts, strict=True)]
+    parts = [
+        encode_source(source, processor, (max_length, together), num_proc, count) for source, count in zip(sources, counts, strict=True)
+    ]
     held_out = None
     if hold_out:
         sides = [split(part, hold_out) for part in parts]
@@ -128,9 +133,11 @@ def split(examples: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     return examples.select(kept), examples.select(held_out)
 
 
-def encode_source(source: DataSource, processor: H2CProcessor, max_length: int, num_proc: int | None, count: SourceCount) -> Dataset:
+def encode_source(
+    source: DataSource, processor: H2CProcessor, longest: tuple[int, int | None], num_proc: int | None, count: SourceCount
+) -> Dataset:
     records = source.load()
-    encode = RecordEncoder(processor, source, records.column_names, max_length)
+    encode = RecordEncoder(processor, source, records.column_names, *longest)
     encoded = records.map(
         encode,
         batched=True,
@@ -149,10 +156,10 @@ def encode_source(source: DataSource, processor: H2CProcessor, max_length: int, 
     return kept
 
 
-def encode_stream(source: DataSource, processor: H2CProcessor, max_length: int, count: SourceCount) -> IterableDataset:
+def encode_stream(source: DataSource, processor: H2CProcessor, longest: tuple[int, int | None], count: SourceCount) -> IterableDataset:
     records = source.load(streaming=True)
     columns = records.column_names or list(next(iter(records)))
-    encode = RecordEncoder(processor, source, columns, max_length)
+    encode = RecordEncoder(processor, source, columns, *longest)
 
     def encode_and_count(batch: dict) -> dict:
         encoded = encode(batch)
@@ -170,8 +177,9 @@ def encode_stream(source: DataSource, processor: H2CProcessor, max_length: int, 
 class RecordEncoder:
     """Batches of records to examples: `IDS`, the record's `group`, and in `dropped` why there is none ("" where there is)."""
 
-    def __init__(self, processor: H2CProcessor, source: DataSource, columns: list[str], max_length: int):
-        self.processor, self.max_length, self.encoding = processor, max_length, ENCODING
+    def __init__(self, processor: H2CProcessor, source: DataSource, columns: list[str], max_length: int, together: int | None = None):
+        """max_length, together: see `build_dataset`."""
+        self.processor, self.max_length, self.together, self.encoding = processor, max_length, together, ENCODING
         self.source = replace(source, weight=None)  # with the rest it is the key in the datasets cache, and weighs nothing here
         self.read = reader(columns, self.source)
 
@@ -205,6 +213,8 @@ class RecordEncoder:
             return self._dropped("too long for the Sharer")
         if len(row["input_ids"]) + len(row["target_ids"]) > self.max_length:
             return self._dropped("too long for the Receiver")
+        if self.together and sum(len(row[name]) for name in IDS) > self.together:
+            return self._dropped("too long for the Receiver with the Sharer's message")
         return row
 
     @staticmethod

@@ -52,9 +52,13 @@ class Data:
         beside.replace(directory / "data.json")
 
 
-def load_data(h2c: H2CArguments, training: H2CTrainingArguments, processor: H2CProcessor) -> Data:
-    """Encode what the arguments name. Other ranks wait for the first, and then read the datasets cache."""
-    settings = {"max_length": h2c.max_length, "seed": training.seed, "num_proc": h2c.num_proc}
+def load_data(h2c: H2CArguments, training: H2CTrainingArguments, processor: H2CProcessor, together: int | None = None) -> Data:
+    """Encode what the arguments name. Other ranks wait for the first, and then read the datasets cache.
+
+    Args:
+        together: see `build_dataset`.
+    """
+    settings = {"max_length": h2c.max_length, "together": together, "seed": training.seed, "num_proc": h2c.num_proc}
     with training.main_process_first(desc="encoding the data"):
         train, held_out, report = build_dataset(
             h2c.train_data, processor, streaming=h2c.streaming, hold_out=h2c.validation_fraction, **settings

@@ -52,6 +52,11 @@ class Pair:
         located = {name: value for role in ROLES for name, value in self.base(role).fields(role).items()}
         return H2CBridgeConfig.from_pair(*configs, **located, **given)
 
+    def message_window(self) -> int | None:
+        """Return the Receiver's context window if the bridge gives the Sharer's tokens positions in it."""
+        config = self.bridge_config()
+        return config.receiver_max_position_embeddings if config.bridge_form == "message" else None
+
     def model(self, device: torch.device) -> H2CForCausalLM:
         """All three, with weights; the Sharer's config alone where its states are read from disk, or blanked."""
         config = self.bridge_config()

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         output.mkdir(parents=True, exist_ok=True)
         follow_licence(output, config, training.hub_model_id or output.name, token=training.hub_token)
     processor = pair.processor()
-    data = load_data(h2c, training, processor)
+    data = load_data(h2c, training, processor, pair.message_window())
     choose_metric(training, list(data.validation))
     if training.process_index == 0:
         print(describe(h2c, training, pair, data), flush=True)

@@ -1,3 +1,4 @@
+import json
 import random
 from collections import Counter
 from dataclasses import replace
@@ -153,3 +154,14 @@ def test_a_passage_is_encoded_for_the_sharer_alone(processor):
         assert example["input_ids"] == asked["input_ids"][0].tolist()
         assert example["sharer_input_ids"] == told["sharer_input_ids"][0].tolist()
         assert processor.receiver_tokenizer.decode(example["target_ids"], skip_special_tokens=True).strip() == row["answers"][0]
+
+
+def test_a_message_shares_the_receivers_window(processor, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "a" * n, "completion": "b"}) + "\n" for n in (3, 40)))
+    source = DataSource(str(path))
+    kept, _, _ = build_dataset([source], processor)
+    most = max(sum(map(len, row.values())) for row in kept)
+    kept, _, report = build_dataset([source], processor, together=most - 1)
+    assert len(kept) == 1
+    assert report.sources[0].dropped == {"too long for the Receiver with the Sharer's message": 1}
