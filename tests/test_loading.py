@@ -116,7 +116,7 @@ def test_saving_warns_of_base_models_that_a_copy_will_lack(tmp_path):
         H2CBridgeConfig(sharer_model_id="u/sharer").save_pretrained(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        H2CBridgeConfig(sharer_model_id="u/sharer", receiver_model_id="./receiver").save_pretrained(tmp_path)
+        H2CBridgeConfig(sharer_model_id="u/sharer", receiver_model_id="receiver").save_pretrained(tmp_path)
 
 
 @pytest.fixture
