@@ -152,7 +152,7 @@ def tiny_run(tmp_path, model=None, **options):
     examples = encode_questions(processor, QUESTIONS)
     of_trainer = {name: options.pop(name) for name in ("model_init", "compute_loss_func") if name in options}
     arguments = H2CTrainingArguments(
-        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, per_device_eval_batch_size=2, report_to="none",
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, per_device_eval_batch_size=3, report_to="none",
         save_strategy="no", use_cpu=True, dataloader_pin_memory=False, learning_rate=1e-2, warmup_steps=0, **options,
     )  # fmt: skip
     return H2CTrainer(model, arguments, processor, train_dataset=examples, eval_dataset=examples, **of_trainer)
