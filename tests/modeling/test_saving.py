@@ -282,9 +282,30 @@ def test_models_on_disk_answer_as_in_memory(by_id, tmp_path):
     assert loaded.hf_device_map["sharer"] == "disk" and not hasattr(model, "hf_device_map")
 
 
-def test_a_bridge_is_never_split(by_id):
-    bridge = H2CBridgeModel.from_pretrained(by_id[0], device_map="auto")
+def test_a_bridge_is_never_split(by_id, tmp_path):
+    room = {"max_memory": {"cpu": 20_000}, "offload_folder": str(tmp_path / "offloaded")}  # less than its weights take
+    bridge = H2CBridgeModel.from_pretrained(by_id[0], device_map="auto", **room)
     model = by_id[1]
     with torch.no_grad():
         again = H2CForCausalLM.from_pair(model.sharer, model.receiver, bridge)
         assert torch.equal(again(**random_inputs(0)).logits, model(**random_inputs(0)).logits)
+
+
+def test_models_in_the_bridges_own_repo_are_copied_along(tmp_path):
+    model, inputs = small(), random_inputs(0)
+    for role in ("sharer", "receiver"):
+        getattr(model, role).save_pretrained(tmp_path / role)
+    model.config.sharer_model_id, model.config.receiver_model_id = "./sharer", "./receiver"
+    model.save_pretrained(tmp_path)
+    expected = model.generate(**inputs, max_new_tokens=8)
+    H2CForCausalLM.from_pretrained(tmp_path).save_pretrained(tmp_path / "composite")
+    H2CBridgeModel.from_pretrained(tmp_path).save_pretrained(tmp_path / "bridge")
+    for name in ("composite", "bridge"):
+        assert torch.equal(H2CForCausalLM.from_pretrained(tmp_path / name).generate(**inputs, max_new_tokens=8), expected)
+
+
+def test_saving_says_which_models_are_not_there(tmp_path):
+    model = small()
+    model.config.sharer_model_id = "./sharer"
+    with pytest.warns(UserWarning, match="sharer_model_id is './sharer', and there is no folder sharer to copy into"):
+        model.save_pretrained(tmp_path)

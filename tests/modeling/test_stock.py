@@ -7,7 +7,6 @@ import pytest
 import torch
 from pairs import alone, join, random_inputs, random_pair, tiny_model
 from transformers import (
-    AutoModel,
     GenerationConfig,
     Phi3Config,
     Phi3ForCausalLM,
@@ -246,7 +245,7 @@ def test_a_model_is_pickled_after_it_generated():
 
 
 def test_the_gate_stays_in_fp32_from_a_config():
-    model = AutoModel.from_config(random_pair(0).config, dtype=torch.bfloat16)
+    model = H2CBridgeModel._from_config(random_pair(0).config, dtype=torch.bfloat16)
     assert (model.gate.dtype, model.q_proj.weight.dtype) == (torch.float32, torch.bfloat16)
 
 
