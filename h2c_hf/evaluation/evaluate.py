@@ -14,7 +14,7 @@ from ..configs import ADAPTER, HUB_CONFIGS
 from ..data.prompts import LETTERS, open_answer
 from ..data.rows import spread_rows
 from ..errors import naming
-from ..hints import next_commands
+from ..hints import install, next_commands
 from ..loading import ROLES, load_bridge
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.configuration_h2c import record_commit
@@ -183,7 +183,7 @@ def load_lora(folder: str, receiver: PreTrainedModel) -> PreTrainedModel:
     try:
         from peft import PeftModel
     except ImportError:
-        raise ValueError("The method 'lora' needs peft, which is not installed; install h2c_hf[lora].") from None
+        raise ValueError(f"The method 'lora' needs peft, which is not installed; install it with: {install('lora')}") from None
     return PeftModel.from_pretrained(copy.deepcopy(receiver), folder).eval()
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.examples import H2CCollator
+from ..hints import install
 from ..training.arguments import H2CArguments, H2CTrainingArguments, parse
 from ..training.data import load_data
 from ..training.fields import LoraArguments
@@ -91,7 +92,7 @@ def fine_tune(
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise ValueError("h2c lora needs peft, which is not installed; install h2c_hf[lora].") from None
+        raise ValueError(f"h2c lora needs peft, which is not installed; install it with: {install('lora')}") from None
     set_seed(training.seed)
     config = LoraConfig(
         r=lora.lora_rank, lora_alpha=2 * lora.lora_rank, lora_dropout=lora.lora_dropout, target_modules="all-linear",
