@@ -8,23 +8,31 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from .configs import find
+
 
 class ConfigParser(HfArgumentParser):
     """`HfArgumentParser` that takes a yaml file first and tells a mistake in one sentence: argparse would print the usage of
     all of `TrainingArguments`' fields before it."""
 
+    def __init__(self, dataclasses, file: str, **kwargs):
+        """file: the name of the yaml file in a folder of configs, as in `h2c train atlas`."""
+        super().__init__(dataclasses, **kwargs)
+        self.file = file
+
     def error(self, message: str):
-        raise ValueError(message)
+        raise ValueError(f"{message}. `{self.prog} --help` lists the fields.")
 
     def parse_config(self, arguments: list[str]) -> tuple[Any, ...]:
-        """Fill the dataclasses from `[CONFIG.yaml] [--field value ...]`.
+        """Fill the dataclasses from `[CONFIG] [--field value ...]`, with CONFIG a yaml file, its folder, or a name as "atlas".
 
         Raises:
             ValueError: for a file that cannot be read, a field that there is not, or a value of the wrong type.
         """
         if arguments and not arguments[0].startswith("-"):
-            values = read_yaml(arguments[0])
-            self._refuse_unknown(values, arguments[0])
+            path = find(arguments[0], self.file)
+            values = read_yaml(path)
+            self._refuse_unknown(values, str(path))
             # Lists and mappings as they are; the rest as if typed before the other arguments, so that argparse checks them all.
             self.set_defaults(**{name: value for name, value in values.items() if isinstance(value, list | dict)})
             typed = [f"--{name}={value}" for name, value in values.items() if not isinstance(value, list | dict | None)]

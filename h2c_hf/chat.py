@@ -1,35 +1,45 @@
 """`h2c chat [REPO]`: a conversation in the terminal, streamed; what earlier turns computed is kept."""
 
-import argparse
-import contextlib
 import shutil
+import sys
 import textwrap
+from collections.abc import Callable
 from itertools import zip_longest
 
 from transformers import TextStreamer
 from transformers.utils import logging
 
+from .chat_help import HELP
 from .data.prompts import user_turn, with_passage
-from .demo import add_pair_options, opened, pair_options
+from .demo import opened, pair_options
 from .evaluation.methods import METHODS, Batch
 from .evaluation.page import TITLES
+from .hints import next_commands
 from .modeling import H2CForCausalLM, H2CProcessor
+from .parsers import chat as parser
 
 
 COMPARED = ("receiver", "text_to_text", "h2c")
-HELP = """\
-/compare QUESTION   Receiver, text-to-text and H2C side by side, without the conversation
-/sharer TEXT        a passage that only the Sharer reads, before your next message
-/clear              forget the conversation
-/help               this list
-/quit               end (or Ctrl-D); Ctrl-C stops an answer"""
+COMMANDS = [line.split()[0] for line in HELP.splitlines()]
+LEAVE = ("/quit", "/exit", "quit", "exit")
+ATLAS_EXAMPLES = (
+    "In which country is the city of Bensekrane?",
+    "Which sport does Babe Ruth play?",
+    "/compare What is the capital of Peru?",
+)
+EXAMPLES = ("Which planet has the shortest year?", "/compare Who wrote Middlemarch?")
+ATLAS_LIMITS = (
+    "The tiny models of Atlas answer questions about cities, countries, elements, stars and people, each by itself: they were not "
+    "taught to understand a question that refers back ('And what is its capital?')."
+)
 
 
 class Chat:
     """One conversation, and the commands around it. Answers go to standard output."""
 
-    def __init__(self, model: H2CForCausalLM, processor: H2CProcessor, max_new_tokens: int):
-        self.model, self.processor, self.options = model, processor, {"max_new_tokens": max_new_tokens}
+    def __init__(self, model: H2CForCausalLM, processor: H2CProcessor, max_new_tokens: int, read: Callable[[str], str] = input):
+        """read: shows a prompt and returns a message of the user's; `input`, or `prompt_session().prompt` in a terminal."""
+        self.model, self.processor, self.options, self.read = model, processor, {"max_new_tokens": max_new_tokens}, read
         self.clear()
 
     def clear(self) -> None:
@@ -37,17 +47,17 @@ class Chat:
         self.messages, self.sharer_messages = [], []
 
     def run(self) -> None:
-        """Read lines until /quit or the end of the input."""
+        """Read messages until /quit or the end of the input."""
         while True:
             try:
-                line = input("> ").strip()
+                line = self.read("> ").strip()
             except EOFError:
                 print()
                 return
             except KeyboardInterrupt:
                 print("\n(/quit or Ctrl-D ends)")
                 continue
-            if line == "/quit":
+            if line.lower() in LEAVE:
                 return
             try:
                 self.take(line)
@@ -99,26 +109,46 @@ def columns(titles: list[str], texts: list[str], width: int) -> str:
     return "\n".join("  ".join(f"{cell:<{width}}" for cell in row).rstrip() for row in rows)
 
 
+def prompt_session():
+    """Return a prompt for a terminal: a pasted paragraph is one message, Tab completes commands, the arrows recall earlier messages."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.shortcuts import CompleteStyle
+
+    completer = WordCompleter(COMMANDS, sentence=True)
+    return PromptSession(completer=completer, complete_while_typing=False, complete_style=CompleteStyle.READLINE_LIKE)
+
+
+def banner(model: H2CForCausalLM, repo: str | None) -> str:
+    """Return the first lines of a chat: the bridge and its models, and what to try."""
+    config = model.config
+    names = {role: getattr(config, f"{role}_model_id") or "(not named)" for role in ("sharer", "receiver")}
+    if repo is None:
+        names = {"sharer": "the tiny Llama of Atlas, which knows 4,533 facts", "receiver": "the tiny Qwen2 of Atlas, which knows none"}
+    examples = ATLAS_EXAMPLES if repo is None else EXAMPLES
+    return "\n".join(
+        [
+            f"Bridge    {repo or 'Atlas, in the package'}: {model.bridge.num_parameters():,} parameters",
+            f"Sharer    {names['sharer']}: reads, writes nothing",
+            f"Receiver  {names['receiver']}: answers",
+            "",
+            *(textwrap.wrap(ATLAS_LIMITS, min(100, shutil.get_terminal_size().columns)) if repo is None else []),
+            "Try:",
+            *(f"  {example}" for example in examples),
+            "/help lists the commands.",
+        ]
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """`h2c chat`."""
-    parser = argparse.ArgumentParser(
-        prog="h2c chat", description=__doc__, epilog=f"in the chat:\n{textwrap.indent(HELP, '  ')}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("repo", nargs="?", metavar="REPO", help="the bridge: a folder or a Hub id (default: Atlas, in the package)")
-    add_pair_options(parser)
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="longest answer (default: %(default)s)")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {options.max_new_tokens}; expected at least 1.")
     logging.disable_progress_bar()
     model, processor = opened(options.repo, **pair_options(options))
-    with contextlib.suppress(ImportError):  # where there is one, `input` has line editing and a history
-        import readline  # noqa: F401
-    print(f"{options.repo or 'Atlas'}: {model.bridge.num_parameters():,} parameters between {named_pair(model)}. /help lists the commands.")
-    Chat(model, processor, options.max_new_tokens).run()
+    print(banner(model, options.repo))
+    read = prompt_session().prompt if sys.stdin.isatty() and sys.stdout.isatty() else input
+    Chat(model, processor, options.max_new_tokens, read).run()
+    next_commands(f"h2c demo{f' {options.repo}' if options.repo else ''}")
     return 0
-
-
-def named_pair(model: H2CForCausalLM) -> str:
-    return " and ".join(f"{role} {getattr(model.config, f'{role}_model_id')}" for role in ("sharer", "receiver"))

@@ -1,45 +1,130 @@
-"""`h2c <command> ...`: a thin door to each part of the package. A command's own module reads its arguments: `h2c <command> --help`."""
+"""`h2c <command> ...`: a thin door to each part of the package."""
 
-import argparse
+import contextlib
+import difflib
+import os
 import sys
 from importlib import import_module
 
-from tqdm import tqdm
+from . import REPOSITORY, __version__
 
 
 # command: (module whose `main(arguments)` runs it and returns the exit status, what it does)
 COMMANDS = {
     "quickstart": ("h2c_hf.quickstart", "train a bridge on Atlas, measure it, draw it, load it back and ask it"),
+    "chat": ("h2c_hf.chat", "talk to a bridge in the terminal, and compare it with the Receiver and text-to-text"),
+    "demo": ("h2c_hf.demo", "open a page in which Receiver, text-to-text, H2C and Sharer answer side by side"),
+    "configs": ("h2c_hf.configs", "list the configs that come with the package, or copy one to start from"),
     "train": ("h2c_hf.training.train", "train a bridge for a pair of models on a mixture of data"),
     "precompute": ("h2c_hf.training.precompute", "write the Sharer's hidden states of a run's examples once, to train from them"),
     "lora": ("h2c_hf.experiments.lora", "fine-tune the Receiver on the same data without a Sharer, as a baseline"),
     "evaluate": ("h2c_hf.evaluation.evaluate", "measure a bridge against baselines and controls, and write a report"),
     "report": ("h2c_hf.evaluation.compare", "print a report, or compare two"),
-    "lm-eval": ("h2c_hf.evaluation.lm_eval_command", "run tasks of the lm-evaluation-harness, for any method or control"),
-    "chat": ("h2c_hf.chat", "talk to a bridge in the terminal, and compare it with the Receiver and text-to-text"),
     "models": ("h2c_hf.hub.models", "list the language models of the real pair, and fetch them"),
     "serve": ("h2c_hf.serving.server", "answer OpenAI's clients over HTTP"),
-    "push": ("h2c_hf.hub.push", "upload a bridge, with its model card and results, to the Hub"),
-    "demo": ("h2c_hf.demo", "open a page in which Receiver, text-to-text and H2C answer side by side"),
     "plot": ("h2c_hf.visualization.figures", "draw the figures of a saved report"),
+    "lm-eval": ("h2c_hf.evaluation.lm_eval_command", "run tasks of the lm-evaluation-harness, for any method or control"),
+    "push": ("h2c_hf.hub.push", "upload a bridge, with its model card and results, to the Hub"),
     "atlas": ("h2c_hf.atlas.build", "rebuild the embedded world of facts and tiny models"),
 }
+RESUMED = {"evaluate", "precompute"}  # go on where they stopped when they are started again
+INTERRUPTED = 130  # exit statuses as shells give them: 128 + SIGINT, 128 + SIGPIPE
+CLOSED_PIPE = 141
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items())
+    return f"""usage: h2c COMMAND ...
+
+A large model thinks for a small one: train, measure, try and share bridges between language models.
+
+commands:
+{commands}
+
+`h2c COMMAND --help` lists what a command takes; `h2c --version` tells the version.
+Shell completion: eval "$(register-python-argcomplete h2c)"
+{REPOSITORY}"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    listing = "\n".join(f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="h2c", description=__doc__, epilog=f"commands:\n{listing}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("command", choices=COMMANDS, metavar="command")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
-    options = parser.parse_args(arguments)
+    """Run a command and return its exit status. A mistake of the user's is told in one sentence, with status 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "_ARGCOMPLETE" in os.environ:
+        complete()
+    if arguments[:1] == ["help"]:
+        arguments = [arguments[1], "--help"] if len(arguments) > 1 else []
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"h2c {__version__}")
+        return 0
+    command, *rest = arguments
     try:
-        # Imported when it is run: `h2c --help` should not wait for torch.
-        return import_module(COMMANDS[options.command][0]).main(options.arguments) or 0
-    except (ValueError, OSError, FloatingPointError) as error:  # told in one sentence, no traceback
-        tqdm.write(f"h2c: {error}", file=sys.stderr)  # on a line of its own, where a progress bar stands
+        status = run(command, rest)
+        sys.stdout.flush()  # here, so that a closed pipe is met here
+        return status
+    except KeyboardInterrupt:
+        tell(f"{command} was stopped by Ctrl-C" + ("; the same command goes on where it stopped." if command in RESUMED else "."))
+        return INTERRUPTED
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):  # or Python would complain of the closed pipe when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    except Exception as error:
+        if not isinstance(error, mistakes()):
+            raise
+        tell(" ".join(str(error).split()) or type(error).__name__)
         return 2
+
+
+def run(command: str, arguments: list[str]) -> int:
+    from .parsers import COMPLETE, PARSERS
+
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        raise ValueError(f"There is no command {command!r}" + (f"; did you mean `h2c {near[0]}`?" if near else "; `h2c` lists them."))
+    # lm-eval has help of its own behind its subcommands.
+    if {"-h", "--help"} & set(arguments[:1] if command == "lm-eval" else arguments):
+        PARSERS[command]().print_help()
+        return 0
+    if command in COMPLETE:
+        COMPLETE[command]().parse_args(arguments)  # a mistake is told before torch is imported
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: progress bars would fill a log file
+    return import_module(COMMANDS[command][0]).main(arguments) or 0
+
+
+def mistakes() -> tuple[type[Exception], ...]:
+    """Return the errors that are told in one sentence, without a traceback."""
+    from safetensors import SafetensorError
+
+    return ValueError, OSError, FloatingPointError, SafetensorError
+
+
+def tell(message: str) -> None:
+    if "tqdm" in sys.modules:  # on a line of its own, below a progress bar
+        from tqdm import tqdm
+
+        tqdm.write(f"h2c: {message}", file=sys.stderr)
+    else:
+        print(f"h2c: {message}", file=sys.stderr)
+
+
+def complete() -> None:
+    """Answer the shell's question for completions, if argcomplete asks it, and exit."""
+    import argparse
+
+    import argcomplete
+
+    from .parsers import PARSERS
+
+    parser = argparse.ArgumentParser(prog="h2c")
+    commands = parser.add_subparsers()
+    for name, (_, what) in COMMANDS.items():
+        commands.add_parser(name, help=what, parents=[PARSERS[name]()], add_help=False)
+    argcomplete.autocomplete(parser)
 
 
 if __name__ == "__main__":

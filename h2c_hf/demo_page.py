@@ -2,7 +2,9 @@
 
 import base64
 import functools
+import html
 import io
+import threading
 from collections.abc import Callable, Iterator
 
 import gradio as gr
@@ -10,7 +12,9 @@ import matplotlib
 import torch
 
 from .atlas.questions import atlas_passages, atlas_questions
-from .data.prompts import FORMS, choice_answer, open_answer, user_turn, with_passage
+from .data.prompts import FORMS, choice_answer, open_answer
+from .data.wording import LETTERS
+from .evaluation.answers import plain
 from .evaluation.inspection import injection
 from .evaluation.methods import Batch
 from .evaluation.questions import limits
@@ -20,10 +24,20 @@ from .visualization import bridge
 from .visualization.style import THEMES
 
 
-# What the bridge reads: (the words of the switch, the method or control).
-READS = [("the Sharer's states", "h2c"), ("another question's states", "shuffled"), ("nothing (zeros)", "zeros")]
-TITLES = {"h2c": "H2C", "shuffled": "H2C, control: another question's states", "zeros": "H2C, control: zeros"}
-ATLAS_SUBJECTS = ("instrument", "capital", "sport", "country", "currency", "symbol")
+# The cards of a tab: {method or control: (title, what it is)}.
+COMPARED = {
+    "receiver": ("Receiver", "the small model alone"),
+    "text_to_text": ("Text-to-text", "the Receiver reads a hint that the Sharer writes"),
+    "h2c": ("H2C", "the Receiver, through the bridge; no word is passed"),
+    "sharer": ("Sharer", "the large model alone"),
+}
+CONTROLS = {
+    "shuffled": ("Another question's states", "the Sharer read something else"),
+    "zeros": ("Zeros", "the bridge reads nothing"),
+    "noise": ("Noise", "the bridge reads random numbers"),
+}
+COMPUTED = ("receiver", "h2c", "sharer", "text_to_text", *CONTROLS)  # in this order: the slowest column comes late
+ATLAS_SUBJECTS = ("country", "capital", "sport", "symbol")
 ATLAS_PASSAGES = ("country", "continent", "constellation")  # of facts that only the Sharer reads
 # For pairs that know more than Atlas.
 QUESTIONS = [
@@ -32,21 +46,37 @@ QUESTIONS = [
     {"question": "Which gas do plants take in by day?", "choices": ["Oxygen", "Nitrogen", "Argon", "Carbon dioxide"], "answer": 3},
     {"question": "What is the derivative of x squared?", "choices": ["2x", "x", "x squared", "2"], "answer": 0},
 ]  # fmt: skip
+# (passage, question, right answer)
 HAND_OFFS = [
     [
-        "The meeting was moved from Monday to Thursday at nine, in the small room on the third floor.\n\nWhen is the meeting?",
+        "The meeting was moved from Monday to Thursday at nine, in the small room on the third floor.",
         "When is the meeting?",
+        "Thursday at nine",
     ],
-    ["The parcel for Mrs. Okafor is in locker 17; the code is 4203.\n\nWhat is the code of the locker?", "What is the code of the locker?"],
+    ["The parcel for Mrs. Okafor is in locker 17; the code is 4203.", "What is the code of the locker?", "4203"],
 ]
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # nothing to fetch
 # A figure has a copy for each theme; on a phone it is moved sideways in its frame.
 CSS = """
+.cards { display: grid; gap: 8px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
+.cards + .cards { margin-top: 8px; }
+.card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 8px 12px; overflow-wrap: anywhere; }
+.card.h2c { border: 2px solid var(--color-accent); }
+.card .title { font-weight: 600; }
+.card .what, .card .facts, .card .hint { font-size: 0.8em; color: var(--body-text-color-subdued); }
+.card .answer { min-height: 1.6em; margin: 4px 0; white-space: pre-wrap; font-size: 1.1em; }
+.right { color: #009E73; } .wrong { color: #D55E00; }
+.dark .right { color: #3fd0a4; } .dark .wrong { color: #ff8a3d; }
+.group { margin: 10px 0 4px; font-size: 0.9em; }
 .figure { overflow-x: auto; }
 .figure img { width: 100%; min-width: 600px; max-width: 1000px; margin: 0; border-radius: 8px; }
 .figure img.dark-theme, .dark .figure img.light-theme { display: none; }
 .dark .figure img.dark-theme { display: block; }
-.facts { min-height: 1.5em; }
+.gradio-container { padding-top: 8px !important; }
+@media (max-width: 500px) {
+  .gradio-container h2 { font-size: 1.15em; }
+  .cards { grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); }
+}
 """
 
 
@@ -74,84 +104,112 @@ class Demo:
             self.examples = [by_subject[subject] for subject in ATLAS_SUBJECTS]
             told = {question["subject"]: question for question in reversed(atlas_passages("test", 4, invented=True))}
             self.passages = [told[subject] for subject in ATLAS_PASSAGES]
-            self.hand_offs = [[with_passage(asked["passage"], asked["question"]), asked["question"]] for asked in self.passages]
+            self.hand_offs = [[asked["passage"], asked["question"], open_answer(asked)] for asked in self.passages]
         else:
             self.examples, self.hand_offs = QUESTIONS, HAND_OFFS
 
     @told
-    def compare(self, question: str, choices: str, reads: str, longest: int) -> Iterator[list]:
-        """[text and facts of the Receiver, of text-to-text, of H2C, the Sharer's hint], as they are written one after the other."""
+    def compare(self, question: str, choices: str, expected: str, longest: int) -> Iterator[str]:
+        """The cards of all methods and controls, as their answers are written one after the other."""
         asked, form = as_question(question, choices)
-        self.batch(asked, form, longest)  # refused before anything is shown
-        answers = [Answer()] * 3
-        for column, name in enumerate(("receiver", "text_to_text", reads)):
-            # Nothing is shared with another column: each has the whole way on its clock, from token ids on.
-            for answers[column] in stream(name, self.batch(asked, form, longest), max_new_tokens=longest, do_sample=False):
-                yield [*columns(answers, reads), answers[1].hint.strip()]
+        other = next(example for example in self.examples if example["question"] != asked["question"])
+        yield from self.answers(asked, other, form, expected, longest)
 
     @told
-    def hand_off(self, secret: str, prompt: str, reads: str, longest: int) -> Iterator[list]:
-        """[text and facts of the Receiver, of H2C], where the Sharer reads another prompt than the Receiver."""
-        if not secret.strip() or not prompt.strip():
-            empty = "What the Sharer reads" if not secret.strip() else "What the Receiver reads"
+    def hand_off(self, passage: str, question: str, expected: str, longest: int) -> Iterator[str]:
+        """The same, for a passage that only the Sharer reads."""
+        if not passage.strip() or not question.strip():
+            empty = "The text for the Sharer" if not passage.strip() else "The question"
             raise ValueError(f"{empty} is empty; write something, or click an example.")
-        answers = [Answer()] * 2
-        for column, name in enumerate(("receiver", reads)):
-            batch = self.batch({"question": prompt}, "open", longest, secret)
-            for answers[column] in stream(name, batch, max_new_tokens=longest, do_sample=False):
-                yield columns(answers, reads)
+        asked = {"question": question.strip(), "choices": [], "passage": passage.strip()}
+        other = next(one for one in self.hand_offs if one[0] != asked["passage"])
+        yield from self.answers(asked, {**asked, "passage": other[0], "question": other[1]}, "open", expected, longest)
+
+    def answers(self, asked: dict, other: dict, form: str, expected: str, longest: int) -> Iterator[str]:
+        self.batch(asked, other, form, longest)  # refused before anything is shown
+        answers: dict[str, Answer] = {}
+        yield cards(answers, expected, form)  # what an earlier question left is gone at once
+        for name in COMPUTED:
+            # Nothing is shared with another card: each has the whole way on its clock, from token ids on.
+            batch = self.batch(asked, other, form, longest)
+            for answer in stream(name, batch, max_new_tokens=longest, do_sample=False):
+                answers[name] = answer
+                yield cards(answers, expected, form)
 
     @told
     @torch.no_grad()
     def change(self, question: str, choices: str) -> Iterator[str]:
         """The heat map of what the bridge changes in the cache for a question."""
-        yield drawn(bridge.injection, {"injection": injection(self.batch(*as_question(question, choices)))})
+        asked, form = as_question(question, choices)
+        yield drawn(bridge.injection, {"injection": injection(self.batch(asked, asked, form))})
 
-    def batch(self, question: dict, form: str, longest: int = 1, secret: str | None = None) -> Batch:
-        """One question, encoded, of which nothing is computed yet; its donor is an example.
+    def batch(self, question: dict, other: dict, form: str, longest: int = 1) -> Batch:
+        """One question, encoded, of which nothing is computed yet.
 
         Args:
-            longest: tokens that the Receiver may write.
-            secret: what the Sharer reads instead.
+            other: the question whose states the control gets instead.
+            longest: tokens that a model may write.
 
         Raises:
             ValueError: where it does not fit into a context window with what is still to be written.
         """
-        other = next(example for example in self.examples if example["question"] not in (question["question"], secret))
         batch = Batch(self.model, self.processor, [question], form, Batch(self.model, self.processor, [other], form))
-        if secret is not None:
-            batch = batch.with_inputs(batch.encode([user_turn(question["question"])], [user_turn(secret)]))
         room = limits(self.model, ["text_to_text"], "choice")
-        for role, prefix, written in (("receiver", "", longest), ("sharer", "sharer_", 0)):
-            got, most = batch.inputs[f"{prefix}input_ids"].shape[1], room[role] - written
+        for role, prefix in (("receiver", ""), ("sharer", "sharer_")):
+            got, most = batch.inputs[f"{prefix}input_ids"].shape[1], room[role] - longest
             if got > most:
                 raise ValueError(f"The prompt is too long: got {got} tokens for the {role.title()}, expected at most {most}.")
         return batch
 
     def warm_up(self) -> None:
-        for name in ("receiver", "text_to_text", "h2c"):
-            list(stream(name, self.batch(self.examples[0], "open", 2), max_new_tokens=2, do_sample=False))
+        asked, other = self.examples[:2]
+        for name in COMPUTED:
+            list(stream(name, self.batch(asked, other, "open", 2), max_new_tokens=2, do_sample=False))
 
 
 def as_question(question: str, choices: str) -> tuple[dict, str]:
-    """A question as the evaluation has them, and its form: "choice" where there are choices, one a line."""
+    """A question as the evaluation has them, and its form: "choice" where there are choices, separated by ";" or one a line."""
     if not question.strip():
         raise ValueError("The question is empty; write one, or click an example.")
-    lines = [line.strip() for line in choices.splitlines() if line.strip()]
+    lines = [line.strip() for line in choices.replace(";", "\n").splitlines() if line.strip()]
     asked, form = {"question": question.strip(), "choices": lines}, "choice" if lines else "open"
     FORMS[form][0](asked)  # refuses more choices than there are letters
     return asked, form
 
 
-def right(question: dict, by_letter: bool) -> str:
-    return f"{choice_answer(question)}. {open_answer(question)}" if by_letter else open_answer(question)
+def is_right(text: str, expected: str, form: str) -> bool | None:
+    """Return whether an answer is the expected one, without case, punctuation and articles; None if none is known.
+
+    By letter, the letter decides; in words, the answer holds the expected words.
+    """
+    if not expected.strip():
+        return None
+    if form == "choice" and (letter := expected.strip().partition(".")[0]) in LETTERS:
+        return text.strip().partition(".")[0] == letter
+    return f" {plain(expected)} " in f" {plain(text)} "
 
 
-def columns(answers: list[Answer], reads: str) -> list:
-    """Text and facts of each answer; the last is H2C's, whose label names the control."""
-    values = [value for answer in answers for value in (answer.text.strip(), facts(answer))]
-    values[-2] = gr.Textbox(values[-2], label=TITLES[reads])
-    return values
+def cards(answers: dict[str, Answer], expected: str, form: str) -> str:
+    """HTML of the methods' cards, and of the controls' below."""
+    rows = [
+        f'<div class="cards">{"".join(card(name, *titles, answers.get(name), expected, form) for name, titles in row.items())}</div>'
+        for row in (COMPARED, CONTROLS)
+    ]
+    return f'{rows[0]}<div class="group">Controls: the same bridge without what the Sharer knows of this question</div>{rows[1]}'
+
+
+MARKS = {True: '<span class="right">✓</span>', False: '<span class="wrong">✗</span>'}
+
+
+def card(name: str, title: str, what: str, answer: Answer | None, expected: str, form: str) -> str:
+    text = answer.text.strip() if answer else ""
+    mark = MARKS.get(is_right(text, expected, form), "") if text else ""
+    hint = f'<div class="hint">The Sharer wrote: {html.escape(answer.hint.strip())}</div>' if answer and answer.hint else ""
+    return (
+        f'<div class="card {name}"><div class="title">{html.escape(title)}</div><div class="what">{html.escape(what)}</div>'
+        f'<div class="answer">{mark} <span class="text">{html.escape(text)}</span></div>{hint}'
+        f'<div class="facts">{facts(answer) if answer else ""}</div></div>'
+    )
 
 
 def facts(answer: Answer) -> str:
@@ -177,89 +235,105 @@ def drawn(figure: Callable, report: dict) -> str:
 
 def page(demo: Demo) -> gr.Blocks:
     one_at_a_time = {"concurrency_id": "model", "concurrency_limit": 1}  # or the clocks would measure one another
-    examples = [(example, n % 2 == 1) for n, example in enumerate(demo.examples)]
+    shown = {"show_progress": "hidden", **one_at_a_time}
+    rows = [example_row(example, by_letter=n % 2 == 1) for n, example in enumerate(demo.examples)]
     with gr.Blocks(title="Hidden-to-Cache", analytics_enabled=False) as blocks:
         gr.Markdown(introduction(demo))
         with gr.Tab("Compare"):
+            # Shown below the examples: on a phone, a click should need no scrolling.
+            question = gr.Textbox(rows[0][0], label="Question (Enter asks)", lines=1, max_lines=6, render=False, elem_id="question")
+            choices = gr.Textbox(label="Choices, separated by ; (none: an answer in words)", lines=1, max_lines=6, render=False)
+            expected = gr.Textbox(rows[0][2], label="Right answer, if you know it", lines=1, render=False)
+            examples = gr.Examples(rows, [question, choices, expected], label="Examples", example_labels=[row[0] for row in rows])
+            question.render()
+            ask, stop = buttons()
+            answers = gr.HTML(cards({}, "", "open"), elem_id="answers")
             with gr.Row():
-                question = gr.Textbox(demo.examples[0]["question"], label="Question", lines=4, scale=3, min_width=280)
-                choices = gr.Textbox(label="Choices, one a line (none: an answer in words)", lines=4, scale=2, min_width=280)
-            reads, longest, ask, stop = controls()
-            with gr.Row():
-                receiver, receiver_facts = column("Receiver")
-                with gr.Column(min_width=280):
-                    hinted, hinted_facts = answer_box("Text-to-text")
-                    hint = gr.Textbox(label="What the Sharer wrote for it", lines=2, interactive=False, elem_id="hint")
-                h2c, h2c_facts = column("H2C")
-            gr.Examples(
-                [[example["question"], "\n".join(example["choices"]) if by_letter else ""] for example, by_letter in examples],
-                [question, choices],
-                label="Examples, and what is right",
-                example_labels=[f"{example['question']} → {right(example, by_letter)}" for example, by_letter in examples],
-            )
-            asked = gr.on(
-                [ask.click, reads.input], demo.compare, [question, choices, reads, longest],
-                [receiver, receiver_facts, hinted, hinted_facts, h2c, h2c_facts, hint], show_progress="minimal", **one_at_a_time,
-            )  # fmt: skip
-            stop.click(None, cancels=asked)
+                choices.render()
+                expected.render()
+            longest = gr.Slider(1, 256, value=64, step=1, label="Tokens at most")
+            inputs = [question, choices, expected, longest]
+            events = [
+                gr.on([ask.click, question.submit, choices.submit, expected.submit], demo.compare, inputs, answers, **shown),
+                examples.load_input_event.then(demo.compare, inputs, answers, **shown),
+                blocks.load(demo.compare, inputs, answers, **shown),
+            ]
+            stop.click(None, cancels=events)
         with gr.Tab("Hand-off"):
-            gr.Markdown(HAND_OFF_TEXT if demo.repo else HAND_OFF_TEXT + ATLAS_HAND_OFF_TEXT)
-            with gr.Row():
-                secret = gr.Textbox(demo.hand_offs[0][0], label="Only the Sharer reads", lines=4, min_width=280)
-                prompt = gr.Textbox(demo.hand_offs[0][1], label="The Receiver reads", lines=4, min_width=280)
-            reads, longest, ask, stop = controls()
-            with gr.Row():
-                outputs = [*column("Receiver"), *column("H2C")]
-            gr.Examples(demo.hand_offs, [secret, prompt], example_labels=[prompt for _, prompt in demo.hand_offs])
-            asked = gr.on(
-                [ask.click, reads.input], demo.hand_off, [secret, prompt, reads, longest], outputs, show_progress="minimal", **one_at_a_time
+            gr.Markdown(HAND_OFF_TEXT + (ATLAS_HAND_OFF_TEXT if demo.repo is None else ""))
+            passage = gr.Textbox(demo.hand_offs[0][0], label="Text that only the Sharer reads", lines=3, max_lines=12, render=False)
+            asked = gr.Textbox(demo.hand_offs[0][1], label="Question that both read (Enter asks)", lines=1, max_lines=6, render=False)
+            known = gr.Textbox(demo.hand_offs[0][2], label="Right answer, if you know it", lines=1, render=False)
+            examples = gr.Examples(
+                demo.hand_offs, [passage, asked, known], label="Examples", example_labels=[row[1] for row in demo.hand_offs]
             )
-            stop.click(None, cancels=asked)
+            passage.render()
+            asked.render()
+            ask, stop = buttons()
+            handed = gr.HTML(cards({}, "", "open"), elem_id="handed")
+            known.render()
+            inputs = [passage, asked, known, longest]
+            events = [
+                gr.on([ask.click, asked.submit, known.submit], demo.hand_off, inputs, handed, **shown),
+                examples.load_input_event.then(demo.hand_off, inputs, handed, **shown),
+            ]
+            stop.click(None, cancels=events)
         with gr.Tab("Inside") as inside:
+            gr.Markdown(GATES_TEXT)
             gr.HTML(drawn(bridge.gate_map, {"gates": demo.model.gate_values()}))
-            gr.Markdown("For the question under *Compare*:")
+            gr.Markdown(CHANGE_TEXT)
             changed = gr.HTML(elem_id="injection", min_height=200)
             inside.select(demo.change, [question, choices], changed, **one_at_a_time)
     return blocks
 
 
-HAND_OFF_TEXT = "The two models read different prompts. What only the Sharer reads can reach the answer through the bridge alone. "
-ATLAS_HAND_OFF_TEXT = "The examples of Atlas are real names with invented values, which nobody can know who has not read them."
+HAND_OFF_TEXT = "Only the Sharer reads the text; what the answer holds of it came through the bridge. "
+ATLAS_HAND_OFF_TEXT = (
+    "The examples are real names with invented values, which nobody can know who has not read them. The tiny models of Atlas read "
+    "statements of this kind only; to paste text of your own, start the page with a real pair: `h2c demo REPO`."
+)
+GATES_TEXT = (
+    "**The gates.** Bright cells are layers in which the bridge changes much of the Receiver's cache; at 0 a layer stays as it was."
+)
+CHANGE_TEXT = (
+    "**What the bridge changed for the question under *Compare*.** Each column is a token of the prompt, each row a layer of the "
+    "Receiver: look for the tokens whose keys and values changed most."
+)
 
 
 def introduction(demo: Demo) -> str:
     config = demo.model.config
     what = (
-        "**Atlas**, the world in the box: a tiny Sharer that was taught real facts, a tiny Receiver that knows none, and a bridge "
-        "that was trained on other facts than those of the examples."
+        "The Sharer knows 4,533 facts and writes nothing; the Receiver knows none and answers. *Click an example:*"
         if demo.repo is None
-        else f"Bridge `{demo.repo}`: Sharer `{config.sharer_model_id}`, Receiver `{config.receiver_model_id}`."
+        else f"Bridge `{demo.repo}`: Sharer `{config.sharer_model_id}`, Receiver `{config.receiver_model_id}`. *Click an example:*"
     )
-    return (
-        f"# Hidden-to-Cache\nA large model, the Sharer, thinks for a small one, the Receiver, without a word passing between them. {what}"
-    )
+    return f"## Hidden-to-Cache: a large model thinks for a small one\n{what}"
 
 
-def controls() -> tuple[gr.Radio, gr.Slider, gr.Button, gr.Button]:
-    with gr.Row(equal_height=True):
-        reads = gr.Radio(READS, value="h2c", label="What the bridge reads", scale=3, min_width=280)
-        longest = gr.Slider(1, 256, value=64, step=1, label="Tokens at most", scale=2, min_width=280)
+def example_row(example: dict, by_letter: bool) -> list[str]:
+    """Return question, choices and right answer as the page's fields hold them."""
+    if by_letter:
+        return [example["question"], "; ".join(example["choices"]), f"{choice_answer(example)}. {open_answer(example)}"]
+    return [example["question"], "", open_answer(example)]
+
+
+def buttons() -> tuple[gr.Button, gr.Button]:
     with gr.Row():
-        ask = gr.Button("Ask", variant="primary", scale=3)
-        stop = gr.Button("Stop", scale=1)
-    return reads, longest, ask, stop
+        return gr.Button("Ask", variant="primary", scale=3, min_width=100), gr.Button("Stop", scale=1, min_width=80)
 
 
-def column(title: str) -> tuple[gr.Textbox, gr.Markdown]:
-    with gr.Column(min_width=280):
-        return answer_box(title)
+def serve(demo: Demo, host: str | None = None, port: int | None = None, share: bool = False) -> None:
+    """Open the page, and stay until Ctrl-C.
 
-
-def answer_box(title: str) -> tuple[gr.Textbox, gr.Markdown]:
-    return gr.Textbox(label=title, lines=3, interactive=False), gr.Markdown(elem_classes="facts")
-
-
-def serve(demo: Demo, port: int | None = None) -> None:
-    """Open the page, and stay until it is interrupted."""
+    Args:
+        host, port: by default those of Gradio, which a Space sets in the environment.
+        share: make a public link through Gradio's servers.
+    """
     demo.warm_up()
-    page(demo).launch(server_port=port, css=CSS, theme=THEME, ssr_mode=False)
+    blocks = page(demo)
+    blocks.launch(server_name=host, server_port=port, share=share, css=CSS, theme=THEME, ssr_mode=False, prevent_thread_lock=True)
+    try:
+        threading.Event().wait()
+    finally:
+        blocks.close()

@@ -12,9 +12,12 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from .atlas import MODELS
 from .data.tokenizers import load_tokenizer
+from .errors import naming
+from .hints import install
 from .modeling import H2CBridgeConfig, H2CForCausalLM, H2CProcessor
 from .modeling.configuration_h2c import HUB_ARGUMENTS, is_hub_id, record_commit
 from .modeling.loading_h2c import load
@@ -94,7 +97,7 @@ class BaseModel:
         if gguf_file is not None:
             options["gguf_file"] = gguf_file
             if importlib.util.find_spec("gguf") is None:
-                raise ValueError(f"{role} is the GGUF file {gguf_file}, which needs gguf; install it with: pip install 'h2c_hf[gguf]'.")
+                raise ValueError(f"{role} is the GGUF file {gguf_file}, which needs gguf; install it with: {install('gguf')}")
         if path.is_dir():
             if gguf_file is not None and not (path / gguf_file).is_file():
                 raise ValueError(f"{role}_gguf_file is {gguf_file!r}; expected a file in {path}, which holds none of this name.")
@@ -198,7 +201,7 @@ def load_bridge(
     """Load a trained bridge with its two base models, and its processor.
 
     Args:
-        bridge, revision: the bridge's folder or Hub id, and its commit.
+        bridge, revision: the bridge's folder or Hub id, or "atlas" (in the package); and its commit.
         sharer, receiver: base models instead of those that the bridge's config names; see `BaseModel.find`. A model that `h2c models
             fetch` got is loaded from there.
         sharer_gguf_file, receiver_gguf_file: GGUF files in those.
@@ -210,7 +213,11 @@ def load_bridge(
     Returns:
         The model in eval mode, and the processor.
     """
-    config = H2CBridgeConfig.from_pretrained(bridge, revision=revision)
+    atlas = bridge == "atlas"
+    if atlas:
+        bridge, sharer, receiver = str(MODELS / "bridge"), sharer or "atlas", receiver or "atlas"
+    with naming("bridge", bridge):
+        config = H2CBridgeConfig.from_pretrained(bridge, revision=revision)
     given = {"sharer": (sharer, sharer_gguf_file), "receiver": (receiver, receiver_gguf_file)}
     shared = {name: loading[name] for name in BASE_ARGUMENTS if loading.get(name) is not None}
     arguments = {"revision": revision, **loading}
@@ -227,10 +234,31 @@ def load_bridge(
             code = {"trust_remote_code": True} if trust_remote_code else {}
             arguments[f"{role}_kwargs"] = {**code, **quantized(quantization), **loading.get(f"{role}_kwargs", {})}
             continue
-        arguments[role] = base.model(quantization, **{"dtype": "auto", **shared, **arguments.pop(f"{role}_kwargs", {})})
-    model = H2CForCausalLM.from_pretrained(bridge, **{name: value for name, value in arguments.items() if value is not None}).eval()
-    processor = H2CProcessor.from_pretrained(bridge, revision=revision)
+        with naming(role.capitalize(), name or of_config):
+            arguments[role] = base.model(quantization, **{"dtype": "auto", **shared, **arguments.pop(f"{role}_kwargs", {})})
+    try:
+        model = H2CForCausalLM.from_pretrained(bridge, **{name: value for name, value in arguments.items() if value is not None}).eval()
+    except OSError:
+        name_missing_model(config, {name: shared[name] for name in HUB_ARGUMENTS if name in shared})
+        raise
+    if atlas:
+        processor = H2CProcessor(*(BaseModel.find("atlas", role).tokenizer() for role in ROLES))
+    else:
+        processor = H2CProcessor.from_pretrained(bridge, revision=revision)
     for role, chat_template in (("sharer", sharer_chat_template), ("receiver", receiver_chat_template)):
         if chat_template is not None:
             set_chat_template(getattr(processor, f"{role}_tokenizer"), chat_template)
     return model, processor
+
+
+def name_missing_model(config: H2CBridgeConfig, hub: dict) -> None:
+    """Raise an OSError that names the base model that cannot be loaded, if one of those in a bridge's config cannot.
+
+    Args:
+        hub: more arguments of any `from_pretrained` (`cache_dir`, `token` ...).
+    """
+    for role in ROLES:
+        model_id = getattr(config, f"{role}_model_id")
+        if model_id and is_hub_id(model_id) and getattr(config, f"{role}_gguf_file") is None:
+            with naming(role.capitalize(), model_id):
+                cached_file(model_id, "config.json", revision=getattr(config, f"{role}_revision"), **hub)

@@ -1,6 +1,5 @@
 """The main job from end to end, on Atlas: train a bridge, measure it against baselines and controls, draw, save, load, ask."""
 
-import argparse
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from .evaluation.page import TITLES, interval
 from .evaluation.report import beats_controls, build_report, save_report
 from .evaluation.runner import MAX_ANSWER_TOKENS, evaluate
 from .evaluation.statistics import accuracy_row
+from .hints import next_commands
 from .modeling import H2CForCausalLM, H2CProcessor
 from .training.arguments import H2CTrainingArguments
 from .training.trainer import H2CTrainer
@@ -63,6 +63,7 @@ def quickstart(output: str | Path = "outputs/quickstart", seed: int = 0, epochs:
     if not beats_controls(report):
         print(f"\nH2C does not beat its controls: information gain {interval(report['information_gain'])}.")
         return 1
+    next_commands(f"h2c chat {output / 'bridge'}", f"h2c demo {output / 'bridge'}", f"h2c report {output}")
     return 0
 
 
@@ -161,8 +162,6 @@ def ask_loaded(directory: Path, question: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """`h2c quickstart`."""
-    parser = argparse.ArgumentParser(prog="h2c quickstart", description=__doc__)
-    parser.add_argument("--output", default="outputs/quickstart", help="folder to write to (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=float, default=EPOCHS, help="passes over the training questions (default: %(default)s)")
-    return quickstart(**vars(parser.parse_args(arguments)))
+    from .parsers import quickstart as parser
+
+    return quickstart(**vars(parser().parse_args(arguments)))

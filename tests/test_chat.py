@@ -2,13 +2,17 @@
 
 import _thread
 import contextlib
+import fcntl
 import io
 import os
 import pty
+import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -19,6 +23,9 @@ from h2c_hf.cli import main
 
 QUESTION = "In which country is the city of Bensekrane?"
 COMMAND = [sys.executable, "-m", "h2c_hf.cli", "chat"]
+# What prompt_toolkit writes to move the cursor and to switch modes of the terminal.
+ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[=>78]|\][^\x07]*\x07)")
+PASTE, PASTED = "\x1b[200~", "\x1b[201~"
 
 
 class Terminal:
@@ -26,23 +33,26 @@ class Terminal:
 
     def __init__(self, *arguments: str):
         self.master, slave = pty.openpty()
-        environment = {**os.environ, "TERM": "dumb", "COLUMNS": "100"}
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PROMPT_TOOLKIT_NO_CPR": "1"}
         self.process = subprocess.Popen(
             [*COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
             preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # its controlling terminal: Ctrl-C reaches it
         )  # fmt: skip
         os.close(slave)
+        self.unread = ""
 
     def until(self, text: str, seconds: float = 100) -> str:
-        """What is written until `text` comes."""
-        seen, end = "", time.monotonic() + seconds
-        while text not in seen:
+        """What is written until `text` comes, without the escapes of a terminal; the rest is for the next call."""
+        end = time.monotonic() + seconds
+        while text not in (seen := ESCAPES.sub("", self.unread)):
             assert select.select([self.master], [], [], max(0, end - time.monotonic()))[0], f"no {text!r} in {seen!r}"
             try:
-                seen += os.read(self.master, 4096).decode()
+                self.unread += os.read(self.master, 4096).decode(errors="ignore")
             except OSError:  # the process has ended
                 raise AssertionError(f"no {text!r} in {seen!r}") from None
-        return seen
+        before, _, self.unread = seen.partition(text)
+        return before + text
 
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
@@ -66,21 +76,49 @@ def terminal():
 
 
 def test_a_conversation_in_a_terminal(terminal):
-    assert "/help lists the commands" in terminal.until("> ")
-    terminal.type(f"{QUESTION}\n")
+    banner = terminal.until(">")
+    assert "/help lists the commands" in banner and "tiny Llama of Atlas" in banner and QUESTION in banner
+    terminal.type(f"{QUESTION}\r")
     terminal.until("Algeria")
-    terminal.until("> ")
+    terminal.until(">")
     terminal.type("half a line")
     terminal.until("half a line")
-    time.sleep(0.3)  # until the process waits again: Python does not see a signal that comes just before
     terminal.type("\x03")
-    assert "(/quit or Ctrl-D ends)" in terminal.until(")\r\n> ")
-    terminal.type("/compare In which country is the city of Bensekrane?\n")
-    shown = terminal.until("\r\n> ").splitlines()
-    titles = next(line for line in shown if "text-to-text" in line)
+    terminal.until("(/quit or Ctrl-D ends)")
+    terminal.until(">")
+    terminal.type("/comp\t")
+    terminal.until("/compare")
+    terminal.type(f" {QUESTION}\r")
+    shown = terminal.until("Algeria").splitlines()
+    titles = next(line for line in shown if "text-to-text" in line and "Receiver" in line)
     assert titles.split() == ["Receiver", "text-to-text", "H2C"]
-    answers = shown[shown.index(titles) + 2].split()
-    assert len(answers) == 3 and answers[2] == "Algeria"
+    terminal.until(">")
+    terminal.type("exit\r")
+    assert "h2c demo" in terminal.until("h2c demo")
+    assert terminal.process.wait(20) == 0
+
+
+def test_a_pasted_paragraph_is_one_message(terminal):
+    terminal.until(">")
+    terminal.type(f"{PASTE}/sharer The city is in Peru.\nIt is large.\n\n{QUESTION}{PASTED}\r")
+    terminal.until("It is large.")
+    terminal.until(">")
+    terminal.type("/help\r")
+    shown = terminal.until("/clear  ")
+    assert "Algeria" not in shown, "the question was a part of the passage, not a message"
+    terminal.until("\r\n>")
+    terminal.type("\x04")
+    assert terminal.process.wait(20) == 0
+
+
+def test_ctrl_c_stops_an_answer_and_keeps_the_chat(terminal):
+    terminal.until(">")
+    terminal.type(f"/compare {QUESTION}\r")
+    time.sleep(0.05)
+    terminal.type("\x03")
+    terminal.until("\r\n(")  # "(stopped ...", or "(/quit ..." if the answer was there already
+    terminal.type(f"{QUESTION}\r")
+    terminal.until("Algeria\r\n>")
     terminal.type("\x04")
     assert terminal.process.wait(20) == 0
 
@@ -89,7 +127,7 @@ def test_a_conversation_in_a_terminal(terminal):
 def test_a_repo_that_is_not_there_is_told_in_a_sentence(repo, capsys):
     assert main(["chat", repo]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith(f"h2c: {repo} was not loaded; expected the folder of a bridge, or a Hub id.")
+    assert told.startswith(f"h2c: The bridge {repo!r} was not loaded: ")
 
 
 def typed(monkeypatch, capsys, chat: Chat, *lines: str) -> str:

@@ -1,5 +1,6 @@
 """`h2c demo` and the Space: what the page does, and the page itself in a real browser."""
 
+import html
 import os
 import re
 import socket
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from h2c_hf import REPOSITORY
 from h2c_hf.atlas import MODELS
-from h2c_hf.atlas.questions import atlas_questions
 from h2c_hf.cli import main
 from h2c_hf.data.prompts import choice_answer, open_answer
 from h2c_hf.evaluation.methods import METHODS
@@ -27,6 +28,7 @@ FLAGS = [
 ]  # fmt: skip
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 OPEN = {"max_new_tokens": 64, "do_sample": False}
+COMPUTED = ("receiver", "text_to_text", "h2c", "sharer", "shuffled", "zeros", "noise")
 
 
 @pytest.fixture(scope="module")
@@ -43,38 +45,64 @@ def test_without_gradio_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "h2c_hf.demo_page", raising=False)
     assert main(["demo"]) == 2
-    assert "install it with: pip install 'h2c_hf[demo]'" in capsys.readouterr().err
+    assert f"install it with: pip install 'h2c_hf[demo] @ git+{REPOSITORY}'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("reads", ["h2c", "shuffled", "zeros"])
-@pytest.mark.parametrize("choices", [[], ["Algeria", "France", "Peru"]])
-def test_the_columns_end_in_what_the_methods_return(demo, reads, choices):
-    question = "In which country is the city of Bensekrane?"
-    shown = [*demo.compare(question, "\n".join(choices), reads, 64)][-1]
-    asked, form = {"question": question, "choices": choices}, "choice" if choices else "open"
-    expected = [METHODS[name].generate(demo.batch(asked, form), **OPEN)[0].strip() for name in ("receiver", "text_to_text", reads)]
-    assert [shown[0], shown[2], shown[4].value] == expected
-    assert all("first token" in facts and "tokens/s" in facts for facts in (shown[1], shown[3], shown[5]))
-    assert "Algeria" in shown[6]
-    assert ("control" in shown[4].label) == (reads != "h2c")
+def cards(page_html: str) -> dict[str, tuple[str, str, str]]:
+    """{method: (mark, answer, facts)} of the cards that the page shows."""
+    found = re.findall(
+        r'<div class="card (\w+)">.*?<div class="answer">(.*?) <span class="text">(.*?)</span></div>.*?<div class="facts">(.*?)</div>',
+        page_html,
+    )
+    return {name: (re.sub("<.*?>", "", mark), html.unescape(text), facts) for name, mark, text, facts in found}
+
+
+@pytest.mark.parametrize("choices", ["", "Algeria; France; Peru"])
+def test_the_cards_end_in_what_the_methods_return(demo, choices):
+    question, known = "In which country is the city of Bensekrane?", "A. Algeria" if choices else "Algeria"
+    shown = [cards(page) for page in demo.compare(question, choices, known, 64)]
+    assert set(shown[0].values()) == {("", "", "")}, "old answers are gone at once"
+    asked, form = {"question": question, "choices": choices.split("; ") if choices else []}, "choice" if choices else "open"
+    batch = lambda: demo.batch(asked, demo.examples[1], form)  # noqa: E731
+    expected = {name: METHODS[name].generate(batch(), **OPEN)[0].strip() for name in COMPUTED}
+    assert {name: text for name, (_, text, _) in shown[-1].items()} == expected
+    assert all("first token" in facts for _, _, facts in shown[-1].values())
+    marks = {name: mark for name, (mark, _, _) in shown[-1].items()}
+    assert marks["h2c"] == marks["sharer"] == "✓" and marks["shuffled"] == "✗"
 
 
 def test_what_only_the_sharer_reads_reaches_the_answer(demo):
-    (secret, prompt), invented = demo.hand_offs[0], demo.passages[0]
-    assert invented["passage"] in secret and secret.endswith(prompt)
-    for reads, knows in (("h2c", True), ("shuffled", False), ("zeros", False)):
-        receiver, _, h2c, _ = [*demo.hand_off(secret, prompt, reads, 16)][-1]
-        assert receiver != open_answer(invented) and (h2c.value == open_answer(invented)) == knows
+    shown = [cards([*demo.hand_off(*hand_off, 16)][-1]) for hand_off in demo.hand_offs]
+    assert [cards["h2c"][:2] for cards in shown] == [("✓", known) for _, _, known in demo.hand_offs]
+    assert shown[0]["receiver"][0] == shown[0]["shuffled"][0] == shown[0]["zeros"][0] == "✗"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "form", "right"),
+    [
+        ("It is the Violin.", "violin", "open", True), ("violins", "violin", "open", False), ("C. USD", "C. USD", "choice", True),
+        ("C", "C. USD", "choice", True), ("Cuba", "C. USD", "choice", False), ("B. CAD", "C. USD", "choice", False),
+        ("x", " ", "open", None),
+    ],
+)  # fmt: skip
+def test_the_mark_tells_right_from_wrong(text, expected, form, right):
+    assert pytest.importorskip("h2c_hf.demo_page").is_right(text, expected, form) is right
+
+
+def test_what_a_model_writes_is_shown_as_text(demo):
+    page = pytest.importorskip("h2c_hf.demo_page")
+    shown = page.cards({"h2c": page.Answer(text="<script>", hint="<b>")}, "", "open")
+    assert "&lt;script&gt;" in shown and "<script>" not in shown and "<b>" not in shown
 
 
 @pytest.mark.parametrize(
     ("method", "arguments", "message"),
     [
-        ("compare", (" ", "", "h2c", 64), "The question is empty"),
-        ("compare", ("word " * 600, "", "h2c", 64), "The prompt is too long: got .* expected at most"),
-        ("compare", ("Which?", "\n".join("abcdefghijk"), "h2c", 64), "11 choices; expected 1 to 10"),
-        ("hand_off", ("", "What?", "h2c", 64), "What the Sharer reads is empty"),
-        ("hand_off", ("word " * 600, "What?", "h2c", 64), "too long: got .* for the Sharer"),
+        ("compare", (" ", "", "", 64), "The question is empty"),
+        ("compare", ("word " * 600, "", "", 64), "The prompt is too long: got .* expected at most"),
+        ("compare", ("Which?", "; ".join("abcdefghijk"), "", 64), "11 choices; expected 1 to 10"),
+        ("hand_off", ("", "What?", "", 64), "The text for the Sharer is empty"),
+        ("hand_off", ("word " * 600, "What?", "", 64), "too long: got .* for the Sharer"),
         ("change", ("", ""), "The question is empty"),
     ],
 )
@@ -89,7 +117,7 @@ def test_the_card_of_the_space_is_one():
     card = SpaceCard.load(SPACE / "README.md")
     assert card.data.sdk == "gradio" and (SPACE / card.data.app_file).is_file()
     assert len(card.data.short_description) <= 60
-    assert (SPACE / "requirements.txt").read_text() == "h2c_hf[demo]\n"
+    assert (SPACE / "requirements.txt").read_text() == f"h2c_hf[demo] @ git+{REPOSITORY}\n"
 
 
 # In a browser
@@ -151,7 +179,7 @@ def visit(browser):
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None)
         page.goto(f"{address}/?__theme={theme}")
-        page.get_by_label("Question", exact=True).wait_for()
+        page.locator("#question").wait_for()
         return page
 
     yield open_page
@@ -169,50 +197,32 @@ def text(page, label: str):
     return page.get_by_label(label, exact=True).locator("visible=true")
 
 
-def ask(page) -> None:
-    """Ask, and wait until the last stream has ended: its pace is known, and nothing is being computed."""
-    button(page, "Ask").click()
-    page.locator(".prose.facts:visible").last.filter(has_text="tokens/s").wait_for()
+def answered(page, place: str = "answers") -> dict[str, tuple[str, str, str]]:
+    """Wait until the last card is written; what all cards show."""
+    page.locator(f"#{place} .card.noise .facts", has_text="first token").wait_for(timeout=120_000)
+    return cards(page.locator(f"#{place}").inner_html())
 
 
 def overflow(page) -> int:
     return page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
 
 
-@pytest.fixture(scope="module")
-def asked(demo):
-    """A question of the test split, in words, that the Receiver and the controls do not answer rightly, and H2C does; and all answers."""
-    for question in atlas_questions("test")[200:]:
-        asked = {"question": question["question"], "choices": []}
-        answers = {
-            name: METHODS[name].generate(demo.batch(asked, "open"), **OPEN)[0].strip()
-            for name in ("receiver", "text_to_text", "h2c", "shuffled", "zeros")
-        }
-        if [name for name, answer in answers.items() if answer == open_answer(question)] == ["text_to_text", "h2c"]:
-            return question, answers
-    return None
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_three_streams_end_and_the_control_takes_the_answer_away(address, visit, asked, size):
-    from playwright.sync_api import expect
-
-    question, answers = asked
-    page = visit(address, size)
-    text(page, "Question").fill("")
-    text(page, "Question").press_sequentially(question["question"])
-    ask(page)
-    for label, name in (("Receiver", "receiver"), ("Text-to-text", "text_to_text"), ("H2C", "h2c")):
-        expect(text(page, label)).to_have_value(answers[name])
-    facts = page.locator(".prose.facts:visible")
-    assert facts.count() == 3
-    for n in range(3):
-        expect(facts.nth(n)).to_have_text(re.compile(r"first token [\d,]+ ms · then [\d,]+ tokens/s"))
-    for choice, control, name in (("another question's states",) * 2 + ("shuffled",), ("nothing (zeros)", "zeros", "zeros")):
-        page.get_by_label(choice).locator("visible=true").check()
-        expect(text(page, f"H2C, control: {control}")).to_have_value(answers[name])
+@pytest.mark.parametrize(("size", "theme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
+def test_a_visitor_sees_answers_and_enter_sends(address, visit, demo, size, theme):
+    page = visit(address, size, theme)
+    first = answered(page)  # without a click
+    assert (first["receiver"][0], first["h2c"][0], first["shuffled"][0]) == ("✗", "✓", "✗")
+    question = demo.examples[2]
+    text(page, "Right answer, if you know it").fill(open_answer(question))
+    box = text(page, "Question (Enter asks)")
+    box.fill(question["question"])
+    box.press("Enter")
+    page.locator("#answers .card.noise .text", has_text=first["noise"][1]).wait_for(state="detached")
+    assert answered(page)["h2c"][:2] == ("✓", open_answer(question))
     assert overflow(page) <= 0
+    examples, question_box = (page.locator(place).bounding_box()["y"] for place in ("button.gallery-item >> nth=0", "#question"))
+    assert examples < question_box, "examples come first"
 
 
 @pytest.mark.slow
@@ -221,14 +231,13 @@ def test_the_other_tabs(address, visit, demo, size, theme):
     from playwright.sync_api import expect
 
     page = visit(address, size, theme)
+    answered(page)
     page.get_by_role("tab", name="Hand-off").click()
-    example = demo.passages[1]
-    button(page, example["question"]).click()
-    expect(text(page, "Only the Sharer reads")).to_have_value(demo.hand_offs[1][0])
-    ask(page)
-    expect(text(page, "H2C")).to_have_value(open_answer(example))
-    page.get_by_label("nothing (zeros)").locator("visible=true").check()
-    expect(text(page, "H2C, control: zeros")).not_to_have_value(re.compile(open_answer(example)))
+    passage, question, known = demo.hand_offs[1]
+    button(page, question).click()  # runs it
+    expect(text(page, "Text that only the Sharer reads")).to_have_value(passage)
+    shown = answered(page, "handed")
+    assert shown["h2c"][:2] == ("✓", known) and shown["zeros"][0] == "✗"
     assert overflow(page) <= 0
 
     page.get_by_role("tab", name="Inside").click()
@@ -242,22 +251,36 @@ def test_the_other_tabs(address, visit, demo, size, theme):
 
 
 @pytest.mark.slow
-def test_examples_answer_by_letter_and_mistakes_are_told_in_the_page(address, visit, demo):
+def test_examples_run_at_once_and_mistakes_are_told(address, visit, demo):
     from playwright.sync_api import expect
 
     page = visit(address, PHONE)
+    answered(page)
     example = demo.examples[1]
     button(page, example["question"]).click()
-    expect(text(page, "Question")).to_have_value(example["question"])
-    ask(page)
-    expect(text(page, "H2C")).to_have_value(choice_answer(example))
+    expect(text(page, "Question (Enter asks)")).to_have_value(example["question"])
+    expect(page.locator("#answers .card.h2c .text")).to_have_text(choice_answer(example) + ". " + open_answer(example), timeout=60_000)
+    before = answered(page)
     for question, message in (("", "The question is empty"), ("word " * 600, "The prompt is too long")):
-        text(page, "Question").fill(question)
+        text(page, "Question (Enter asks)").fill(question)
         button(page, "Ask").click()
         page.get_by_text(message).wait_for()
-        expect(text(page, "H2C")).to_have_value(choice_answer(example))
+        assert answered(page) == before
         expect(page.get_by_text("Error", exact=True)).to_have_count(0)
-    assert overflow(page) <= 0
+
+
+@pytest.mark.slow
+def test_two_visitors_at_once_and_stop(address, visit, demo):
+    one, other = visit(address, DESKTOP), visit(address, PHONE)
+    for page, example in ((one, demo.examples[1]), (other, demo.examples[3])):
+        button(page, example["question"]).click()
+    for page, example in ((one, demo.examples[1]), (other, demo.examples[3])):
+        page.locator("#answers .card.h2c .text", has_text=open_answer(example)).wait_for(timeout=120_000)
+        answered(page)
+    one.locator("#question textarea").press("Enter")
+    button(one, "Stop").click()
+    button(one, demo.examples[0]["question"]).click()  # and it goes on
+    one.locator("#answers .card.h2c .text", has_text=open_answer(demo.examples[0])).wait_for(timeout=120_000)
 
 
 @pytest.mark.slow
@@ -267,6 +290,7 @@ def test_the_space_opens_the_bridge_that_its_variable_names(tmp_path_factory, vi
     for address in serve(tmp_path_factory, str(SPACE / "app.py"), H2C_DEMO=str(ROOT / "hub_configs" / "atlas")):
         page = visit(address, DESKTOP)
         expect(page.get_by_text("hub_configs/atlas")).to_be_visible()
-        text(page, "Question").fill("Which sport does Babe Ruth play?")
-        ask(page)
-        expect(text(page, "H2C")).to_have_value("baseball")
+        answered(page)
+        text(page, "Question (Enter asks)").fill("Which sport does Babe Ruth play?")
+        text(page, "Question (Enter asks)").press("Enter")
+        expect(page.locator("#answers .card.h2c .text")).to_have_text("baseball", timeout=60_000)

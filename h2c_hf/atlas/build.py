@@ -3,15 +3,16 @@
 Each model is taught by one thread of its own process, so that a seed gives the same weights on any number of cores.
 """
 
-import argparse
 import json
 import multiprocessing
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
+from ..hints import next_commands
 from .documents import ReceiverTeacher, SharerTeacher
 from .facts import load_facts, save_facts, select_facts
 from .pretraining import Packer, PretrainingArguments, mimetic_init_, pretrain
@@ -101,10 +102,18 @@ def build(output: str | Path, seed: int = 0, tables: str | Path | None = None, r
     save_facts(load_facts() if tables is None else select_facts(tables, seed), facts_file)
     spawn = multiprocessing.get_context("spawn")
     workers = [spawn.Process(target=build_model, args=(role, output, seed, recipes[role])) for role in ROLES]
+    # The workers ignore Ctrl-C, which reaches them too: each would print a traceback.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    signal.signal(signal.SIGINT, handler)
+    try:
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.terminate()
+        raise
     failed = [role for role, worker in zip(ROLES, workers, strict=True) if worker.exitcode]
     if failed:
         raise RuntimeError(f"Teaching the {' and the '.join(failed)} failed; the traceback is above.")
@@ -131,12 +140,9 @@ def build_model(role: str, output: Path, seed: int, recipe: list[PretrainingArgu
 
 def main(arguments: list[str] | None = None) -> None:
     """`h2c atlas build`."""
-    atlas = argparse.ArgumentParser(prog="h2c atlas", description=__doc__)
-    commands = atlas.add_subparsers(required=True)
-    parser = commands.add_parser("build", help="rebuild facts, tokenizers and both models from nothing (about an hour on 2 cores)")
-    parser.add_argument("--output", default="outputs/atlas", help="folder to write to (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tables", help="folder of the source tables to select facts from (default: the facts that ship)")
-    options = atlas.parse_args(arguments)
+    from ..parsers import atlas
+
+    options = atlas().parse_args(arguments)
     build(options.output, options.seed, options.tables)
     print(f"Wrote {options.output}/facts.tsv, {options.output}/sharer and {options.output}/receiver")
+    next_commands(f"h2c train atlas --sharer {options.output}/sharer --receiver {options.output}/receiver")

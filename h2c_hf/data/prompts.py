@@ -3,34 +3,10 @@
 A question is a dict in the columns of ``cais/mmlu``: ``question``, ``choices`` (list of str), ``answer`` (index), ``subject``.
 """
 
-from dataclasses import dataclass
-
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling.processing_h2c import encode_marked, mark_special_tokens, special_pattern
-
-
-LETTERS = "ABCDEFGHIJ"
-CHOICE_INSTRUCTION = "Answer with one letter."
-HINT_INSTRUCTION = "Explain your answer in one sentence."
-ANSWER_INSTRUCTION = "Answer in one sentence."
-REASONING_INSTRUCTION = "Think step by step, then give your answer."
-HINT_PREFIX = "Hint:"
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The words of an evaluation that a config may change. ``hint``, ``answer`` and ``reasoning`` are what the Sharer is asked
-    in the variants of text-to-text, after the question with its choices."""
-
-    choice: str = CHOICE_INSTRUCTION
-    hint: str = HINT_INSTRUCTION
-    answer: str = ANSWER_INSTRUCTION
-    reasoning: str = REASONING_INSTRUCTION
-    prefix: str = HINT_PREFIX
-
-
-PROMPTS = Prompts()
+from .wording import LETTERS, PROMPTS, Prompts
 
 
 def choice_prompt(question: dict, hint: str | None = None, prompts: Prompts = PROMPTS) -> str:

@@ -1,17 +1,14 @@
-"""What an evaluation can be told: the fields of `hub_configs/*/evaluation.yaml`."""
+"""The fields of an evaluation, as in `hub_configs/*/evaluation.yaml`. Without torch: `h2c evaluate --help` lists them."""
 
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from transformers.hf_argparser import HfArg
-
-from ..arguments import ConfigParser
-from ..data.prompts import ANSWER_INSTRUCTION, CHOICE_INSTRUCTION, HINT_INSTRUCTION, HINT_PREFIX, REASONING_INSTRUCTION, Prompts
-from .methods import METHODS
-from .page import CONTROLS
-from .sets import ONLY_IN, QuestionSet
+from ..data.wording import ANSWER_INSTRUCTION, CHOICE_INSTRUCTION, HINT_INSTRUCTION, HINT_PREFIX, REASONING_INSTRUCTION, Prompts
+from ..fields import HfArg
+from .page import CONTROLS, ONLY_IN, TITLES
 
 
+METHODS = tuple(TITLES)  # the names in `methods.METHODS`, whose import needs torch
 NEED_WEIGHTS = ("adapter", "lora")  # methods with a field of the same name, which is their folder
 
 
@@ -19,7 +16,7 @@ NEED_WEIGHTS = ("adapter", "lora")  # methods with a field of the same name, whi
 class EvaluationArguments:
     """The bridge, the questions, who answers them, and what else is measured."""
 
-    model: str | None = HfArg(default=None, help="the bridge: a folder or a Hub id")
+    model: str | None = HfArg(default=None, help="the bridge: a folder, a Hub id, or 'atlas'")
     revision: str | None = HfArg(default=None, help="commit of the bridge's repo")
     sharer: str | None = HfArg(default=None, help="a Sharer instead of the one that the bridge's config names")
     receiver: str | None = HfArg(default=None, help="a Receiver instead of the one that the bridge's config names")
@@ -27,7 +24,7 @@ class EvaluationArguments:
     receiver_gguf_file: str | None = HfArg(default=None, help="GGUF file in the folder or repo that receiver names")
     sharer_chat_template: str | None = HfArg(default=None, help="Jinja file, or 'plain', instead of the Sharer's own template")
     receiver_chat_template: str | None = HfArg(default=None, help="Jinja file, or 'plain', instead of the Receiver's own template")
-    adapter: str | None = HfArg(default=None, help="the bridge of the adapter control, from 'h2c train --blank_sharer true'")
+    adapter: str | None = HfArg(default=None, help="the adapter control: a bridge from 'h2c train --blank_sharer true', or 'atlas'")
     lora: str | None = HfArg(default=None, help="the adapter of the method 'lora', from 'h2c lora'")
     sharer_quantization: Literal["none", "nf4", "int8"] = HfArg(default="none", help="load the Sharer in 4 or 8 bits (bitsandbytes)")
     dtype: str = HfArg(default="auto", help="dtype of all three models: 'auto' is that of their weights")
@@ -94,7 +91,10 @@ def parse(arguments: list[str] | None, prog: str = "h2c evaluate") -> Evaluation
     Raises:
         ValueError: for a field that there is not, or values that cannot be.
     """
-    (options,) = ConfigParser(EvaluationArguments, prog=prog, allow_abbrev=False).parse_config(arguments)
+    from ..arguments import ConfigParser
+    from .sets import QuestionSet
+
+    (options,) = ConfigParser(EvaluationArguments, "evaluation.yaml", prog=prog, allow_abbrev=False).parse_config(arguments)
     options.sets = [QuestionSet.parse(entry) for entry in options.sets]
     check(options)
     return options

@@ -1,10 +1,10 @@
 """`h2c report REPORT [OTHER]`: prints a saved report as a page, or compares two, paired where both asked the same questions."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
+from ..hints import next_commands
 from .items import load_items
 from .page import TITLES, difference_cells, markdown, percent, table
 from .schema import load_report
@@ -26,15 +26,16 @@ def compare(first: Path, second: Path) -> str:
     pairs = paired(*(load_items(path) for path in paths)) if all(path.is_file() for path in paths) else {}
     rows = []
     for name in names:
-        values = [report["methods"][name]["accuracy"] for report in reports]
+        shared = name in pairs and len(pairs[name][0])
+        values = [right.mean() for right in pairs[name]] if shared else [report["methods"][name]["accuracy"] for report in reports]
         cells = [TITLES.get(name, name), *(percent(value) for value in values)]
-        if name in pairs:
+        if shared:
             row = difference(*pairs[name][::-1])
             rows.append([*cells, *difference_cells(row), f"{len(pairs[name][0]):,}"])
         else:
             rows.append([*cells, percent(values[1] - values[0]), "not paired", "-", "-"])
     columns = ["method", "first", "second", "second - first", "95 % interval", "McNemar p", "same questions"]
-    lines = [f"first: {first}", f"second: {second}", "", *table(columns, rows)]
+    lines = [f"first: {first}", f"second: {second}", "", *table(columns, rows), "", note(pairs)]
     changed = [
         f"- {name}: {one.get(name)} / {other.get(name)}"
         for key in ("config", "environment")
@@ -43,6 +44,12 @@ def compare(first: Path, second: Path) -> str:
         if one.get(name) != other.get(name)
     ]
     return "\n".join([*lines, *(["", "What differs (first / second):", "", *changed] if changed else [])])
+
+
+def note(pairs: dict) -> str:
+    if pairs:
+        return "Paired rows: both columns are over the same questions, those that both reports asked."
+    return "Not paired: each column is over its own report's questions, since items.parquet does not lie beside both reports."
 
 
 def paired(first: list[dict], second: list[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -55,15 +62,10 @@ def paired(first: list[dict], second: list[dict]) -> dict[str, tuple[np.ndarray,
     }
 
 
-def report_path(text: str) -> Path:
-    path = Path(text)
-    return path / "report.json" if path.is_dir() else path
-
-
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="h2c report", description=__doc__)
-    parser.add_argument("report", type=report_path, help="a report.json, or its folder")
-    parser.add_argument("other", type=report_path, nargs="?", help="another one, to compare with")
-    options = parser.parse_args(arguments)
+    from ..parsers import report
+
+    options = report().parse_args(arguments)
     print(compare(options.report, options.other) if options.other else markdown(load_report(options.report)))
+    next_commands(f"h2c plot {(options.other or options.report).parent}")
     return 0

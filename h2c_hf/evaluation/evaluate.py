@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shlex
 from pathlib import Path
 
 import torch
@@ -9,8 +10,11 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import cached_file
 
+from ..configs import ADAPTER, HUB_CONFIGS
 from ..data.prompts import LETTERS, open_answer
 from ..data.rows import spread_rows
+from ..errors import naming
+from ..hints import install, next_commands
 from ..loading import ROLES, load_bridge
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.configuration_h2c import record_commit
@@ -42,6 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
         written = save_report(report, output, items)
         print_summary(report)
         print("\nWrote:", *written, sep="\n  ")
+        folder = shlex.quote(options.output_dir)
+        push = (
+            [] if options.model == "atlas" else [f"h2c push {shlex.quote(options.model)} USER/NAME --report {folder}/report.json --dry_run"]
+        )
+        next_commands(f"h2c plot {folder}", *push)
     return 0
 
 
@@ -158,7 +167,9 @@ def load(options: EvaluationArguments, device: torch.device) -> tuple[H2CForCaus
     )  # fmt: skip
     adapter = None
     if options.adapter:
-        adapter = H2CBridgeModel.from_pretrained(options.adapter, dtype=model.bridge.dtype).to(model.bridge.device).eval()
+        source = HUB_CONFIGS / ADAPTER if options.adapter == "atlas" else options.adapter
+        with naming("adapter", options.adapter):
+            adapter = H2CBridgeModel.from_pretrained(source, dtype=model.bridge.dtype).to(model.bridge.device).eval()
         adapter.config.check_pair(model.sharer.config, model.receiver.config)
     return model, processor, adapter
 
@@ -172,7 +183,7 @@ def load_lora(folder: str, receiver: PreTrainedModel) -> PreTrainedModel:
     try:
         from peft import PeftModel
     except ImportError:
-        raise ValueError("The method 'lora' needs peft, which is not installed; install h2c_hf[lora].") from None
+        raise ValueError(f"The method 'lora' needs peft, which is not installed; install it with: {install('lora')}") from None
     return PeftModel.from_pretrained(copy.deepcopy(receiver), folder).eval()
 
 
@@ -189,7 +200,7 @@ def models(options: EvaluationArguments, model: H2CForCausalLM) -> dict[str, dic
 def training(options: EvaluationArguments, model: H2CForCausalLM) -> dict:
     """{"training": ...} where the bridge's repo holds the `log_history.json` that `h2c train` wrote."""
     path = cached_file(
-        options.model, "log_history.json", revision=options.revision,
+        HUB_CONFIGS / "atlas" if options.model == "atlas" else options.model, "log_history.json", revision=options.revision,
         _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
     if path is None:

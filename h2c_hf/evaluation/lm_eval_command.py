@@ -5,12 +5,14 @@ h2c lm-eval --model_args pretrained=DIR,method=h2c --tasks TASK --apply_chat_tem
 
 import sys
 
+from ..hints import install
+
 
 def main(arguments: list[str] | None = None) -> int:
     try:
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:
-        raise ValueError(f"h2c lm-eval needs lm_eval ({error}); install it with: pip install 'h2c_hf[lm-eval]'.") from None
+        raise ValueError(f"h2c lm-eval needs lm_eval ({error}); install it with: {install('lm-eval')}") from None
     from . import lm_eval_model  # noqa: F401  registers the model
 
     sys.argv = ["h2c lm-eval", *with_model(arguments or [])]  # which lm-eval reads

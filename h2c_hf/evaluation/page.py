@@ -6,6 +6,7 @@ TITLES = {
     "zeros": "control: zeros", "noise": "control: noise", "adapter": "control: adapter",
     "skyline": "skyline (Receiver reads the passage)", "lora": "Receiver with LoRA",
 }  # fmt: skip
+ONLY_IN = {"skyline": "private"}  # methods that answer in one regime only
 CONTROLS = ("shuffled", "zeros", "noise", "adapter")
 PARTS = {
     "sharer_prefill": "Sharer prefill", "sharer_writes": "Sharer writes", "receiver_prefill": "Receiver prefill", "bridge": "bridge",

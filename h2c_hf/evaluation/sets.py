@@ -14,14 +14,12 @@ from ..data.rows import spread_rows
 from ..data.sources import ReportSource
 from .answers import exact, judged
 from .hand_off import words_row
-from .page import CONTROLS
+from .page import CONTROLS, ONLY_IN
 from .runner import MAX_ANSWER_TOKENS
 from .statistics import accuracy_row, difference, equivalence, mean_difference, recovered
 
 
 REGIMES = {"private": "only the Sharer reads the passage", "shared": "both models read the question"}
-# Methods that answer in one regime only.
-ONLY_IN = {"skyline": "private"}
 
 
 @dataclass

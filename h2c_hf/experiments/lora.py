@@ -7,30 +7,19 @@ lowest validation loss is kept, so that the baseline is not set too low. `h2c ev
 
 import copy
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, set_seed
-from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.examples import H2CCollator
+from ..hints import install
 from ..training.arguments import H2CArguments, H2CTrainingArguments, parse
 from ..training.data import load_data
+from ..training.fields import LoraArguments
 from ..training.pair import Pair
-
-
-@dataclass
-class LoraArguments:
-    """The adapter of the Receiver."""
-
-    lora_rank: int = HfArg(default=16, help="rank of the adapter; more learns more, and is larger")
-    lora_dropout: float = HfArg(default=0.0, help="dropout of the adapter's input")
-    lora_learning_rates: list[float] = HfArg(
-        default_factory=lambda: [2e-4, 1e-3], help="learning rates that are tried; the best by validation loss is kept"
-    )
 
 
 class ReceiverCollator(H2CCollator):
@@ -103,7 +92,7 @@ def fine_tune(
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise ValueError("h2c lora needs peft, which is not installed; install h2c_hf[lora].") from None
+        raise ValueError(f"h2c lora needs peft, which is not installed; install it with: {install('lora')}") from None
     set_seed(training.seed)
     config = LoraConfig(
         r=lora.lora_rank, lora_alpha=2 * lora.lora_rank, lora_dropout=lora.lora_dropout, target_modules="all-linear",

@@ -3,12 +3,14 @@
 Every number in it is copied from one of these.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment
 
+from .. import REPOSITORY
 from ..evaluation.page import REGIMES, TITLES, number, percent
 from ..evaluation.schema import load_report
 from ..modeling import H2CBridgeConfig
@@ -33,7 +35,7 @@ def write_model_card(directory: str | Path, config: H2CBridgeConfig, repo: str, 
     directory = Path(directory)
     report = load_report(directory / "report.json") if (directory / "report.json").is_file() else None
     counts, recipe = (read_json(directory / name) for name in ("data.json", "training.json"))
-    ids = {"sharer": config.sharer_model_id or "the Sharer", "receiver": config.receiver_model_id or "the Receiver"}
+    ids = {role: getattr(config, f"{role}_model_id") or "" for role in ("sharer", "receiver")}
     sources = counts.get("counts", {}).get("train", {}).get("sources", [])
     llama, gemma = llama_version(config, license), has_gemma(config, license)
     name = repo.rstrip("/").split("/")[-1]
@@ -60,18 +62,21 @@ def write_model_card(directory: str | Path, config: H2CBridgeConfig, repo: str, 
     if sets and report["config"]["data"] == "none":  # the headline is the first set's
         forms["methods"] = f"{next(iter(report['sets']))}, exact match"
     text = template.render(
-        card_data=data.to_yaml(), repo=repo, **ids,
+        card_data=data.to_yaml(), repo=repo, license=data.license, project=REPOSITORY,
+        **{role: shown(name, role.title()) for role, name in ids.items()},
         title=name if not llama or follows_in_name(name, llama) else f"{name_begins(llama)} {name}",
         built_with=llama and built_with(llama), attribution=llama and attribution(llama),
         gemma=gemma, gemma_notice=GEMMA_NOTICE, gemma_restrictions=GEMMA_RESTRICTIONS,
-        config=config, report=report, sources=sources, recipe=recipe,
+        config=config, report=report, recipe=recipe,
+        sources=[{**source, "source": public_source(source["source"])} for source in sources],
         forms=forms, titles=TITLES, percent=percent, number=number, span=span,
         sets=sets, regimes=REGIMES,
-        figures=sorted(path.name for path in (directory / "figures").glob("*.png")),
+        figures=sorted(path.name for path in (directory / "figures").glob("*.png") if not path.stem.endswith("-dark")),
     )  # fmt: skip
     path = directory / "README.md"
     beside = directory / "README.md.part"
-    ModelCard(text).save(beside)
+    text = str(ModelCard(text)).rstrip("\n") + "\n"
+    beside.write_text(f"{text}{signature(text)}\n", encoding="utf-8")
     write_eval_results(directory, report, repo)
     return beside.replace(path)
 
@@ -87,6 +92,24 @@ def public_source(title: str) -> str:
     """The title of a source without the folders of this machine."""
     path, _, rest = title.partition(" ")
     return f"{public_name(path)} {rest}".strip()
+
+
+def signature(text: str) -> str:
+    """Return the last line of a card: a comment with a checksum, which tells a card that was edited by hand."""
+    return f"<!-- Written by h2c_hf, checksum_{hashlib.sha256(text.encode()).hexdigest()[:16]}: an edited card is not overwritten. -->"
+
+
+def written_by_us(card: Path) -> bool:
+    """Return whether `write_model_card` wrote this README.md and nobody edited it since."""
+    text, _, last = card.read_text(encoding="utf-8").rstrip("\n").rpartition("\n")
+    return last == signature(f"{text}\n")
+
+
+def shown(model: str | None, role: str) -> str:
+    """Return how a card names a base model."""
+    if not model:
+        return f"the {role}, which the config does not name"
+    return f"the model in `{model[2:]}/` of this repo" if model.startswith("./") else f"[`{model}`](https://huggingface.co/{model})"
 
 
 def read_json(path: Path) -> dict:

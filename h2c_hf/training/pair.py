@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..errors import naming
 from ..loading import ROLES, BaseModel
 from ..modeling import H2CBridgeConfig, H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from .arguments import BRIDGE_FIELDS, H2CArguments
@@ -26,7 +27,11 @@ class Pair:
         return self.base(role).source()
 
     def config(self, role: str) -> PreTrainedConfig:
-        return self.base(role).config()
+        with self.naming(role):
+            return self.base(role).config()
+
+    def naming(self, role: str):
+        return naming(role.capitalize(), getattr(self.arguments, role))
 
     def processor(self) -> H2CProcessor:
         return H2CProcessor(*(self.base(role).tokenizer(getattr(self.arguments, f"{role}_chat_template")) for role in ROLES))
@@ -60,7 +65,8 @@ class Pair:
     def model(self, device: torch.device) -> H2CForCausalLM:
         """All three, with weights; the Sharer's config alone where its states are read from disk, or blanked."""
         config = self.bridge_config()
-        receiver = self.base("receiver").model(**self._loading())
+        with self.naming("receiver"):
+            receiver = self.base("receiver").model(**self._loading())
         sharer = self.config("sharer") if self.arguments.sharer_states or self.arguments.blank_sharer else self._sharer(device)
         # Made here, after `set_seed`: every rank draws the same weights.
         bridge = H2CBridgeModel.from_pretrained(self.arguments.init_from, dtype=torch.float32) if self.arguments.init_from else None
@@ -72,7 +78,8 @@ class Pair:
             kwargs["device_map"] = {"": device}  # quantized on its way to the rank's own device
         if self.arguments.sharer_device_map:
             kwargs["device_map"] = self.arguments.sharer_device_map
-        return self.base("sharer").model(self.arguments.sharer_quantization, **kwargs)
+        with self.naming("sharer"):
+            return self.base("sharer").model(self.arguments.sharer_quantization, **kwargs)
 
     def _loading(self) -> dict:
         attention = self.arguments.attn_implementation

@@ -1,5 +1,6 @@
 """`h2c precompute CONFIG.yaml`: writes the Sharer's hidden states of all examples into the folder `sharer_states`, once."""
 
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..hints import next_commands
 from ..modeling import H2CForCausalLM
 from ..modeling.inputs_h2c import check_prompt
 from ..modeling.processing_h2c import left_pad
@@ -54,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"{store.folder} holds {count:,} Sharer prompts of {tokens:,} tokens in {size / 1e6:,.1f} MB: {size / tokens / 1e3:,.3f} MB per "
         f"thousand tokens ({token_bytes:,} bytes a token in {h2c.sharer_states_dtype}, and the headers)."
     )
+    next_commands(" ".join(["h2c train", *map(shlex.quote, arguments or [])]))
     return 0
 
 

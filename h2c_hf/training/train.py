@@ -1,7 +1,9 @@
 """`h2c train CONFIG.yaml` and `accelerate launch scripts/train.py CONFIG.yaml`: trains a bridge for a pair on a mixture."""
 
 import json
+import shlex
 import shutil
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..atlas import MODELS
 from ..data.examples import H2CCollator
 from ..data.rows import spread_rows
+from ..hints import next_commands
 from ..hub.licence import follow_licence
 from ..modeling import H2CForCausalLM, H2CProcessor
 from .arguments import H2CArguments, H2CTrainingArguments, parse
@@ -18,6 +21,7 @@ from .blank import BlankSharerCollator
 from .callbacks import WrittenAnswers
 from .data import Data, load_data
 from .fit import fit_message
+from .interrupt import SaveOnInterrupt
 from .pair import Pair
 from .plan import describe
 from .sharer_states import StoredStatesCollator, open_states
@@ -32,6 +36,7 @@ RECIPE = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, plan, train, save. Returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     h2c, training = parse(arguments, "h2c train")
     set_seed(training.seed)
     pair = Pair(h2c)
@@ -47,16 +52,54 @@ def main(arguments: list[str] | None = None) -> int:
     if training.process_index == 0:
         print(describe(h2c, training, pair, data), flush=True)
     if h2c.dry_run:
+        if training.process_index == 0:
+            next_commands(command(arguments, without="--dry_run"))
         return 0
     trainer = make_trainer(h2c, training, pair, processor, data)
     if trainer.is_world_process_zero():
         data.save(Path(training.output_dir))
         save_recipe(h2c, training, Path(training.output_dir))
         save_base_models(h2c, Path(training.output_dir))  # before the first push: each is to be loadable
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with SaveOnInterrupt(trainer) as ctrl_c:
+        trainer.train(resume_from_checkpoint=checkpoint)
     if h2c.streaming and trainer.is_world_process_zero():
         data.save(Path(training.output_dir))  # what was read of the stream is known now
-    return finish(trainer)
+    complete = finish(trainer)
+    if trainer.is_world_process_zero():
+        if complete:
+            output = shlex.quote(training.output_dir)
+            evaluation = evaluation_config(arguments)
+            next_commands(
+                f"h2c chat {output}",
+                f"h2c evaluate {evaluation} --model {output} --output_dir {output}-evaluation",
+                f"h2c push {output} USER/NAME --dry_run",
+            )
+        else:
+            next_commands(command(arguments, "--resume_from_checkpoint true", without="--resume_from_checkpoint"))
+    return 130 if ctrl_c.interrupted and not complete else 0
+
+
+def command(arguments: list[str], *more: str, without: str) -> str:
+    """Return the command line of this run, without one option and with others, to be pasted."""
+    kept, skip = [], False
+    for argument in arguments:
+        if argument.split("=")[0].replace("-", "_") == without.replace("-", "_"):
+            skip = "=" not in argument
+        elif not (skip and not argument.startswith("-")):
+            kept.append(shlex.quote(argument))
+            skip = False
+        else:
+            skip = False
+    return " ".join(["h2c train", *kept, *more])
+
+
+def evaluation_config(arguments: list[str]) -> str:
+    """Return the evaluation config beside the training config: a name as "atlas", or a path."""
+    given = next((argument for argument in arguments[:1] if not argument.startswith("-")), "atlas")
+    if Path(given).is_file():
+        beside = Path(given).parent / "evaluation.yaml"
+        return shlex.quote(str(beside)) if beside.is_file() else "atlas"
+    return shlex.quote(given)
 
 
 def make_trainer(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data) -> H2CTrainer:
@@ -149,21 +192,22 @@ def checkpoint_to_resume(training: H2CTrainingArguments) -> str | None:
     return asked
 
 
-def finish(trainer: H2CTrainer) -> int:
-    """Save the trained bridge into the output folder, and push it where that is asked for; or say how to go on, after a SIGTERM."""
+def finish(trainer: H2CTrainer) -> bool:
+    """Save the trained bridge into the output folder, and push it if that is asked for. Return False if the run stopped before its
+    end, after Ctrl-C or SIGTERM; then a checkpoint is there to go on from."""
     state, output = trainer.state, trainer.args.output_dir
     patience = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)]
     stopped_early = any(callback.early_stopping_patience_counter >= callback.early_stopping_patience for callback in patience)
     if state.global_step < state.max_steps and not stopped_early:
         last = Path(get_last_checkpoint(output)).name
         print(f"Stopped before step {state.max_steps}; --resume_from_checkpoint true goes on from {last} in {output}.")
-        return 0
+        return False
     if trainer.is_world_process_zero():
         (Path(output) / "log_history.json").write_text(json.dumps(state.log_history, indent=1) + "\n")
     trainer.save_model()
     if trainer.is_world_process_zero():
         print(f"Wrote the bridge to {output}")
-    return 0
+    return True
 
 
 def save_recipe(h2c: H2CArguments, training: H2CTrainingArguments, output: Path) -> None:

@@ -4,14 +4,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-from transformers import EvalPrediction, ProgressCallback, TrainingArguments
+from transformers import EvalPrediction, PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import WandbCallback
 
 from ..data.examples import IGNORE_INDEX, H2CCollator
 from ..data.prompts import letter_ids, user_turn
 from ..hub.model_card import write_model_card
 from ..modeling import H2CForCausalLM, H2CProcessor
-from .callbacks import BridgeStatistics, QuietProgress, WandbCheckpoints
+from .callbacks import BridgeStatistics, QuietPrinter, QuietProgress, WandbCheckpoints
 from .checkpoints import WholeCheckpoints
 
 
@@ -43,6 +43,8 @@ class H2CTrainer(WholeCheckpoints):
         self.add_callback(BridgeStatistics(self))
         if self.pop_callback(ProgressCallback):
             self.add_callback(QuietProgress)
+        if self.pop_callback(PrinterCallback):
+            self.add_callback(QuietPrinter)
         if self.pop_callback(WandbCallback):
             self.add_callback(WandbCheckpoints)
 

@@ -10,13 +10,13 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from .style import BESIDE, SMALL, VERMILLION, WIDTH, Look, Theme, inches, legend, on_map, page, plain_grid, printable, wrap
+from .style import BESIDE, SMALL, VERMILLION, WIDTH, Look, Theme, behind, inches, legend, on_map, page, plain_grid, printable, wrap
 
 
 LABELLED_TOKENS = 64  # a longer prompt gets numbers along its axis, not its tokens
-GATE = "gate, sigmoid (no unit)"
+GATE = "gate, sigmoid"
 BOX = ("box", "whisker", "cap", "median")  # parts of a box plot
-CHANGE = "|new - old| / |old| (no unit)"
+CHANGE = "|new - old| / |old|"
 
 
 def kinds(theme: Theme) -> dict[str, Look]:
@@ -41,7 +41,7 @@ def gates(report: dict, theme: Theme) -> Figure:
         )
         # Side by side in the order of the layers, so that equal gates do not hide one another.
         spread.plot(place + np.linspace(-0.22, 0.22, len(known)), known, look.marker, color=look.color, ms=4, alpha=0.85)
-    by_layer.set(ylim=gate_limits([*values["key"], *values["value"]]), xlabel="Receiver layer (no unit)", ylabel=GATE)
+    by_layer.set(ylim=gate_limits([*values["key"], *values["value"]]), xlabel="Receiver layer", ylabel=GATE)
     by_layer.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     by_layer.set_title("by layer")
     spread.set_xticks(range(2), ["key", "value"])
@@ -68,7 +68,7 @@ def gate_map(report: dict, theme: Theme) -> Figure:
     shown = range(0, rows.shape[1], -(-rows.shape[1] // 16))
     axes.set_xticks([layer + 0.5 for layer in shown], [str(layer) for layer in shown])
     axes.set_yticks([0.5, 1.5], ["keys", "values"])
-    axes.set(xlabel="Receiver layer (no unit)")
+    axes.set(xlabel="Receiver layer")
     axes.invert_yaxis()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -105,7 +105,7 @@ def gates_over_training(report: dict, theme: Theme) -> Figure:
         plain_grid(axes)
     both[0].set(ylabel=GATE, ylim=gate_limits([value for entry in history for key, value in entry.items() if key.startswith("gate/")]))
     mapped = ScalarMappable(colors, theme.lines)
-    bar = figure.colorbar(mapped, ax=both, label="Receiver layer (no unit)", ticks=MaxNLocator(8, integer=True))
+    bar = figure.colorbar(mapped, ax=both, label="Receiver layer", ticks=MaxNLocator(8, integer=True))
     bar.outline.set_visible(False)
     return figure
 
@@ -129,14 +129,14 @@ def injection(report: dict, theme: Theme) -> Figure:
     for axes, (kind, map_) in zip(both, maps.items(), strict=True):
         axes.set_facecolor(theme.grid)  # layers that are not bridged
         axes.pcolormesh(np.ma.masked_invalid(map_), norm=norm, rasterized=True)
-        axes.set(ylabel="Receiver layer (no unit)")
+        axes.set(ylabel="Receiver layer")
         axes.set_title(f"{kind}s" + ("" if np.isfinite(map_).all() else "  (plain rows: layers that are not bridged)"))
         shown = range(0, layers, -(-layers // 8))
         axes.set_yticks([layer + 0.5 for layer in shown], [str(layer) for layer in shown])
         axes.tick_params(length=0)
     if labelled:
         both[1].set_xticks([position + 0.5 for position in range(len(tokens))], words, rotation=90, fontsize=SMALL - 1)
-        both[1].set_xlabel("the prompt, token by token (no unit)")
+        both[1].set_xlabel("the prompt, token by token")
     else:
         both[1].xaxis.set_major_locator(MaxNLocator(10, integer=True))
         both[1].set_xlabel("position in the prompt, tokens")
@@ -179,24 +179,33 @@ def radar(axes: Axes, what: str, rows: dict[str, list[float | None]], theme: The
     axes.set_ylim(0, 1.08 * axes.get_ylim()[1])  # no number of the inner axis stands where the layers' numbers are
     axes.yaxis.set_major_locator(MaxNLocator(4, prune="both"))
     axes.set_rlabel_position(180 / layers if layers > 4 else 45)
-    axes.set_xlabel(f"around: Receiver layer (no unit)\noutwards: {what}", fontsize=SMALL, labelpad=8)
+    axes.set_xlabel(f"around: Receiver layer\noutwards: {what}", fontsize=SMALL, labelpad=8)
+    axes.set_axisbelow(False)  # the numbers of the inner axis are legible where a line crosses them
+    for label in axes.get_yticklabels():
+        label.set_bbox(behind(theme))
     axes.grid(lw=0.6)
     axes.spines["polar"].set_color(theme.grid)
 
 
 def training(report: dict, theme: Theme) -> Figure:
-    """Loss, validation, gradient norms and learning rate by step."""
+    """Loss, validation, gradient norms and learning rate by step. The training loss is pale, and smoothed over it: batches of like
+    lengths have losses that go up and down."""
     panels = [(unit, scale, curves) for unit, scale, curves in training_panels(report["training"]["history"]) if curves]
     labels = [[wrap(name, 1.7, SMALL, 2) for name in curves] for _, _, curves in panels]
     heights = [max(1.25, 0.19 * sum(1 + label.count("\n") for label in panel)) for panel in labels]
     figure = page("Training of the bridge", sum(heights) + 0.35 * len(panels) + 0.8)
+    sources = {}  # {curve: its number}: a source has one colour in all panels
     stacked = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (unit, scale, curves), panel in zip(stacked, panels, labels, strict=True):
-        for i, (label, points) in enumerate(zip(panel, curves.values(), strict=True)):
-            look = theme.sequence[i % len(theme.sequence)]
+        for label, (curve, points) in zip(panel, curves.items(), strict=True):
+            number = sources.setdefault(curve, len(sources))
+            look = theme.sequence[number % len(theme.sequence)]
+            if curve == "training":
+                axes.plot(*zip(*points, strict=True), color=look.color, lw=0.7, alpha=0.35)
+                points = smoothed(points)
             axes.plot(
                 *zip(*points, strict=True), color=look.color, marker=look.marker, ms=4,
-                ls=("-", "--", ":")[i // len(theme.sequence) % 3], markevery=max(1, len(points) // 12), label=label,
+                ls=("-", "--", ":")[number // len(theme.sequence) % 3], markevery=max(1, len(points) // 12), label=label,
             )  # fmt: skip
         axes.set_ylabel(unit, fontsize=SMALL)
         if scale == "log":
@@ -215,6 +224,13 @@ def training(report: dict, theme: Theme) -> Figure:
     stacked[-1].set_xlabel("training step, steps")
     figure.align_ylabels(stacked)
     return figure
+
+
+def smoothed(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return the mean over a window of a twentieth of the points, or of what there is of it at the ends."""
+    values = np.array([value for _, value in points])
+    half = len(values) // 40
+    return [(step, float(np.nanmean(values[max(0, i - half) : i + half + 1]))) for i, (step, _) in enumerate(points)]
 
 
 def training_panels(history: list[dict]) -> list[tuple[str, str, dict[str, list[tuple[int, float]]]]]:
@@ -236,6 +252,6 @@ def training_panels(history: list[dict]) -> list[tuple[str, str, dict[str, list[
     return [
         ("loss, nats a token", "linear", {**loss, **validation("loss")}),
         ("exact answers, %", "percent", validation("accuracy", 100)),
-        ("gradient norm\n(no unit)", "log", parts or ({"all": curve("grad_norm")} if "grad_norm" in keys else {})),
-        ("learning rate\n(no unit)", "linear", {"learning rate": curve("learning_rate")} if "learning_rate" in keys else {}),
+        ("gradient norm", "log", parts or ({"all": curve("grad_norm")} if "grad_norm" in keys else {})),
+        ("learning rate", "linear", {"learning rate": curve("learning_rate")} if "learning_rate" in keys else {}),
     ]

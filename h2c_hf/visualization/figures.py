@@ -1,6 +1,5 @@
-"""Figures from a saved report, no model needed: `h2c plot REPORT --theme light|dark|both --output DIR`."""
+"""Figures from a saved report, no model needed: `h2c plot REPORT|FOLDER --theme light|dark|both --output DIR`."""
 
-import argparse
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -8,10 +7,13 @@ from pathlib import Path
 import matplotlib
 
 from ..evaluation.schema import load_report
+from ..hints import next_commands
 from . import bridge, methods, questions
 from .style import THEMES
 
 
+FORMATS = ("png", "svg", "pdf")
+UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # or the same report would not give the same bytes
 # name of the file: (the report's keys that it needs, what draws it). "a.b" is b in a, and "*" any: see `holds`.
 FIGURES = {
     "accuracy": (["methods"], methods.accuracy),
@@ -46,15 +48,23 @@ def left_out(report: dict) -> dict[str, str]:
 
 
 def draw(
-    report: dict, directory: str | Path, themes: Iterable[str] = ("light",), formats: Iterable[str] = ("png",), dpi: int = 150
+    report: dict,
+    directory: str | Path,
+    themes: Iterable[str] = ("light",),
+    formats: Iterable[str] = ("png",),
+    dpi: int = 150,
+    names: Iterable[str] = tuple(FIGURES),
 ) -> list[Path]:
-    """Draw every figure that the report has the data for; returns the paths, `<name>.png` and, in the dark theme, `<name>-dark.png`.
+    """Draw every figure (of `names`) that the report has the data for.
 
     Each is written beside its place first, so that no half of one is ever there. The same report gives the same bytes.
+
+    Returns:
+        The paths: `<name>.png`, and `<name>-dark.png` in the dark theme.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    drawn = [name for name in FIGURES if name not in left_out(report)]
+    drawn = [name for name in names if name not in left_out(report)]
     paths = []
     for name in drawn:
         for theme in themes:
@@ -63,21 +73,21 @@ def draw(
                 for suffix in formats:
                     path = directory / f"{name}{'' if theme == 'light' else f'-{theme}'}.{suffix}"
                     beside = path.with_name(path.name + ".part")
-                    figure.savefig(beside, format=suffix, dpi=dpi, metadata={"Date": None} if suffix == "svg" else None)
+                    figure.savefig(beside, format=suffix, dpi=dpi, metadata=UNDATED.get(suffix))
                     paths.append(beside.replace(path))
     return paths
 
 
 def main(arguments: list[str] | None = None) -> int:
     """`h2c plot`."""
-    parser = argparse.ArgumentParser(prog="h2c plot", description=__doc__)
-    parser.add_argument("report", help="a report.json")
-    parser.add_argument("--theme", choices=[*THEMES, "both"], default="light", help="default: %(default)s")
-    parser.add_argument("--output", default="figures", help="folder to write PNG and SVG to (default: %(default)s)")
-    options = parser.parse_args(arguments)
+    from ..parsers import plot
+
+    options = plot().parse_args(arguments)
     report = load_report(options.report)
-    paths = draw(report, options.output, THEMES if options.theme == "both" else [options.theme], ("png", "svg"))
+    output = options.output or options.report.parent / "figures"
+    paths = draw(report, output, THEMES if options.theme == "both" else [options.theme], FORMATS)
     print(f"Drew {len(FIGURES) - len(left_out(report))} of {len(FIGURES)} figures:", *paths, sep="\n  ")
     for name, key in left_out(report).items():
         print(f"Left out {name}: the report has no {key}.")
+    next_commands(f"h2c push DIR USER/NAME --report {options.report} --dry_run")
     return 0

@@ -5,7 +5,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from .style import GREEN, SIZE, SMALL, VERMILLION, WIDTH, Theme, legend, names, on_map, page, plain_grid, title, widest, wrap
+from .style import GREEN, SIZE, SMALL, VERMILLION, WIDTH, Theme, behind, legend, names, on_map, page, plain_grid, title, widest, wrap
 
 
 PERCENT = Normalize(0, 100)
@@ -32,22 +32,23 @@ def subjects(report: dict, theme: Theme) -> Figure:
 
 
 def categories(report: dict, theme: Theme) -> Figure:
-    """Accuracy of every method in every category."""
+    """Accuracy of every method in every category: a row a category, a mark a method."""
     rows = report["by_category"]
     methods = [name for name in next(iter(rows.values())) if name != "n"]
     looks = theme.looks(methods)
-    figure = page("Accuracy by category (questions)", 3.6, max(WIDTH, 0.14 * len(rows) * (len(methods) + 2) + 3.2))
+    room = 0.075 * len(methods) + 0.12  # inches a row: marks of like accuracy lie below one another
+    figure = page("Accuracy by category (questions)", max(room * len(rows) + 1.0, 0.2 * len(methods) + 1.0))
     axes = figure.subplots()
-    width = 0.84 / len(methods)
     for i, (name, label) in enumerate(zip(methods, names(methods), strict=True)):
-        places = np.arange(len(rows)) + (i - (len(methods) - 1) / 2) * width
-        heights = [100 * row[name] for row in rows.values()]
-        axes.bar(places, heights, 0.92 * width, color=looks[name].color, hatch=looks[name].hatch, edgecolor=theme.paper, lw=0, label=label)
-    room = max(0.9, 5.0 / len(rows) - 0.25)  # inches; the axes are at least five wide
-    axes.set_xticks(range(len(rows)), [wrap(f"{category} ({row['n']:,})", min(room, 1.6), SMALL) for category, row in rows.items()])
-    axes.set(ylim=(0, 104), ylabel="accuracy, %")
-    axes.set_yticks(range(0, 101, 25))
-    plain_grid(axes, "y")
+        heights = np.arange(len(rows)) + 0.8 * ((i + 0.5) / len(methods) - 0.5)
+        values = [100 * row[name] for row in rows.values()]
+        axes.plot(values, heights, looks[name].marker, color=looks[name].color, ms=5, mec=theme.paper, mew=0.4, label=label)
+    for row in range(len(rows) - 1):
+        axes.axhline(row + 0.5, color=theme.grid, lw=0.6)
+    axes.set_yticks(range(len(rows)), [wrap(f"{category} ({row['n']:,})", 1.5, SMALL) for category, row in rows.items()])
+    axes.set(xlim=(-3, 103), xlabel="accuracy, %", ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xticks(range(0, 101, 25))
+    plain_grid(axes, "x")
     legend(axes)
     return figure
 
@@ -74,8 +75,8 @@ def confusion(report: dict, theme: Theme) -> Figure:
         axes.set_yticks(range(len(letters)), letters)
         axes.tick_params(labelbottom=True)
         cells(axes, table.shape, theme)
-    figure.supxlabel("given letter (no unit)", fontsize=SIZE)
-    figure.supylabel("expected letter (no unit)", fontsize=SIZE)
+    figure.supxlabel("given letter", fontsize=SIZE)
+    figure.supylabel("expected letter", fontsize=SIZE)
     shares_bar(figure, list(grid.flat[: len(counts)]), "share of the expected letter's questions, %")
     return figure
 
@@ -109,7 +110,10 @@ def probability_shift(report: dict, theme: Theme) -> Figure:
         for row, (name, shares) in enumerate(methods.items()):
             look = looks[name]
             axes.barh(row, 100 * shares[i], 0.7, color=look.color, hatch=look.hatch, edgecolor=theme.paper, lw=0)
-            axes.annotate(f"{100 * shares[i]:.1f}", (100 * shares[i], row), (4, 0), textcoords="offset points", va="center", fontsize=SMALL)
+            axes.annotate(
+                f"{100 * shares[i]:.1f}", (100 * shares[i], row), (4, 0), textcoords="offset points", va="center", fontsize=SMALL,
+                bbox=behind(theme),
+            )  # fmt: skip
         if "receiver" in methods:
             axes.axvline(100 * methods["receiver"][i], color=theme.ink, lw=1, ls=":")
         right = letter == data["expected"]

@@ -160,6 +160,11 @@ def legend(axes: Axes) -> None:
     axes.legend(**BESIDE)
 
 
+def behind(theme: Theme) -> dict:
+    """Return the box behind a text, in the paper's colour, so that a line that crosses it does not strike it through."""
+    return {"facecolor": theme.paper, "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+
+
 def on_map(share: float) -> str:
     """The ink that shows on a colour map's colour, from its place on the map, 0 to 1."""
     return "#000000" if share > 0.5 else "#FFFFFF"

@@ -33,6 +33,7 @@ def test_two_reports_are_paired_over_the_questions_that_both_asked(tmp_path, cap
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| H2C"))
     expected = difference(second[::-1][:100], first[50:])
     assert line.endswith("| 100 |") and f"{100 * expected['value']:.1f} %" in line and f"{expected['p']:.1g}" in line
+    assert f"| {100 * first[50:].mean():.1f} % | {100 * second[::-1][:100].mean():.1f} % |" in line, "both over the shared questions"
     (tmp_path / "second" / "items.parquet").unlink()
     main(["report", str(tmp_path / "first"), str(tmp_path / "second")])
     assert "not paired" in capsys.readouterr().out

@@ -1,12 +1,18 @@
 """The notebook, from top to bottom in a kernel of its own, pushing to the test Hub; and what its first cells say elsewhere."""
 
 import json
+import os
+import subprocess
+import sysconfig
+import venv
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from source import copy_source
+
+from h2c_hf import REPOSITORY
 
 
 ROOT = Path(__file__).parents[2]
@@ -50,19 +56,48 @@ def test_atlas_needs_no_token(hub, wire):
     assert not hub.requests
 
 
-def test_outside_a_clone_it_clones_what_it_is_told_to(wire, tmp_path):
-    with pytest.raises(CellExecutionError, match="is in no clone of the repository; expected REPOSITORY"):
-        run(wire, tmp_path, cells=1)
-    run(wire, tmp_path, cells=1, REPOSITORY=str(ROOT))
-    assert (tmp_path / "h2c" / "hub_configs" / "atlas" / "training.yaml").is_file()
+FIRST_CELL = """
+import sys
+import nbformat
+from nbclient import NotebookClient
+notebook = nbformat.read(sys.argv[1], as_version=4)
+notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"][:1]
+NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+"""
+
+
+@pytest.mark.slow
+def test_it_installs_the_package_if_it_is_not_there(tmp_path):
+    """In a fresh environment with the dependencies only, run in the folder of a clone, from which the package can be imported."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    binaries = tmp_path / "venv" / "bin"
+    dependencies = tmp_path / "dependencies"
+    dependencies.mkdir()
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if not path.name.startswith(("h2c_hf", "__editable__")):
+            (dependencies / path.name).symlink_to(path)
+    (site,) = (tmp_path / "venv" / "lib").glob("*/site-packages")
+    (site / "dependencies.pth").write_text(str(dependencies))
+    clone = copy_source(tmp_path / "clone")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    assert not (binaries / "h2c").exists()
+    subprocess.run([binaries / "python", "-c", FIRST_CELL, NOTEBOOK], cwd=clone, env=environment, check=True)
+    listed = subprocess.run([binaries / "h2c", "configs"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "training.yaml" in listed.stdout
+
+
+def test_it_names_the_repository():
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert f'REPOSITORY = \\"{REPOSITORY}\\"' in text
+    assert REPOSITORY.replace("https://github.com", "https://colab.research.google.com/github") in text
 
 
 @pytest.mark.slow
 def test_it_runs_from_top_to_bottom(hub, wire, tmp_path):
     outputs = run(wire, NOTEBOOK.parent, REPO="u/notebook", BRIDGE=str(tmp_path / "bridge"))
-    _, _, login, config, plan, training, evaluation, figures, pictures, here, push, there = outputs
+    _, _, login, config, training, evaluation, figures, pictures, here, push, there = outputs
     assert "There is a token." in login and "sharer: atlas" in config
-    assert "563,530" in plan and "Wrote the bridge" in training and "control: shuffled" in evaluation
+    assert "563,530" in training and "Wrote the bridge" in training and "control: shuffled" in evaluation
     assert "Drew 14 of 14 figures" in figures and pictures == "imageimage"
     assert f"Pushed to {hub.endpoint}/u/notebook/commit/" in push
     assert here == there and here.strip()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_pushed_repo_holds_what_it_needs_and_no_pickle(hub, online, bridge, ca
         "evaluation.yaml",
         "items.parquet",
     }
-    assert set(repo.files()) == expected | {"README.md"}
+    assert set(repo.files()) == expected | {"README.md", "figures/accuracy.png"}
     assert repo.files()["README.md"] == (bridge / "README.md").read_bytes() and b"model-index" in repo.files()["README.md"]
     assert repo.files()["model.safetensors"] == (ATLAS / "model.safetensors").read_bytes()
     assert len(repo.commits) == 2, "the first commit that is made with the repo, and one"
@@ -166,6 +167,39 @@ def test_a_hub_that_checks_no_cards_is_told_of(hub, online, bridge, capsys):
     assert main(["push", str(bridge), "u/r"]) == 2
     assert f"h2c: {hub.endpoint} has no /api/validate-yaml, and no card is committed unchecked" in capsys.readouterr().err
     assert hub.requests == CHECK and not hub.repos
+
+
+@pytest.mark.parametrize("repo", ["bridge", "a/b/c", "not an id"])
+def test_a_repo_without_owner_is_refused_before_it_is_made(hub, online, bridge, repo, capsys):
+    assert main(["push", str(bridge), repo]) == 2
+    assert "expected 'user/name'" in capsys.readouterr().err
+    assert not hub.requests and not hub.repos
+
+
+def test_dry_run_prints_files_and_card_and_changes_nothing(hub, online, bridge, capsys):
+    before = {path: path.read_bytes() for path in bridge.rglob("*") if path.is_file()}
+    assert main(["push", str(bridge), "u/r", "--dry_run"]) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"2,255.9 kB  model.safetensors\n", out) and "figures/accuracy.png" in out
+    assert 'from_pretrained("u/r", trust_remote_code=True)' in out
+    assert f"h2c push {bridge} u/r\n" in err
+    assert {path: path.read_bytes() for path in bridge.rglob("*") if path.is_file()} == before
+    assert not hub.requests and not hub.repos
+
+
+def test_a_card_written_by_hand_is_kept_unless_asked(hub, online, bridge, capsys):
+    card = bridge / "README.md"
+    assert main(["push", str(bridge), "u/r"]) == 0
+    ours = card.read_text()
+    assert main(["push", str(bridge), "u/s"]) == 0, "ours is written anew"
+    assert "u/s" in card.read_text()
+    for mine in ("# Mine\n", ours.replace("## The pair", "## My pair")):
+        card.write_text(mine)
+        assert main(["push", str(bridge), "u/r"]) == 0
+        assert hub.repos["u/r"].files()["README.md"] == card.read_bytes() == mine.encode()
+        assert "--overwrite_card replaces it" in capsys.readouterr().out
+    assert main(["push", str(bridge), "u/r", "--overwrite_card"]) == 0
+    assert card.read_text() == ours
 
 
 # Faults

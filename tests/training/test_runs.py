@@ -38,10 +38,10 @@ sys.exit(main(["train", *sys.argv[1:]]))
 """
 
 
-def start(output: Path, *arguments: str, command=TRAIN, **environment: str) -> subprocess.Popen:
+def start(output: Path, *arguments: str, command=TRAIN, preexec_fn=None, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [*command, CONFIG, f"--output_dir={output}", *SMALL, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, preexec_fn=preexec_fn,
     )  # fmt: skip
 
 
@@ -85,11 +85,13 @@ def test_a_folder_with_checkpoints_is_not_trained_over_unasked(whole_run):
     assert "holds checkpoint-6 of an earlier run; expected --resume_from_checkpoint true" in err and "Traceback" not in err
 
 
+def until_step_3(process: subprocess.Popen) -> None:
+    assert any(line.startswith("step 3/100000: loss") for line in process.stdout), process.stderr.read()[-4000:]
+
+
 def test_sigterm_saves_and_exits_cleanly(tmp_path):
     process = start(tmp_path, "--max_steps=100000", "--save_steps=100000")
-    for line in process.stderr:
-        if " 3/100000" in line:
-            break
+    until_step_3(process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err[-4000:]
@@ -139,3 +141,38 @@ def test_two_ranks_with_half_the_batch_train_as_one_with_the_whole(tmp_path):
         resumed = tmp_path / f"resumed-{other.name}"
         train(resumed, *still, batch, checkpoint, **kwargs)
         assert losses(resumed) == pytest.approx(losses(one), abs=1e-4)
+
+
+def interrupted(tmp_path: Path) -> tuple[subprocess.Popen, str, str]:
+    """A run in which Ctrl-C is pressed in its third step."""
+    process = start(tmp_path, "--max_steps=100000", "--save_steps=100000", preexec_fn=hears_ctrl_c)
+    until_step_3(process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    return process, out, err
+
+
+def hears_ctrl_c() -> None:
+    """A shell starts what runs in its background deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    process, out, err = interrupted(tmp_path)
+    assert process.returncode == 130, err[-4000:]
+    (saved,) = checkpoints(tmp_path)
+    assert f"goes on from {saved} in {tmp_path}" in out
+    assert "Traceback" not in err and "Press it again to stop without one" in err
+    line = err.splitlines()[-1].strip()
+    assert line.startswith(f"h2c train {CONFIG} --output_dir={tmp_path}") and line.endswith(" --resume_from_checkpoint true")
+    step = int(saved.removeprefix("checkpoint-"))
+    resumed = [sys.executable, "-m", "h2c_hf", *line.split()[1:], f"--max_steps={step + 1}"]
+    assert subprocess.run(resumed, cwd=ROOT, capture_output=True).returncode == 0
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_a_log_file_gets_a_line_a_step_and_no_bars(whole_run, tmp_path):
+    out, err = train(tmp_path / "run", "--max_steps=2")
+    lines = [line for line in out.splitlines() if line.startswith("step ")]
+    assert [line.partition(":")[0] for line in lines if "loss" in line and "grad_norm" in line] == ["step 1/2", "step 2/2"]
+    assert "gate/" not in out and "%|" not in err and "\r" not in err

@@ -9,7 +9,8 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 
-UNIT = re.compile(r"%|\bms\b|\bnats\b|\btokens\b|\bsteps\b|\(no unit\)")
+UNIT = re.compile(r"%|\bms\b|\bnats\b|\btokens\b|\bsteps\b")
+UNITLESS = re.compile(r"\b(layer|gate|relative change|norm|rate|letter|token by token)\b|\|new - old\|")
 TOLERANCE = 0.5  # pixels
 
 
@@ -63,7 +64,7 @@ class Drawn:
         shared = [text for text in (self.figure._supxlabel, self.figure._supylabel) if text is not None]
         labels = [axis.label for axes in self.figure.axes for axis in (axes.xaxis, axes.yaxis)] + shared
         for label in labels:
-            if label in self.texts and not UNIT.search(label.get_text()):
+            if label in self.texts and not (UNIT.search(label.get_text()) or UNITLESS.search(label.get_text())):
                 yield f"{label.get_text()!r} names no unit"
         for direction, common in (("xaxis", self.figure._supxlabel), ("yaxis", self.figure._supylabel)):
             for axes in self.figure.axes:

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 from layout import Drawn
 from matplotlib.figure import Figure
@@ -14,9 +15,9 @@ from PIL import Image
 from reports import METHODS, REPORTS, REQUIRED, SMALL
 
 from h2c_hf.evaluation.schema import load_report
-from h2c_hf.visualization.bridge import gate_map
-from h2c_hf.visualization.figures import FIGURES, draw, left_out, main
-from h2c_hf.visualization.style import THEMES, wrap
+from h2c_hf.visualization.bridge import gate_map, training
+from h2c_hf.visualization.figures import FIGURES, FORMATS, draw, left_out, main
+from h2c_hf.visualization.style import THEMES, WIDTH, wrap
 
 
 SHIPPED = Path(__file__).parents[2] / "hub_configs" / "atlas" / "report.json"
@@ -95,13 +96,16 @@ def test_wrapped_text_fits_and_says_where_it_went_on():
 
 def test_the_command_draws_every_figure_in_both_themes_and_formats(tmp_path, capsys):
     (tmp_path / "report.json").write_text(json.dumps(SMALL))
-    assert main([str(tmp_path / "report.json"), "--theme", "both", "--output", str(tmp_path / "figures")]) == 0
-    files = {f"{name}{theme}.{suffix}" for name in FIGURES for theme in ("", "-dark") for suffix in ("png", "svg")}
+    assert main([str(tmp_path), "--theme", "both", "--output", str(tmp_path / "figures")]) == 0
+    files = {f"{name}{theme}.{suffix}" for name in FIGURES for theme in ("", "-dark") for suffix in ("png", "svg", "pdf")}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == files
     assert "Drew 14 of 14 figures" in capsys.readouterr().out
     for path in (tmp_path / "figures").iterdir():
         if path.suffix == ".svg":
             assert ElementTree.parse(path).getroot().tag.endswith("svg") and "<dc:date>" not in path.read_text()
+            continue
+        if path.suffix == ".pdf":
+            assert path.read_bytes().startswith(b"%PDF")
             continue
         with Image.open(path) as image:
             grey = image.convert("L")
@@ -113,8 +117,8 @@ def test_the_command_draws_every_figure_in_both_themes_and_formats(tmp_path, cap
 
 def test_the_same_report_gives_the_same_bytes(tmp_path):
     report = {key: SMALL[key] for key in ("latency_parts", "injection", "examples")}
-    one, two = (draw(report, tmp_path / run, formats=("svg", "png"), dpi=40) for run in ("one", "two"))
-    assert len(one) == 6
+    one, two = (draw(report, tmp_path / run, formats=FORMATS, dpi=40) for run in ("one", "two"))
+    assert len(one) == 9
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
 
 
@@ -141,3 +145,26 @@ def test_a_missing_report_is_told_in_a_sentence(tmp_path):
 def test_drawing_needs_no_model():
     code = "import sys, h2c_hf.visualization.figures; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_source_has_one_colour_in_every_panel():
+    lines = [line for axes in training(REPORTS["shipped"], THEMES["light"]).axes for line in axes.lines if line.get_label()[0] != "_"]
+    looks = {}
+    for line in lines:
+        looks.setdefault(line.get_label(), set()).add((line.get_color(), line.get_marker(), line.get_linestyle()))
+    shown = [line.get_label() for line in lines]
+    assert any(shown.count(label) == 2 for label in looks), "the validation sets are in two panels"
+    assert all(len(look) == 1 for look in looks.values())
+    assert len(set.union(*looks.values())) == len(looks), "no two sources look alike"
+
+
+def test_the_training_loss_is_smoothed_over_the_raw_one():
+    raw, smooth, *_ = training(REPORTS["shipped"], THEMES["light"]).axes[0].lines
+    assert smooth.get_label() == "training" and raw.get_alpha() < 0.5
+    assert np.abs(np.diff(smooth.get_ydata())).mean() < np.abs(np.diff(raw.get_ydata())).mean() / 4
+    assert np.mean(smooth.get_ydata()) == pytest.approx(np.mean(raw.get_ydata()), rel=0.05)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_categories_fit_into_the_width_of_a_page(size):
+    assert FIGURES["categories"][1](REPORTS[size], THEMES["light"]).get_figwidth() == WIDTH

@@ -1,0 +1,16 @@
+"""Lines that a user can paste: how to install an extra, and the next command. Without torch."""
+
+import sys
+
+from . import REPOSITORY
+
+
+def install(extra: str) -> str:
+    """Return the command that installs the package with one of its extras."""
+    return f"pip install 'h2c_hf[{extra}] @ git+{REPOSITORY}'"
+
+
+def next_commands(*commands: str) -> None:
+    """Print the commands that usually follow. They go to standard error, so that a redirected report stays a report."""
+    sys.stdout.flush()
+    print("\nNext:", *commands, sep="\n  ", file=sys.stderr, flush=True)
