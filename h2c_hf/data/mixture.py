@@ -48,7 +48,7 @@ class DataReport:
             count.__init__(count.source, count.weight)
 
     def to_dict(self) -> dict:
-        return {"streaming": self.streaming, "sources": [asdict(source) for source in self.sources]}
+        return {"streaming": self.streaming, "sources": [{**asdict(source), "dropped": dict(source.dropped)} for source in self.sources]}
 
     def __str__(self) -> str:
         if self.streaming:

@@ -164,4 +164,6 @@ def test_a_message_shares_the_receivers_window(processor, tmp_path):
     most = max(sum(map(len, row.values())) for row in kept)
     kept, _, report = build_dataset([source], processor, together=most - 1)
     assert len(kept) == 1
-    assert report.sources[0].dropped == {"too long for the Receiver with the Sharer's message": 1}
+    dropped = {"too long for the Receiver with the Sharer's message": 1}
+    assert report.sources[0].dropped == dropped
+    assert json.loads(json.dumps(report.to_dict()))["sources"][0]["dropped"] == dropped
