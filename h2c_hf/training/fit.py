@@ -82,12 +82,23 @@ class Moments:
                 held += term
         self.count += len(inputs)
 
-    def solve(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return mean and deviation of the inputs (in,), the weight (in, out) on standardized inputs, the mean target (out,), and the
-        explained share of each target's variance (out,)."""
+    def solve(self, standardized: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Solve the ridge regression.
+
+        Args:
+            standardized: so many of the inputs, the first, are divided by their deviation, by default all. Principal components are not:
+                the penalty then holds down the weights of directions in which the texts hardly vary, and in which a token that is
+                in none of them may lie far out.
+
+        Returns:
+            Mean and divisor of the inputs (in,), the weight (in, out) on divided inputs, the mean target (out,), and the explained
+            share of each target's variance (out,).
+        """
         mean, target = self.inputs / self.count, self.targets / self.count
         covariance = self.squares / self.count - torch.outer(mean, mean)
         deviation = covariance.diagonal().clamp(min=1e-8).sqrt()
+        if standardized is not None:
+            deviation[standardized:] = 1
         correlation = covariance / torch.outer(deviation, deviation)
         products = (self.products / self.count - torch.outer(mean, target)) / deviation[:, None]
         weight = torch.linalg.solve(correlation + PENALTY * torch.eye(len(mean), dtype=torch.double), products)
@@ -102,14 +113,14 @@ def set_layers(bridge: H2CBridgeModel, layers: list[int], moments: Moments) -> t
     Returns:
         (layers, 2), the explained share of the variance of each layer's keys and values, mean over their channels.
     """
-    mean, deviation, weight, target, explained = moments.solve()
     message, width = bridge.message, bridge.config.sharer_hidden_size
+    mean, deviation, weight, target, explained = moments.solve(standardized=width)
     for layer, weight_of, target_of in zip(layers, weight.chunk(len(layers), 1), target.chunk(len(layers)), strict=True):
         standardize(message.norm, layer, mean[:width], deviation[:width])
         message.kv_proj.weight[layer] = weight_of[:width].T.to(message.kv_proj.weight)
         message.kv_proj.bias[layer] = target_of.to(message.kv_proj.bias)
         if message.token_rank is not None:
-            token_weight = (weight_of[width:] / deviation[width:, None]).T  # about standardized already, by `fit_tokens`
+            token_weight = weight_of[width:].T
             message.token_kv_proj.weight[layer] = token_weight.to(message.token_kv_proj.weight)
             message.token_kv_proj.bias[layer] = -(token_weight @ mean[width:]).to(message.token_kv_proj.bias)
     return explained.view(len(layers), 2, -1).mean(-1)
@@ -122,7 +133,7 @@ def standardize(norm: StackedNorm, position: int, mean: torch.Tensor, deviation:
 
 
 def fit_tokens(bridge: H2CBridgeModel, model: H2CForCausalLM, processor: H2CProcessor, texts: list[str]):
-    """Set the shared projection of the Sharer's embeddings to their principal components, each of variance 1.
+    """Set the shared projection of the Sharer's embeddings to their principal components.
 
     Returns:
         A function from embeddings (tokens, sharer_hidden_size) to the projected ones (tokens, token_rank).
@@ -136,11 +147,11 @@ def fit_tokens(bridge: H2CBridgeModel, model: H2CForCausalLM, processor: H2CProc
     mean = moments.inputs / moments.count
     covariance = moments.squares / moments.count - torch.outer(mean, mean)
     deviation = covariance.diagonal().clamp(min=1e-8).sqrt()
-    values, vectors = torch.linalg.eigh(covariance / torch.outer(deviation, deviation))
+    _, vectors = torch.linalg.eigh(covariance / torch.outer(deviation, deviation))
     message, rank = bridge.message, bridge.config.token_rank
     standardize(message.token_norm, 0, mean, deviation)
     linear: StackedLinear = message.token_proj
-    linear.weight[0] = (vectors[:, -rank:] / values[-rank:].clamp(min=1e-6).sqrt()).T.to(linear.weight)
+    linear.weight[0] = vectors[:, -rank:].T.to(linear.weight)
     linear.bias.zero_()
 
     def project(embeddings: torch.Tensor) -> torch.Tensor:
