@@ -65,14 +65,15 @@ def measure(
     """
     times, parts, peaks = defaultdict(list), defaultdict(lambda: defaultdict(list)), {}
     shared = {"prompts": prompts, "form": form}
-    for number, question in enumerate([*questions[:WARM_UP], *questions]):
+    warm_up = questions[:WARM_UP]
+    for number, question in enumerate([*warm_up, *questions]):
         other = questions[number % len(questions) - 1]
         for name in methods:
             batch = timed(model, processor, question, other, adapter=adapter, lora=lora, **shared)
             start = _now()
             METHODS[name].logits(batch).argmax(-1).tolist()
             whole = 1000 * (_now() - start)
-            if number >= WARM_UP:
+            if number >= len(warm_up):
                 times[name].append(whole)
                 spent = dict(batch.milliseconds)
                 for part, value in {**spent, "other": whole - sum(spent.values())}.items():

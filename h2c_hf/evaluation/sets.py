@@ -112,8 +112,8 @@ class QuestionSet:
 def cut_to(question: dict, tokens: int, tokenizer: PreTrainedTokenizerBase) -> dict | None:
     """A "repeat" question whose text is the first `tokens` tokens; None if these do not spell a text of as many tokens."""
     ids = tokens_of(question["answers"][0], question, tokenizer)[:tokens]
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    if len(ids) < tokens or not text.strip() or text != text.strip() or tokens_of(text, question, tokenizer) != ids:
+    text = tokenizer.decode(ids, skip_special_tokens=True).strip()  # some tokenizers begin every text with a space
+    if len(ids) < tokens or tokens_of(text, question, tokenizer) != ids:
         return None
     return {**question, "passage": text, "answers": [text], "choices": [text]}
 

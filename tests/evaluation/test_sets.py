@@ -72,7 +72,7 @@ def test_the_regimes_are_not_mixed(tmp_path):
     assert QuestionSet.parse({**PRIVATE, "regime": "shared"}).methods(methods) == ["receiver", "h2c"]
 
 
-@pytest.mark.parametrize("tokens", [4, 9])
+@pytest.mark.parametrize("tokens", [4, 10])
 def test_texts_are_cut_to_so_many_tokens(tokens):
     one = QuestionSet.parse({**REPEAT, "tokens": tokens, "limit": 20})
     assert one.answer_tokens >= tokens + 1

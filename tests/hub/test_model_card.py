@@ -147,19 +147,19 @@ def test_sets_are_told_by_regime(folder):
     shares = {"facts": 0.8125, "web": 0.0625}
     report["sets"] = {
         name: {
-            "regime": regime, "source": f"/somewhere/{name}.jsonl test", "n": 40, "recovered": undefined, "information_gain": gain,
+            "regime": regime, "source": f"/elsewhere/{name}.jsonl test", "n": 40, "recovered": undefined, "information_gain": gain,
             "pairing_gain": gain, "follow_rate": {"value": 0.75, "low": 0.7, "high": 0.8, "n": 40, "over_h2c": 0.9}, "comparisons": [],
             "methods": {method: words_row(shares[name]) for method in ("receiver", "skyline", "h2c", "sharer")},
         }
         for name, regime in (("facts", "private"), ("web", "shared"))
     }  # fmt: skip
-    report["config"]["sets"] = [{"name": name, "source": {"path": f"/somewhere/{name}.jsonl", "split": "test"}} for name in shares]
+    report["config"]["sets"] = [{"name": name, "source": {"path": f"/elsewhere/{name}.jsonl", "split": "test"}} for name in shares]
     (folder / "report.json").write_text(json.dumps(report))
     card = ModelCard.load(write_model_card(folder, config(folder), "u/r"))
     text = body(str(card))
     private, shared = text.index("### Private regime"), text.index("### Shared regime")
     assert private < text.index("Asked facts, facts.jsonl test") < shared < text.index("Asked web, web.jsonl test")
-    assert "/somewhere" not in text
+    assert "/elsewhere" not in text
     assert "| H2C | 81.2 % | 81.2 % to 81.2 % | 81.2 % | 81.2 % to 81.2 % | 81.2 % | 81.2 % to 81.2 % | 40 |" in text[private:shared]
     assert "- recovered: not defined: the Sharer does not lead" in text[shared:]
     assert "- pairing gain, matched - shuffled: 50.0 % (40.0 % to 60.0 %)" in text and "- follow rate" in text
