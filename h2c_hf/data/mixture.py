@@ -17,7 +17,7 @@ from .tables import share
 
 IDS = ("input_ids", "sharer_input_ids", "target_ids")
 # Raised when what is encoded changes, so that the datasets cache does not serve what an earlier version encoded.
-ENCODING = 2
+ENCODING = 3
 
 
 @dataclass
@@ -140,6 +140,7 @@ def encode_source(
     encode = RecordEncoder(processor, source, records.column_names, *longest)
     encoded = records.map(
         encode,
+        with_indices=True,
         batched=True,
         batch_size=100,
         remove_columns=records.column_names,
@@ -161,8 +162,8 @@ def encode_stream(source: DataSource, processor: H2CProcessor, longest: tuple[in
     columns = records.column_names or list(next(iter(records)))
     encode = RecordEncoder(processor, source, columns, *longest)
 
-    def encode_and_count(batch: dict) -> dict:
-        encoded = encode(batch)
+    def encode_and_count(batch: dict, rows: list[int]) -> dict:
+        encoded = encode(batch, rows)
         count.records += len(batch[columns[0]])
         count.examples += len(encoded["dropped"])
         count.dropped.update(reason for reason in encoded["dropped"] if reason)
@@ -171,7 +172,7 @@ def encode_stream(source: DataSource, processor: H2CProcessor, longest: tuple[in
         count.used = count.kept
         return {name: [encoded[name][i] for i in kept] for name in IDS}
 
-    return records.map(encode_and_count, batched=True, batch_size=100, remove_columns=columns)
+    return records.map(encode_and_count, with_indices=True, batched=True, batch_size=100, remove_columns=columns)
 
 
 class RecordEncoder:
@@ -183,12 +184,22 @@ class RecordEncoder:
         self.source = replace(source, weight=None)  # with the rest it is the key in the datasets cache, and weighs nothing here
         self.read = reader(columns, self.source)
 
-    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+    def __call__(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        """
+        Args:
+            indices: the records' row numbers in their source.
+
+        Raises:
+            ValueError: for a record with a text that writes no list where one is needed, with its row number.
+        """
         rows, rendered = [], []
-        for values in zip(*batch.values(), strict=True):
-            for row, texts in self._render_record(dict(zip(batch, values, strict=True))):
-                rows.append(row)
-                rendered.append(texts)
+        for index, *values in zip(indices, *batch.values(), strict=True):
+            try:
+                for row, texts in self._render_record(dict(zip(batch, values, strict=True))):
+                    rows.append(row)
+                    rendered.append(texts)
+            except ValueError as error:
+                raise ValueError(f"Row {index} of {self.source.title}: {error}") from error
         # All that could be rendered is encoded in one call: a tokenizer's call costs more than a short text.
         encoded = iter(encode_rendered(self.processor, [texts for texts in rendered if texts is not None]))
         rows = [row if texts is None else self._fit({**row, **next(encoded)}) for row, texts in zip(rows, rendered, strict=True)]

@@ -29,13 +29,15 @@ def load_exchanges(path: str, name: str | None, split: str, limit: int | None = 
     """
     source = DataSource(path, name, split)
     records = source.load()
-    records = records.select(spread_rows(len(records), limit))
+    rows = spread_rows(len(records), limit)
     read, exchanges, unusable = reader(records.column_names, source), [], 0
-    for record in records:
+    for row, record in zip(rows, records.select(rows), strict=True):
         try:
             exchanges += read(record)
         except UnusableRecordError:
             unusable += 1
+        except ValueError as error:
+            raise ValueError(f"Row {row} of {source.title}: {error}") from error
     return exchanges, unusable
 
 
