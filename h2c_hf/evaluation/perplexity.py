@@ -83,6 +83,7 @@ def perplexity(
     asked = {
         "exchanges": exchanges, "methods": methods, "batch_size": batch_size, "longest": str(longest),
         "prefix": prompts.prefix, "bridge": fingerprint(model.bridge), "adapter": fingerprint(adapter),
+        "chat_template_kwargs": processor.chat_template_kwargs,
     }  # fmt: skip
     records = list(tqdm(progress.each(asked, len(parts), compute), desc="perplexity", unit="batch", disable=progress.rank > 0))
     records = progress.gather(records)

@@ -57,7 +57,10 @@ def evaluate(
     letters = {}
     if form == "choice":
         first, count = conversation(questions[0], form, prompts=prompts), max(len(question["choices"]) for question in questions)
-        letters = {role: letter_ids(getattr(processor, f"{role}_tokenizer"), first, count) for role in ("receiver", "sharer")}
+        letters = {
+            role: letter_ids(getattr(processor, f"{role}_tokenizer"), first, count, processor.chat_template_kwargs)
+            for role in ("receiver", "sharer")
+        }
     parts = batches(questions, form, batch_size)
     results = {name: {"predictions": [None] * len(questions), "scores": [None] * len(questions), "cut_texts": 0} for name in methods}
     donors = [[donor_row(questions, row, part) for row in part] if "shuffled" in methods else [] for part in parts]
@@ -82,6 +85,7 @@ def evaluate(
         "questions": questions, "methods": methods, "form": form, "batch_size": batch_size, "prompts": asdict(prompts),
         "bridge": fingerprint(model.bridge), "adapter": fingerprint(adapter), "letters": letters, "donors": donors,
         "answer_tokens": answer_tokens, "lora": fingerprint(lora),
+        "chat_template_kwargs": processor.chat_template_kwargs,
     }  # fmt: skip
     records, right = [], dict.fromkeys(methods, 0)
     was_training = model.training
