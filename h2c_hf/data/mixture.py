@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from ..modeling import H2CProcessor
 from .examples import Rendered, encode_rendered, render_example
 from .exchanges import UnusableRecordError
+from .files import told_of
 from .sources import DataSource, group_of, reader
 from .tables import share
 
@@ -159,7 +160,8 @@ def encode_source(
 
 def encode_stream(source: DataSource, processor: H2CProcessor, longest: tuple[int, int | None], count: SourceCount) -> IterableDataset:
     records = source.load(streaming=True)
-    columns = records.column_names or list(next(iter(records)))
+    with told_of(f"{source.title} could not be loaded: "):
+        columns = records.column_names or list(next(iter(records)))
     encode = RecordEncoder(processor, source, columns, *longest)
 
     def encode_and_count(batch: dict, rows: list[int]) -> dict:
