@@ -149,7 +149,7 @@ def test_letters_and_mixed_numbers_of_choices_make_a_report(tmp_path):
     assert report["chance"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3) and list(report["by_subject"]) == ["no subject"]
     assert {len(row["scores"]) for row in items} == {2, 3, 4} and len(items) == 12 * 4
     assert all(LETTERS.index(row["prediction"]) < len(row["scores"]) for row in items)
-    assert main(["plot", str(tmp_path / "report.json")]) == 0
+    assert main(["plot", str(tmp_path / "report.json"), "--output", str(tmp_path / "figures")]) == 0
 
 
 def command(directory: Path) -> list[str]:
