@@ -80,7 +80,7 @@ def refused(capsys, output, *arguments) -> str:
     """The sentence with which `h2c train --push_to_hub` ends, in this process."""
     assert main(["train", str(CONFIG), f"--output_dir={output}", *SMALL, "--report_to=none", "--push_to_hub=true", *arguments]) == 2
     printed = capsys.readouterr()
-    assert ("examples a device" in printed.out) == ("--max_steps=1" in arguments)  # the plan, which is printed once the data is read
+    assert ("Peak memory" in printed.out) == ("--max_steps=1" in arguments)  # of the plan, which is printed once the data is read
     return printed.err.splitlines()[-1]
 
 
