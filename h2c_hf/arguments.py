@@ -2,6 +2,7 @@
 the nearest right one."""
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,33 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; expected a mapping of fields to values.")
     return values
+
+
+RESERVED = (
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "return_dict",
+    "return_tensors",
+    "padding",
+    "truncation",
+    "max_length",
+)
+
+
+def read_template_kwargs(value: dict | str | None) -> dict | None:
+    """`--chat_template_kwargs`: a mapping, or its JSON.
+
+    Raises:
+        ValueError: for anything else, or an argument of `apply_chat_template` that is no variable of a template.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'chat_template_kwargs is {value!r}, which is not JSON ({error}); expected {{"NAME": VALUE}}.') from None
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f'chat_template_kwargs is {value!r}; expected a mapping, {{"NAME": VALUE}}.')
+    if taken := sorted(set(value or {}) & set(RESERVED)):
+        raise ValueError(f"chat_template_kwargs has {taken[0]!r}, which is no variable of a chat template; expected those alone.")
+    return value

@@ -23,13 +23,15 @@ def opened(repo: str | None, revision: str | None = None, **options) -> tuple[H2
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if repo is None:
-        return load_bridge("atlas", dtype=torch.float32, device_map={"": device})
+        given = options.get("chat_template_kwargs")
+        return load_bridge("atlas", dtype=torch.float32, device_map={"": device}, chat_template_kwargs=given)
     return load_bridge(repo, revision, dtype="auto", device_map={"": device}, **options)
 
 
 def pair_options(options: argparse.Namespace) -> dict:
     """Return the options of `parsers.add_repo`, as `opened` takes them."""
-    names = ["revision", "sharer_quantization", *(f"{role}{name}" for role in ROLES for name in ("", "_chat_template"))]
+    of_roles = [f"{role}{name}" for role in ROLES for name in ("", "_chat_template")]
+    names = ["revision", "sharer_quantization", "chat_template_kwargs", *of_roles]
     return {name: getattr(options, name) for name in names}
 
 

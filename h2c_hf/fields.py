@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 
+TEMPLATE_HELP = "variables of the two chat templates, as JSON: '{\"enable_thinking\": false}' leaves out Qwen3's thinking block"
+
+
 def HfArg(*, help: str, default: Any = dataclasses.MISSING, default_factory: Callable = dataclasses.MISSING):  # noqa: N802
     """Declare a field as `transformers.hf_argparser.HfArg` does, without importing transformers."""
     metadata = {"help": help}

@@ -14,7 +14,9 @@ from huggingface_hub import constants
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from .arguments import read_template_kwargs
 from .atlas import MODELS
+from .data.prompts import set_template_kwargs
 from .data.tokenizers import load_tokenizer
 from .errors import naming
 from .hints import install
@@ -194,6 +196,7 @@ def load_bridge(
     receiver_gguf_file: str | None = None,
     sharer_chat_template: str | None = None,
     receiver_chat_template: str | None = None,
+    chat_template_kwargs: dict | str | None = None,
     sharer_quantization: str = "none",
     trust_remote_code: bool = False,
     **loading,
@@ -206,6 +209,7 @@ def load_bridge(
             fetch` got is loaded from there.
         sharer_gguf_file, receiver_gguf_file: GGUF files in those.
         sharer_chat_template, receiver_chat_template: instead of the tokenizers' own; see `set_chat_template`.
+        chat_template_kwargs: variables of both chat templates, as a mapping or its JSON, over those of the saved processor.
         sharer_quantization: "none", "nf4" or "int8".
         trust_remote_code: let the base models run code from their repos.
         loading: more arguments of `H2CForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation` ...).
@@ -248,6 +252,7 @@ def load_bridge(
     for role, chat_template in (("sharer", sharer_chat_template), ("receiver", receiver_chat_template)):
         if chat_template is not None:
             set_chat_template(getattr(processor, f"{role}_tokenizer"), chat_template)
+    set_template_kwargs(processor, read_template_kwargs(chat_template_kwargs))
     return model, processor
 
 

@@ -4,7 +4,7 @@ import argparse
 import difflib
 from pathlib import Path
 
-from .fields import Formatter, add_fields
+from .fields import TEMPLATE_HELP, Formatter, add_fields
 
 
 QUANTIZED = ("none", "nf4", "int8")
@@ -59,6 +59,7 @@ def add_repo(parser: Parser) -> None:
         name = role.capitalize()
         parser.add_argument(f"--{role}", metavar="MODEL", help=f"a {name} instead of the one that REPO names: Hub id, folder, GGUF file")
         parser.add_argument(f"--{role}_chat_template", metavar="FILE", help=f"Jinja file, or 'plain', instead of the {name}'s own template")
+    parser.add_argument("--chat_template_kwargs", metavar="JSON", help=TEMPLATE_HELP)
     parser.add_argument("--sharer_quantization", choices=QUANTIZED, default="none", help="load REPO's Sharer in 4 or 8 bits (bitsandbytes)")
 
 
@@ -152,6 +153,7 @@ def lm_eval() -> Parser:
     parser.add_argument("--limit", metavar="N", help="so many questions a task")
     parser.add_argument("--batch_size", metavar="N", help="questions a batch")
     parser.add_argument("--apply_chat_template", action="store_true", help="ask as a chat, as the bridge was trained")
+    parser.add_argument("--chat_template_kwargs", metavar="JSON", help=TEMPLATE_HELP)
     return parser
 
 

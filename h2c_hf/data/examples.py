@@ -55,7 +55,8 @@ def render_example(
             return encode_plain(processor, conversation, answer)
         conversation = user_turn(conversation)
     sharer = processor.render("sharer", conversation if sharer_conversation is None else sharer_conversation, add_generation_prompt=True)
-    return Rendered(sharer, *answer_text(processor.receiver_tokenizer, conversation, answer), answer)
+    variables = processor.chat_template_kwargs
+    return Rendered(sharer, *answer_text(processor.receiver_tokenizer, conversation, answer, template_kwargs=variables), answer)
 
 
 def encode_rendered(processor: H2CProcessor, rendered: list[Rendered | dict[str, list[int]]]) -> list[dict[str, list[int]]]:
@@ -89,11 +90,13 @@ def encode_plain(processor: H2CProcessor, prompt: str, answer: str) -> dict[str,
     """Encode one example of plain text for a pair of which one or both models have no chat template. Such a model reads the prompt
     as `H2CProcessor.__call__` encodes it; a Receiver without a template ends its answer with its end token."""
 
+    variables = processor.chat_template_kwargs
+
     def prompt_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if tokenizer.chat_template is None:
             return tokenizer(prompt, split_special_tokens=True)["input_ids"]
         marked = mark_special_tokens(tokenizer, user_turn(prompt))
-        return encode_marked(tokenizer, [tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)])[0]
+        return encode_marked(tokenizer, [tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True, **variables)])[0]
 
     receiver = processor.receiver_tokenizer
     if receiver.chat_template is None:
@@ -101,7 +104,7 @@ def encode_plain(processor: H2CProcessor, prompt: str, answer: str) -> dict[str,
         end = [] if receiver.eos_token_id is None else [receiver.eos_token_id]
         target = following_ids(receiver, marked_prompt, marked_answer) + end
     else:
-        target = answer_ids(receiver, user_turn(prompt), answer)
+        target = answer_ids(receiver, user_turn(prompt), answer, template_kwargs=variables)
     return {"input_ids": prompt_ids(receiver), "sharer_input_ids": prompt_ids(processor.sharer_tokenizer), "target_ids": target}
 
 

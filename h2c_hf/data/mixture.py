@@ -11,13 +11,14 @@ from jinja2 import TemplateError
 from ..modeling import H2CProcessor
 from .examples import Rendered, encode_rendered, render_example
 from .exchanges import UnusableRecordError
+from .files import told_of
 from .sources import DataSource, group_of, reader
 from .tables import share
 
 
 IDS = ("input_ids", "sharer_input_ids", "target_ids")
 # Raised when what is encoded changes, so that the datasets cache does not serve what an earlier version encoded.
-ENCODING = 2
+ENCODING = 3
 
 
 @dataclass
@@ -140,6 +141,7 @@ def encode_source(
     encode = RecordEncoder(processor, source, records.column_names, *longest)
     encoded = records.map(
         encode,
+        with_indices=True,
         batched=True,
         batch_size=100,
         remove_columns=records.column_names,
@@ -158,11 +160,12 @@ def encode_source(
 
 def encode_stream(source: DataSource, processor: H2CProcessor, longest: tuple[int, int | None], count: SourceCount) -> IterableDataset:
     records = source.load(streaming=True)
-    columns = records.column_names or list(next(iter(records)))
+    with told_of(f"{source.title} could not be loaded: "):
+        columns = records.column_names or list(next(iter(records)))
     encode = RecordEncoder(processor, source, columns, *longest)
 
-    def encode_and_count(batch: dict) -> dict:
-        encoded = encode(batch)
+    def encode_and_count(batch: dict, rows: list[int]) -> dict:
+        encoded = encode(batch, rows)
         count.records += len(batch[columns[0]])
         count.examples += len(encoded["dropped"])
         count.dropped.update(reason for reason in encoded["dropped"] if reason)
@@ -171,7 +174,7 @@ def encode_stream(source: DataSource, processor: H2CProcessor, longest: tuple[in
         count.used = count.kept
         return {name: [encoded[name][i] for i in kept] for name in IDS}
 
-    return records.map(encode_and_count, batched=True, batch_size=100, remove_columns=columns)
+    return records.map(encode_and_count, with_indices=True, batched=True, batch_size=100, remove_columns=columns)
 
 
 class RecordEncoder:
@@ -183,12 +186,22 @@ class RecordEncoder:
         self.source = replace(source, weight=None)  # with the rest it is the key in the datasets cache, and weighs nothing here
         self.read = reader(columns, self.source)
 
-    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+    def __call__(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        """
+        Args:
+            indices: the records' row numbers in their source.
+
+        Raises:
+            ValueError: for a record with a text that writes no list where one is needed, with its row number.
+        """
         rows, rendered = [], []
-        for values in zip(*batch.values(), strict=True):
-            for row, texts in self._render_record(dict(zip(batch, values, strict=True))):
-                rows.append(row)
-                rendered.append(texts)
+        for index, *values in zip(indices, *batch.values(), strict=True):
+            try:
+                for row, texts in self._render_record(dict(zip(batch, values, strict=True))):
+                    rows.append(row)
+                    rendered.append(texts)
+            except ValueError as error:
+                raise ValueError(f"Row {index} of {self.source.title}: {error}") from error
         # All that could be rendered is encoded in one call: a tokenizer's call costs more than a short text.
         encoded = iter(encode_rendered(self.processor, [texts for texts in rendered if texts is not None]))
         rows = [row if texts is None else self._fit({**row, **next(encoded)}) for row, texts in zip(rows, rendered, strict=True)]

@@ -3,10 +3,16 @@
 A question is a dict in the columns of ``cais/mmlu``: ``question``, ``choices`` (list of str), ``answer`` (index), ``subject``.
 """
 
+import re
+
 from transformers import PreTrainedTokenizerBase
 
+from ..modeling import H2CProcessor
 from ..modeling.processing_h2c import encode_marked, mark_special_tokens, special_pattern
 from .wording import LETTERS, PROMPTS, Prompts
+
+
+THINKING_SWITCHES = ("enable_thinking", "thinking")  # variables of chat templates: of Qwen3 and GLM; of Granite and DeepSeek
 
 
 def choice_prompt(question: dict, hint: str | None = None, prompts: Prompts = PROMPTS) -> str:
@@ -48,33 +54,70 @@ def user_turn(text: str) -> list[dict]:
     return [{"role": "user", "content": text}]
 
 
-def answer_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], answer: str, ended: bool = True) -> list[int]:
+def set_template_kwargs(processor: H2CProcessor, given: dict | None) -> None:
+    """Set variables of the chat templates, over those that the processor has.
+
+    Raises:
+        ValueError: for a variable that neither template reads.
+    """
+    templates = [str(getattr(processor, f"{role}_tokenizer").chat_template) for role in ("sharer", "receiver")]
+    for name in given or {}:
+        if not any(re.search(rf"\b{re.escape(name)}\b", template) for template in templates):
+            raise ValueError(f"chat_template_kwargs has {name!r}, a variable that neither chat template reads; expected one of theirs.")
+    processor.chat_template_kwargs = {**processor.chat_template_kwargs, **(given or {})}
+
+
+def thinking_advice(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A sentence on how to switch off a chat template's thinking block, for an error; nothing if the template has no known switch."""
+    switch = next((name for name in THINKING_SWITCHES if re.search(rf"\b{name}\b", str(tokenizer.chat_template))), None)
+    if switch is None:
+        return ""
+    return f" The template may open a thinking block there: switch it off with --chat_template_kwargs '{{\"{switch}\": false}}'."
+
+
+def answer_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: list[dict],
+    answer: str,
+    ended: bool = True,
+    template_kwargs: dict | None = None,
+) -> list[int]:
     """The token ids with which the assistant's turn says ``answer``, through its end token (or, if not ``ended``, up to it).
 
     Derived from the chat template: they are the text after the generation prompt, whatever stands between (Llama 3 writes
     two line ends and then "A", not " A"). Special tokens that are written in a message are text, as in `H2CProcessor`.
 
+    Args:
+        template_kwargs: variables of the chat template, as `H2CProcessor.chat_template_kwargs`.
+
     Raises:
         ValueError: for a template whose generation prompt is not how the assistant's turn begins, or an answer without tokens.
     """
-    prompt, text = answer_text(tokenizer, conversation, answer, ended)
+    prompt, text = answer_text(tokenizer, conversation, answer, ended, template_kwargs)
     return ended_ids(tokenizer, following_ids(tokenizer, prompt, text), answer)
 
 
-def answer_text(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], answer: str, ended: bool = True) -> tuple[str, str]:
+def answer_text(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: list[dict],
+    answer: str,
+    ended: bool = True,
+    template_kwargs: dict | None = None,
+) -> tuple[str, str]:
     """The rendered prompt, and the text after it with which the assistant's turn says ``answer``; both marked for `encode_marked`.
 
     Raises:
         ValueError: for a template whose generation prompt is not how the assistant's turn begins.
     """
     conversation, answer = mark_special_tokens(tokenizer, [conversation, answer])
-    prompt = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    variables = template_kwargs or {}
+    prompt = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True, **variables)
     turns = [*conversation, {"role": "assistant", "content": answer}]
-    whole = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=not ended)
+    whole = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=not ended, **variables)
     if not whole.startswith(prompt):
         raise ValueError(
             f"The chat template of {_name(tokenizer)} does not begin the assistant's turn with its generation prompt: "
-            f"expected {prompt[-40:]!r} and the answer, got {whole[-40 - len(answer) :]!r}."
+            f"expected {prompt[-40:]!r} and the answer, got {whole[-40 - len(answer) :]!r}.{thinking_advice(tokenizer)}"
         )
     return prompt, whole[len(prompt) :]
 
@@ -112,8 +155,10 @@ def last_special(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
     return max((match.start() for match in pattern.finditer(prompt, end)), default=0) if pattern else 0
 
 
-def letter_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], count: int = 4) -> list[int]:
-    """The token id of each of the first ``count`` letters, as an answer to ``conversation``.
+def letter_ids(
+    tokenizer: PreTrainedTokenizerBase, conversation: list[dict], count: int = 4, template_kwargs: dict | None = None
+) -> list[int]:
+    """The token id of each of the first ``count`` letters, as an answer to ``conversation``; ``template_kwargs`` as for `answer_ids`.
 
     Raises:
         ValueError: where a letter is more than one token, two letters share one, or there are not so many letters.
@@ -122,11 +167,11 @@ def letter_ids(tokenizer: PreTrainedTokenizerBase, conversation: list[dict], cou
         raise ValueError(f"Got {count} choices; expected 1 to {len(LETTERS)}.")
     ids = []
     for letter in LETTERS[:count]:
-        token = answer_ids(tokenizer, conversation, letter)[0]
+        token = answer_ids(tokenizer, conversation, letter, template_kwargs=template_kwargs)[0]
         if tokenizer.decode([token]).strip() != letter:
             raise ValueError(
                 f"The answers {', '.join(LETTERS[:count])} must be single, distinct tokens; {letter!r} begins with token {token}, "
-                f"{tokenizer.decode([token])!r}."
+                f"{tokenizer.decode([token])!r}.{thinking_advice(tokenizer)}"
             )
         ids.append(token)
     return ids

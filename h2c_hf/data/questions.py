@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .exchanges import Exchange, UnusableRecordError
+from .parsing import parse_answer, parse_answers, parse_choices, parse_list
 from .prompts import FORMS, choice_answer, choice_prompt, open_answer, open_prompt, user_turn, with_passage
 
 
@@ -38,15 +39,41 @@ def answered(question: dict) -> Exchange:
     return user_turn(prompt), open_answer(question)
 
 
+def answers_of(record: dict) -> list[str]:
+    """The texts in a record's `answers`; see `parse_answers`.
+
+    Raises:
+        UnusableRecordError: if that is neither a list nor a mapping.
+        ValueError: if it is a text that writes neither.
+    """
+    if not isinstance(record["answers"], str | list | dict):
+        raise UnusableRecordError("answers is no list of texts")
+    return parse_answers(record["answers"])
+
+
 def closed_book(record: dict, source: "DataSource") -> dict:
     """A record with `question` and `answers`, a list of all accepted answers, as WebQuestions; both models read the question."""
-    if not isinstance(record["answers"], list):
-        raise UnusableRecordError("answers is no list of texts")
-    return in_words(record["question"], record["answers"], subject=record.get("subject") or "")
+    return in_words(record["question"], answers_of(record), subject=record.get("subject") or "")
+
+
+def with_choice(record: dict) -> dict:
+    """The record with its choices as texts and its answer as an index.
+
+    Raises:
+        UnusableRecordError: if the answer is none of the choices.
+        ValueError: for choices that are a text which writes no list.
+    """
+    choices = parse_list(record, "choices") if isinstance(record["choices"], str) else record["choices"]
+    try:
+        choices = parse_choices(choices)
+        return {**record, "choices": choices, "answer": parse_answer(record["answer"], choices)}
+    except ValueError:
+        raise UnusableRecordError("answer is none of the choices") from None
 
 
 def read_choice_question(record: dict, source: "DataSource") -> Iterator[Exchange]:
-    """Multiple choice in the columns of `cais/mmlu`."""
+    """Multiple choice in the columns of `cais/mmlu`. The answer is an index or a letter."""
+    record = with_choice(record)
     try:
         if source.form == "hand_off":
             yield answered(record)

@@ -11,7 +11,7 @@ from .atlas import atlas_records
 from .conversations import read_messages, read_pair, read_sharegpt
 from .exchanges import Exchange, UnusableRecordError
 from .prompts import FORMS
-from .questions import answered, closed_book, in_words, read_choice_question
+from .questions import answered, closed_book, in_words, read_choice_question, with_choice
 from .repeat import repeat_records
 from .squad import squad_question
 from .tables import PARTS, in_part, load_table
@@ -190,11 +190,13 @@ class DataSource:
         if read is None:
             raise ValueError(f"{self.title} has the columns {', '.join(records.column_names)}; {_expected(QUESTION_LAYOUTS)}.")
         questions, unusable = [], 0
-        for record in records:
+        for row, record in enumerate(records):
             try:
                 questions.append(read(record, self))
             except UnusableRecordError:
                 unusable += 1
+            except ValueError as error:
+                raise ValueError(f"Row {row} of {self.title}: {error}") from error
         return questions, unusable
 
     def _table(self, streaming: bool = False) -> Dataset | IterableDataset:
@@ -239,10 +241,9 @@ def question_reader(columns: list[str], source: DataSource) -> Callable[[dict, D
 
 def _with_answers(record: dict, source: DataSource) -> dict:
     """A multiple-choice question in words: its right choice is the one answer that counts, if it has no `answers`."""
-    try:
-        answers = record.get("answers") or [record["choices"][record["answer"]]]
-    except (IndexError, TypeError):
-        raise UnusableRecordError("answer is none of the choices") from None
+    if not (answers := record.get("answers")):
+        record = with_choice(record)
+        answers = [record["choices"][record["answer"]]]
     more = {name: record[name] for name in ("entity", "group") if record.get(name)}
     passage = record.get("passage") if source.form != "open" else None
     return in_words(record["question"], answers, passage, record.get("subject") or "", **more)

@@ -4,7 +4,8 @@ import re
 from typing import TYPE_CHECKING
 
 from .exchanges import UnusableRecordError
-from .questions import in_words
+from .parsing import parse_text
+from .questions import answers_of, in_words
 from .tables import digest
 
 
@@ -14,12 +15,13 @@ if TYPE_CHECKING:
 
 def squad_question(record: dict, source: "DataSource") -> dict:
     """A record with `context`, `question` and `answers` (`text` and `answer_start`), cropped to `source.crop` words if that is not 0."""
-    passage, answers = record["context"], record["answers"]
-    if not answers["text"]:  # SQuAD 2.0 has questions that the passage does not answer
+    passage, answers = record["context"], answers_of(record)
+    if not answers:  # SQuAD 2.0 has questions that the passage does not answer
         raise UnusableRecordError("no answer")
     if source.crop:
-        passage = crop(passage, answers["answer_start"][0], source.crop)
-    return in_words(record["question"], answers["text"], passage, record.get("title") or "", group=digest(record["context"]))
+        starts = parse_text(record["answers"]).get("answer_start")
+        passage = crop(passage, starts[0], source.crop)
+    return in_words(record["question"], answers, passage, record.get("title") or "", group=digest(record["context"]))
 
 
 def crop(passage: str, position: int, most: int) -> str:

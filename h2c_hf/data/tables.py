@@ -9,6 +9,8 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, IterableDataset
 
+from .files import refuse_missing, told_of
+
 
 # Short names of datasets on the Hub: (id, configuration).
 NAMES = {"openhermes": ("teknium/OpenHermes-2.5", None), "mmlu": ("cais/mmlu", "all")}
@@ -31,14 +33,13 @@ def load_table(
     path, default = NAMES.get(path, (path, None))
     path = expand(path)
     options = {"split": split, "streaming": streaming}
-    try:
+    with told_of():
+        refuse_missing(path)
         if Path(path).is_file():
             if Path(path).suffix not in FILES:
-                raise ValueError(f"{path} is a {Path(path).suffix or 'nameless'} file; expected {', '.join(FILES)}.")
+                raise ValueError(f"{path} is a {Path(path).suffix or 'nameless'} file; expected {', '.join(FILES)}")
             return datasets.load_dataset(FILES[Path(path).suffix], data_files=path, **options)
         return datasets.load_dataset(path, name or default, revision=revision, **options)
-    except (OSError, ValueError) as error:  # the library's own messages are long and name its own arguments
-        raise ValueError(" ".join(str(error).split())) from None
 
 
 def expand(path: str) -> str:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from ..data.wording import ANSWER_INSTRUCTION, CHOICE_INSTRUCTION, HINT_INSTRUCTION, HINT_PREFIX, REASONING_INSTRUCTION, Prompts
-from ..fields import HfArg
+from ..fields import TEMPLATE_HELP, HfArg
 from .page import CONTROLS, ONLY_IN, TITLES
 
 
@@ -29,6 +29,7 @@ class EvaluationArguments:
     sharer_quantization: Literal["none", "nf4", "int8"] = HfArg(default="none", help="load the Sharer in 4 or 8 bits (bitsandbytes)")
     dtype: str = HfArg(default="auto", help="dtype of all three models: 'auto' is that of their weights")
     attn_implementation: str | None = HfArg(default=None, help="attention of Sharer and Receiver")
+    chat_template_kwargs: dict | str | None = HfArg(default=None, help=TEMPLATE_HELP)
 
     methods: list[str] = HfArg(
         default_factory=lambda: [name for name in METHODS if name not in (*NEED_WEIGHTS, *ONLY_IN)],
@@ -91,11 +92,12 @@ def parse(arguments: list[str] | None, prog: str = "h2c evaluate") -> Evaluation
     Raises:
         ValueError: for a field that there is not, or values that cannot be.
     """
-    from ..arguments import ConfigParser
+    from ..arguments import ConfigParser, read_template_kwargs
     from .sets import QuestionSet
 
     (options,) = ConfigParser(EvaluationArguments, "evaluation.yaml", prog=prog, allow_abbrev=False).parse_config(arguments)
     options.sets = [QuestionSet.parse(entry) for entry in options.sets]
+    options.chat_template_kwargs = read_template_kwargs(options.chat_template_kwargs)
     check(options)
     return options
 

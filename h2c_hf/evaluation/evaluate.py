@@ -90,7 +90,12 @@ class Run:
         for one in options.sets:
             answers = self.ask_set(one)
             more.setdefault("sets", {})[one.name] = set_report(
-                one, self.items[one.name][0], answers, self.processor.receiver_tokenizer, options.examples
+                one,
+                self.items[one.name][0],
+                answers,
+                self.processor.receiver_tokenizer,
+                options.examples,
+                self.processor.chat_template_kwargs,
             )
         if not self.questions:
             (asked, headline), form = self.items[options.sets[0].name], "open"
@@ -134,7 +139,7 @@ class Run:
 
     def ask_set(self, one: QuestionSet) -> dict[str, dict]:
         with self.state.main_process_first():
-            questions, counts = one.load(self.processor.receiver_tokenizer)
+            questions, counts = one.load(self.processor.receiver_tokenizer, self.processor.chat_template_kwargs)
         answers = self.ask(one.name, questions, "open", one.methods(self.options.methods), one.answer_tokens)
         self.counts[one.name] |= counts
         return answers
@@ -163,7 +168,7 @@ def load(options: EvaluationArguments, device: torch.device) -> tuple[H2CForCaus
     named = {f"{role}{name}": getattr(options, f"{role}{name}") for role in ROLES for name in ("", "_gguf_file", "_chat_template")}
     model, processor = load_bridge(
         options.model, options.revision, sharer_quantization=options.sharer_quantization, dtype=options.dtype,
-        device_map={"": device}, **named, **attention,
+        chat_template_kwargs=options.chat_template_kwargs, device_map={"": device}, **named, **attention,
     )  # fmt: skip
     adapter = None
     if options.adapter:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..atlas.questions import atlas_passages
+from ..data.parsing import parse_answers
 from ..data.rows import spread_rows
 from .answers import judged
 from .questions import read_rows
@@ -26,15 +27,20 @@ def hand_off_questions(path: str, name: str | None, split: str, limit: int | Non
 
 
 def _squad(path: str, name: str | None, split: str) -> list[dict]:
-    rows = read_rows(path, name, split, ("context", "question", "answers"))
-    answered = [(row, row["answers"]["text"]) for row in rows if row["answers"]["text"]]
-    return [
-        {
-            "question": row["question"], "passage": row["context"], "choices": answers[:1], "answer": 0, "answers": answers,
-            "subject": row.get("title") or "",
-        }
-        for row, answers in answered
-    ]  # fmt: skip
+    questions = []
+    for number, row in enumerate(read_rows(path, name, split, ("context", "question", "answers"))):
+        try:
+            answers = parse_answers(row["answers"])
+        except ValueError as error:
+            raise ValueError(f"Row {number} of {path} ({split}): {error}") from None
+        if answers:
+            questions.append(
+                {
+                    "question": row["question"], "passage": row["context"], "choices": answers[:1], "answer": 0, "answers": answers,
+                    "subject": row.get("title") or "",
+                }
+            )  # fmt: skip
+    return questions
 
 
 def hand_off_rows(results: dict[str, dict], questions: list[dict]) -> dict[str, dict]:

@@ -74,6 +74,9 @@ def probability_shift(batch: Batch, methods: Iterable[str]) -> dict:
     """
     (question,) = batch.questions
     count, first = len(question["choices"]), user_turn(choice_prompt(question))
-    letters = {role: letter_ids(getattr(batch.processor, f"{role}_tokenizer"), first, count) for role in ("receiver", "sharer")}
+    letters = {
+        role: letter_ids(getattr(batch.processor, f"{role}_tokenizer"), first, count, batch.processor.chat_template_kwargs)
+        for role in ("receiver", "sharer")
+    }
     shares = {name: METHODS[name].logits(batch)[0].float().softmax(-1)[letters[METHODS[name].reader]].tolist() for name in methods}
     return {"question": question["question"], "choices": question["choices"], "expected": LETTERS[question["answer"]], "methods": shares}

@@ -3,8 +3,10 @@
 h2c lm-eval --model_args pretrained=DIR,method=h2c --tasks TASK --apply_chat_template
 """
 
+import json
 import sys
 
+from ..arguments import read_template_kwargs
 from ..hints import install
 
 
@@ -21,9 +23,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def with_model(arguments: list[str]) -> list[str]:
-    """The arguments for `lm-eval`, with `run` and `--model h2c` where they are not given."""
+    """The arguments for `lm-eval`, with `run` and `--model h2c` where they are not given, and `--chat_template_kwargs JSON` among the
+    model's arguments."""
     if not arguments or arguments[0] in ("ls", "validate", "-h", "--help"):
         return arguments
     rest = arguments[1:] if arguments[0] == "run" else arguments
     named = any(argument.split("=")[0] in ("--model", "-M") for argument in rest)
-    return ["run", *([] if named else ["--model", "h2c"]), *rest]
+    return ["run", *([] if named else ["--model", "h2c"]), *with_template_kwargs(rest)]
+
+
+def with_template_kwargs(arguments: list[str]) -> list[str]:
+    """`--chat_template_kwargs JSON`, which lm-eval does not know, as `--model_args`.
+
+    Raises:
+        ValueError: where it is no JSON mapping.
+    """
+    row = next((row for row, argument in enumerate(arguments) if argument.split("=")[0] == "--chat_template_kwargs"), None)
+    if row is None:
+        return arguments
+    _, given, value = arguments[row].partition("=")
+    end = row + (1 if given else 2)
+    value = read_template_kwargs(value if given else (arguments[row + 1] if end <= len(arguments) else ""))
+    return [*arguments[:row], *arguments[end:], "--model_args", json.dumps({"chat_template_kwargs": value})]

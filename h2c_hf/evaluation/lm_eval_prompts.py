@@ -64,8 +64,11 @@ def _users(messages: list[dict]) -> list[int]:
     return rows
 
 
-def render(tokenizer: PreTrainedTokenizerBase, context: str) -> str:
+def render(tokenizer: PreTrainedTokenizerBase, context: str, template_kwargs: dict | None = None) -> str:
     """The text that a model reads, its special tokens written out by the chat template (plain text: as it is).
+
+    Args:
+        template_kwargs: variables of the chat template, here and below.
 
     Raises:
         ValueError: for a conversation, where the tokenizer has no chat template.
@@ -76,11 +79,23 @@ def render(tokenizer: PreTrainedTokenizerBase, context: str) -> str:
     if tokenizer.chat_template is None:
         raise ValueError(f"The tokenizer of {tokenizer.name_or_path} has no chat template; expected one, or no --apply_chat_template.")
     messages, continued = packed
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not continued, continue_final_message=continued)
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=not continued, continue_final_message=continued, **(template_kwargs or {})
+    )
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, context: str) -> list[int]:
-    return tokenizer(render(tokenizer, context), add_special_tokens=unpack(context) is None)["input_ids"]
+def encode(
+    tokenizer: PreTrainedTokenizerBase, context: str, template_kwargs: dict | None = None, add_bos_token: bool | None = None
+) -> list[int]:
+    """The token ids of what a model reads.
+
+    Args:
+        add_bos_token: begin plain text with the begin token, or not; None: as the tokenizer does.
+    """
+    plain = unpack(context) is None
+    ids = tokenizer(render(tokenizer, context, template_kwargs), add_special_tokens=plain and add_bos_token is not False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    return [bos, *ids] if plain and add_bos_token and bos is not None and ids[:1] != [bos] else ids
 
 
 def split(context: str, continuation: str) -> tuple[str, str]:
@@ -91,7 +106,7 @@ def split(context: str, continuation: str) -> tuple[str, str]:
     return text, context[len(text) :] + continuation
 
 
-def continuation_ids(tokenizer: PreTrainedTokenizerBase, context: str, continuation: str) -> list[int]:
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, context: str, continuation: str, template_kwargs: dict | None = None) -> list[int]:
     """The token ids of the continuation, where it follows the context: in a conversation, its generation prompt.
 
     Raises:
@@ -99,31 +114,34 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, context: str, continuat
     """
     packed = unpack(context)
     if packed is None or packed[1] or not continuation.strip():
-        ids = following_ids(tokenizer, render(tokenizer, context), continuation)
+        ids = following_ids(tokenizer, render(tokenizer, context, template_kwargs), continuation)
     else:  # a template may write something between the generation prompt and the content: a space, a line end
-        ids = answer_ids(tokenizer, packed[0], continuation, ended=False)
+        ids = answer_ids(tokenizer, packed[0], continuation, ended=False, template_kwargs=template_kwargs)
     if not ids:
         raise ValueError(f"The continuation {continuation!r} has no tokens; expected at least one.")
     return ids
 
 
-def newest(tokenizer: PreTrainedTokenizerBase, context: str, limit: int) -> tuple[list[int], bool]:
+def newest(tokenizer: PreTrainedTokenizerBase, context: str, limit: int, **options) -> tuple[list[int], bool]:
     """The context in at most ``limit`` tokens, and whether it was cut: the oldest turns go first, then the oldest of the content.
 
     The frame (the system message, and what the chat template writes) stays whole.
 
+    Args:
+        options: of `encode`.
+
     Raises:
         ValueError: where even the last character of the content does not fit.
     """
-    ids = encode(tokenizer, context)
+    ids = encode(tokenizer, context, **options)
     if len(ids) <= limit:
         return ids, False
     if unpack(context) is not None:
-        context = _newest_turns(tokenizer, context, limit)
+        context = _newest_turns(tokenizer, context, limit, **options)
     text = content(context)
 
     def tail(length: int) -> list[int]:
-        return encode(tokenizer, with_content(context, text[len(text) - length :]))
+        return encode(tokenizer, with_content(context, text[len(text) - length :]), **options)
 
     kept = bisect.bisect_left(range(len(text) + 1), True, key=lambda length: len(tail(length)) > limit) - 1
     if kept < 1:
@@ -131,10 +149,10 @@ def newest(tokenizer: PreTrainedTokenizerBase, context: str, limit: int) -> tupl
     return tail(kept), True
 
 
-def _newest_turns(tokenizer: PreTrainedTokenizerBase, context: str, limit: int) -> str:
+def _newest_turns(tokenizer: PreTrainedTokenizerBase, context: str, limit: int, **options) -> str:
     """The conversation without its oldest turns: as many as it takes to fit, but for the last."""
     messages, continued = unpack(context)
-    while len(users := _users(messages)) > 1 and len(encode(tokenizer, context)) > limit:
+    while len(users := _users(messages)) > 1 and len(encode(tokenizer, context, **options)) > limit:
         messages = messages[: users[0]] + messages[users[1] :]
         context = pack(messages, not continued)
     return context

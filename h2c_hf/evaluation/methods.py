@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 from ..data.prompts import FORMS, PROMPTS, Prompts, hint_prompt, user_turn, with_passage
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.inputs_h2c import forked
+from .head import head_logits
 
 
 MAX_HINT_TOKENS, MAX_REASONING_TOKENS = 48, 96
@@ -278,9 +279,9 @@ class Sharer(Method):
     reader = "sharer"
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        last = batch.sharer_hidden_states[-1][:, -1]
+        last = batch.sharer_hidden_states[-1][:, -1:]
         with batch.part("decode"):
-            return batch.model.sharer.get_output_embeddings()(last)
+            return head_logits(batch.model.sharer, last)[:, -1]
 
     def generate(self, batch: Batch, **kwargs) -> list[str]:
         with batch.part("decode"):

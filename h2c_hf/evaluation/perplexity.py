@@ -29,13 +29,15 @@ def load_exchanges(path: str, name: str | None, split: str, limit: int | None = 
     """
     source = DataSource(path, name, split)
     records = source.load()
-    records = records.select(spread_rows(len(records), limit))
+    rows = spread_rows(len(records), limit)
     read, exchanges, unusable = reader(records.column_names, source), [], 0
-    for record in records:
+    for row, record in zip(rows, records.select(rows), strict=True):
         try:
             exchanges += read(record)
         except UnusableRecordError:
             unusable += 1
+        except ValueError as error:
+            raise ValueError(f"Row {row} of {source.title}: {error}") from error
     return exchanges, unusable
 
 
@@ -81,6 +83,7 @@ def perplexity(
     asked = {
         "exchanges": exchanges, "methods": methods, "batch_size": batch_size, "longest": str(longest),
         "prefix": prompts.prefix, "bridge": fingerprint(model.bridge), "adapter": fingerprint(adapter),
+        "chat_template_kwargs": processor.chat_template_kwargs,
     }  # fmt: skip
     records = list(tqdm(progress.each(asked, len(parts), compute), desc="perplexity", unit="batch", disable=progress.rank > 0))
     records = progress.gather(records)

@@ -4,13 +4,15 @@ from collections import Counter
 from pathlib import Path
 
 from ..atlas.questions import atlas_questions
-from ..data.prompts import PROMPTS, Prompts, open_answer
+from ..data.parsing import parse_question
+from ..data.prompts import PROMPTS, Prompts
 from ..data.tables import load_table
 from ..modeling import H2CProcessor
 from .methods import METHODS, TextToText, conversation, for_sharer
 from .runner import MAX_ANSWER_TOKENS
 
 
+NO_SUBJECT = "no subject"  # of questions without one
 HINT_GROWTH = 3  # the Receiver's tokens a token of the Sharer's text, at most
 
 
@@ -30,11 +32,12 @@ def read_rows(path: str, name: str | None, split: str, columns: tuple[str, ...] 
 
 
 def load_questions(path: str, name: str | None, split: str, shots: int = 0, shots_split: str = "dev") -> list[dict]:
-    """Questions in the columns of `cais/mmlu`; 'atlas' is the embedded world. Each with the first ``shots`` questions of its
+    """Questions in the columns of `cais/mmlu`; 'atlas' is the embedded world. `answer` may be a letter, `choices` the text of a list (of
+    a CSV file), and `subject` need not be there. Each with the first ``shots`` questions of its
     subject in ``shots_split`` as few-shot turns.
 
     Raises:
-        ValueError: for data that cannot be read, an answer that is none of the choices, or a subject with fewer shots.
+        ValueError: for data that cannot be read, a row whose choices or answer are none, or a subject with fewer shots.
     """
     questions = _questions(path, name, split)
     if not shots:
@@ -55,10 +58,13 @@ def _questions(path: str, name: str | None, split: str) -> list[dict]:
         if split not in ("train", "validation", "test"):
             raise ValueError(f"atlas has no split {split!r}; expected train, validation or test.")
         return atlas_questions(split)
-    columns = ("question", "choices", "answer", "subject")
-    questions = [{column: row[column] for column in columns} for row in read_rows(path, name, split, columns)]
-    for question in questions:
-        open_answer(question)  # refuses an answer that is no index of a choice
+    columns, questions = ("question", "choices", "answer"), []
+    for number, row in enumerate(read_rows(path, name, split, columns)):
+        try:
+            asked = parse_question({column: row[column] for column in columns})
+        except ValueError as error:
+            raise ValueError(f"Row {number} of {path} ({split}): {error}") from None
+        questions.append({**asked, "subject": row.get("subject") or NO_SUBJECT})
     return questions
 
 

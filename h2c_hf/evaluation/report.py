@@ -49,6 +49,7 @@ def build_report(results: dict[str, dict], latency: dict[str, dict], questions: 
         kept = np.array([subject in CATEGORIES for subject in subjects])
         report["by_category"] = by_group({name: values[kept] for name, values in correct.items()}, known)
     if all(isinstance(result["predictions"][0], int) for result in results.values()):
+        report["chance"] = float(np.mean([1 / len(question["choices"]) for question in questions]))
         report["confusion"] = {name: confusion(result["predictions"], questions) for name, result in results.items()}
     return {**report, "environment": environment(), **more}
 
@@ -67,7 +68,7 @@ def by_group(correct: dict[str, np.ndarray], groups: list[str]) -> dict[str, dic
 
 def confusion(predictions: list[int], questions: list[dict]) -> list[list[int]]:
     """Counts, expected letter x predicted letter."""
-    size = len(questions[0]["choices"])
+    size = max(len(question["choices"]) for question in questions)
     counts = np.zeros((size, size), int)
     np.add.at(counts, ([question["answer"] for question in questions], predictions), 1)
     return counts.tolist()

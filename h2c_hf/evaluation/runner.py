@@ -35,7 +35,8 @@ def evaluate(
     """Ask every method every question.
 
     Args:
-        questions: in the columns of `cais/mmlu`, all with as many choices; see `Batch` for more that they may hold.
+        questions: in the columns of `cais/mmlu`; see `Batch` for more that they may hold. They need not have as many choices: each is
+            answered with one of its own letters.
         methods: names in `h2c_hf.evaluation.methods.METHODS`.
         form: "choice", the best-scored letter; or "open", the whole text, greedily written, through the model's end token. It is right
             if it is one of the question's `answers` (see `h2c_hf.evaluation.answers`); without these, if it is the right choice's text.
@@ -44,19 +45,22 @@ def evaluate(
         progress: where finished batches are kept, and how many processes share them.
 
     Returns:
-        {method: {"predictions": list of letter indices or texts, "correct": bool array, "scores": list of the letters' logits or
+        {method: {"predictions": list of letter indices or texts, "correct": bool array, "scores": list of its letters' logits or
         None, "cut_texts": how many texts of the Sharer ran on to their limit}}, in the order of `questions`. Of the shuffled control also
         "donors": the row of the question whose states each question got, which is about something else and has another answer.
 
     Raises:
-        ValueError: for an unknown method, no questions, questions with different numbers of choices, or no donor for one.
+        ValueError: for an unknown method, no questions, or no donor for one.
     """
     check(questions, methods, form, adapter)
-    progress, count = progress or Progress(), len(questions[0]["choices"])
+    progress = progress or Progress()
     letters = {}
     if form == "choice":
-        first = conversation(questions[0], form, prompts=prompts)
-        letters = {role: letter_ids(getattr(processor, f"{role}_tokenizer"), first, count) for role in ("receiver", "sharer")}
+        first, count = conversation(questions[0], form, prompts=prompts), max(len(question["choices"]) for question in questions)
+        letters = {
+            role: letter_ids(getattr(processor, f"{role}_tokenizer"), first, count, processor.chat_template_kwargs)
+            for role in ("receiver", "sharer")
+        }
     parts = batches(questions, form, batch_size)
     results = {name: {"predictions": [None] * len(questions), "scores": [None] * len(questions), "cut_texts": 0} for name in methods}
     donors = [[donor_row(questions, row, part) for row in part] if "shuffled" in methods else [] for part in parts]
@@ -81,6 +85,7 @@ def evaluate(
         "questions": questions, "methods": methods, "form": form, "batch_size": batch_size, "prompts": asdict(prompts),
         "bridge": fingerprint(model.bridge), "adapter": fingerprint(adapter), "letters": letters, "donors": donors,
         "answer_tokens": answer_tokens, "lora": fingerprint(lora),
+        "chat_template_kwargs": processor.chat_template_kwargs,
     }  # fmt: skip
     records, right = [], dict.fromkeys(methods, 0)
     was_training = model.training
@@ -112,8 +117,9 @@ def answer(method, batch: Batch, letters: dict[str, list[int]], tokens: int = MA
     """A method's answers to a batch: the index of the best-scored letter and every letter's logit; or the text."""
     before = batch.cut_texts
     if batch.form == "choice":
-        scores = method.logits(batch)[:, letters[method.reader]].float()
-        found = {"predictions": scores.argmax(-1).tolist(), "scores": scores.tolist()}
+        logits = method.logits(batch)[:, letters[method.reader]].float()
+        scores = [row[: len(question["choices"])] for row, question in zip(logits, batch.questions, strict=True)]
+        found = {"predictions": [int(row.argmax()) for row in scores], "scores": [row.tolist() for row in scores]}
     else:
         texts = method.generate(batch, max_new_tokens=tokens, do_sample=False)
         found = {"predictions": [text.strip() for text in texts], "scores": [None] * len(texts)}
@@ -142,6 +148,3 @@ def check(questions: list[dict], methods: list[str], form: str, adapter: H2CBrid
         raise ValueError("There are no questions: got 0, expected at least 1.")
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; expected one of {', '.join(FORMS)}.")
-    counts = sorted({len(question["choices"]) for question in questions})
-    if len(counts) != 1:
-        raise ValueError(f"All questions must have as many choices; got {counts}.")

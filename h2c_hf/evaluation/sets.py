@@ -81,11 +81,12 @@ class QuestionSet:
         source = ReportSource.parse({name: value for name, value in entry.items() if name not in own})
         return cls(told["name"], told["regime"], source, **numbers)
 
-    def load(self, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[list[dict], dict]:
+    def load(self, tokenizer: PreTrainedTokenizerBase | None = None, template_kwargs: dict | None = None) -> tuple[list[dict], dict]:
         """The questions, and counts of the records.
 
         Args:
             tokenizer: the Receiver's; without it, texts of a set with `tokens` are not cut yet.
+            template_kwargs: variables of its chat template, here and below.
 
         Raises:
             ValueError: for data that cannot be read, or questions of the other regime.
@@ -98,7 +99,7 @@ class QuestionSet:
                 f"have a passage; expected {'all' if self.regime == 'private' else 'none'}."
             )
         if self.tokens and tokenizer is not None:
-            cut = [cut_to(question, self.tokens, tokenizer) for question in questions]
+            cut = [cut_to(question, self.tokens, tokenizer, template_kwargs) for question in questions]
             questions = [question for question in cut if question is not None]
         if len(questions) < 2:
             raise ValueError(f"The set {self.name!r} has {len(questions)} questions; expected at least 2.")
@@ -109,21 +110,28 @@ class QuestionSet:
         return [name for name in methods if ONLY_IN.get(name, self.regime) == self.regime]
 
 
-def cut_to(question: dict, tokens: int, tokenizer: PreTrainedTokenizerBase) -> dict | None:
+def cut_to(question: dict, tokens: int, tokenizer: PreTrainedTokenizerBase, template_kwargs: dict | None = None) -> dict | None:
     """A "repeat" question whose text is the first `tokens` tokens; None if these do not spell a text of as many tokens."""
-    ids = tokens_of(question["answers"][0], question, tokenizer)[:tokens]
+    ids = tokens_of(question["answers"][0], question, tokenizer, template_kwargs)[:tokens]
     text = tokenizer.decode(ids, skip_special_tokens=True).strip()  # some tokenizers begin every text with a space
-    if len(ids) < tokens or tokens_of(text, question, tokenizer) != ids:
+    if len(ids) < tokens or tokens_of(text, question, tokenizer, template_kwargs) != ids:
         return None
     return {**question, "passage": text, "answers": [text], "choices": [text]}
 
 
-def tokens_of(text: str, question: dict, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def tokens_of(text: str, question: dict, tokenizer: PreTrainedTokenizerBase, template_kwargs: dict | None = None) -> list[int]:
     """The Receiver's tokens of an answer, without its end."""
-    return answer_ids(tokenizer, user_turn(open_prompt(question)), text, ended=False) if text else []
+    return answer_ids(tokenizer, user_turn(open_prompt(question)), text, False, template_kwargs) if text else []
 
 
-def set_report(of: QuestionSet, questions: list[dict], results: dict[str, dict], tokenizer: PreTrainedTokenizerBase, examples: int) -> dict:
+def set_report(
+    of: QuestionSet,
+    questions: list[dict],
+    results: dict[str, dict],
+    tokenizer: PreTrainedTokenizerBase,
+    examples: int,
+    template_kwargs: dict | None = None,
+) -> dict:
     """The figures of one set.
 
     Args:
@@ -143,7 +151,7 @@ def set_report(of: QuestionSet, questions: list[dict], results: dict[str, dict],
         "methods": {name: words_row(row) for name, row in found.items()},
     }  # fmt: skip
     for name, result in results.items():
-        report["methods"][name] |= token_accuracy(result["predictions"], questions, tokenizer, of.tokens)
+        report["methods"][name] |= token_accuracy(result["predictions"], questions, tokenizer, of.tokens, template_kwargs)
 
     def against(first: str, second: str) -> dict:
         return {
@@ -185,12 +193,18 @@ def follow_rate(shuffled: dict, questions: list[dict], h2c: np.ndarray) -> dict:
     }  # fmt: skip
 
 
-def token_accuracy(texts: list[str], questions: list[dict], tokenizer: PreTrainedTokenizerBase, positions: int | None) -> dict:
+def token_accuracy(
+    texts: list[str],
+    questions: list[dict],
+    tokenizer: PreTrainedTokenizerBase,
+    positions: int | None,
+    template_kwargs: dict | None = None,
+) -> dict:
     """`token_accuracy`: the share of all tokens of the first answers that the texts have at the same position; with `positions`, also
     `token_accuracy_by_position`, a list."""
     right = []
     for text, question in zip(texts, questions, strict=True):
-        written, target = (tokens_of(words, question, tokenizer) for words in (text, question["answers"][0]))
+        written, target = (tokens_of(words, question, tokenizer, template_kwargs) for words in (text, question["answers"][0]))
         written = written + [None] * (len(target) - len(written))
         right.append([a == b for a, b in zip(written, target, strict=False)])
     found = {"token_accuracy": sum(map(sum, right)) / sum(map(len, right))}

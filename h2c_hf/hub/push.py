@@ -1,13 +1,15 @@
 """`h2c push DIR REPO`: a bridge's folder becomes a Hub repo that works with nothing but transformers, in one commit."""
 
+import contextlib
 import json
 import shlex
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from ..evaluation.schema import load_report
@@ -65,22 +67,50 @@ def push(
     card = prepare(directory, repo, report, license, token, overwrite_card)
     operations = [CommitOperationAdd(path.relative_to(directory).as_posix(), path) for path in files_to_push(directory)]
     api = HfApi(token=token)
-    try:
+    with told_of_pushing(repo):
         validate(card)
         api.create_repo(repo, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         # One commit of ours: `upload_folder` may make several, between which the repo would be half of each.
         return api.create_commit(repo, operations, commit_message=message, revision=revision).commit_url
+
+
+@contextlib.contextmanager
+def told_of_pushing(repo: str, outcome: str = "was not pushed") -> Iterator[None]:
+    """Tell in one sentence what goes wrong between here and the Hub, and what to do.
+
+    Args:
+        outcome: of the repo, in the sentence.
+
+    Raises:
+        ValueError: for an id that is none.
+        OSError: where the Hub cannot be reached or refuses.
+    """
+    try:
+        yield
     except HFValidationError as error:
         raise ValueError(f"{repo!r} is no id of a repo: expected 'user/name'; {first_line(error)}") from error
     except LocalTokenNotFoundError as error:
-        raise OSError(f"{repo} was not pushed: {ADVICE[401]}.") from error
+        raise OSError(f"{repo} {outcome}: {ADVICE[401]}.") from error
+    except OfflineModeIsEnabled as error:
+        raise OSError(f"{repo} {outcome}: HF_HUB_OFFLINE is set, so nothing is sent; unset it.") from error
     except (HTTPError, RuntimeError) as error:
         cause = error if isinstance(error, HTTPError) else error.__cause__  # `create_commit` wraps what fails in an upload
         if not isinstance(cause, HTTPError):
             raise
-        raise OSError(f"{repo} was not pushed{advice(cause, repo)}.") from error
+        raise OSError(f"{repo} {outcome}{advice(cause, repo)}.") from error
+
+
+def make_repo(repo: str, private: bool | None = None, token: str | None = None) -> None:
+    """Make a repo that is pushed to later, so that a bad token or no network shows now.
+
+    Raises:
+        ValueError, OSError: see `told_of_pushing`.
+    """
+    with told_of_pushing(repo, "cannot be pushed to"):
+        HfApi(token=token).whoami()  # of a repo that is there already, a token that is not valid would show in the first push
+        HfApi(token=token).create_repo(repo, private=private, exist_ok=True)
 
 
 def prepare(directory: Path, repo: str, report: str | Path | None, license: str | None, token: str | None, overwrite_card: bool) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import TrainingArguments
 
-from ..arguments import ConfigParser
+from ..arguments import ConfigParser, read_template_kwargs
 from ..data.sources import DataSource
 from ..modeling.configuration_h2c import PUBLISHED
 from .fields import H2CArguments
@@ -50,6 +50,7 @@ def parse(arguments: list[str] | None, prog: str, *more: type) -> tuple:
         parser.print_help()
         sys.exit(0)
     h2c, training, *others = parser.parse_config(arguments)
+    h2c.chat_template_kwargs = read_template_kwargs(h2c.chat_template_kwargs)
     h2c.train_data, h2c.validation_data = (
         [DataSource.parse(source) for source in sources] for sources in (h2c.train_data, h2c.validation_data)
     )

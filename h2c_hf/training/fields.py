@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..fields import HfArg
+from ..fields import TEMPLATE_HELP, HfArg
 
 
 @dataclass
@@ -23,6 +23,8 @@ class H2CArguments:
     base_dtype: str = HfArg(default="auto", help="dtype of Sharer and Receiver: 'auto' is that of their weights")
     attn_implementation: str | None = HfArg(default=None, help="attention of Sharer and Receiver")
     trust_remote_code: bool = HfArg(default=False, help="let Sharer and Receiver run code from their repos")
+
+    chat_template_kwargs: dict | str | None = HfArg(default=None, help=TEMPLATE_HELP)
 
     init_from: str | None = HfArg(default=None, help="a bridge to go on from, instead of a new one")
     bridge_form: str | None = HfArg(default=None, help="of a new bridge: 'message' gives the Sharer's tokens cache positions; 'rewrite'")

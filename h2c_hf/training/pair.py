@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..data.prompts import set_template_kwargs
 from ..errors import naming
 from ..loading import ROLES, BaseModel
 from ..modeling import H2CBridgeConfig, H2CBridgeModel, H2CForCausalLM, H2CProcessor
@@ -34,7 +35,9 @@ class Pair:
         return naming(role.capitalize(), getattr(self.arguments, role))
 
     def processor(self) -> H2CProcessor:
-        return H2CProcessor(*(self.base(role).tokenizer(getattr(self.arguments, f"{role}_chat_template")) for role in ROLES))
+        processor = H2CProcessor(*(self.base(role).tokenizer(getattr(self.arguments, f"{role}_chat_template")) for role in ROLES))
+        set_template_kwargs(processor, self.arguments.chat_template_kwargs)
+        return processor
 
     def bridge_config(self) -> H2CBridgeConfig:
         """The config of the bridge to train: a new one's, or that of `init_from`.

@@ -1,5 +1,6 @@
 """`h2c train CONFIG.yaml` and `accelerate launch scripts/train.py CONFIG.yaml`: trains a bridge for a pair on a mixture."""
 
+import contextlib
 import json
 import shlex
 import shutil
@@ -45,7 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     if training.push_to_hub and not h2c.dry_run and training.process_index == 0:
         output = Path(training.output_dir)
         output.mkdir(parents=True, exist_ok=True)
-        follow_licence(output, config, training.hub_model_id or output.name, token=training.hub_token)
+        from ..hub.push import make_repo  # which draws figures: only a run that pushes waits for that import
+
+        repo = training.hub_model_id or output.absolute().name
+        follow_licence(output, config, repo, token=training.hub_token)
+        make_repo(repo, training.hub_private_repo, training.hub_token)
     processor = pair.processor()
     data = load_data(h2c, training, processor, pair.message_window())
     choose_metric(training, list(data.validation))
@@ -60,11 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
         data.save(Path(training.output_dir))
         save_recipe(h2c, training, Path(training.output_dir))
         save_base_models(h2c, Path(training.output_dir))  # before the first push: each is to be loadable
-    with SaveOnInterrupt(trainer) as ctrl_c:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    if h2c.streaming and trainer.is_world_process_zero():
-        data.save(Path(training.output_dir))  # what was read of the stream is known now
-    complete = finish(trainer)
+    with pushing(training):
+        with SaveOnInterrupt(trainer) as ctrl_c:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        if h2c.streaming and trainer.is_world_process_zero():
+            data.save(Path(training.output_dir))  # what was read of the stream is known now
+        complete = finish(trainer)
     if trainer.is_world_process_zero():
         if complete:
             output = shlex.quote(training.output_dir)
@@ -100,6 +106,16 @@ def evaluation_config(arguments: list[str]) -> str:
         beside = Path(given).parent / "evaluation.yaml"
         return shlex.quote(str(beside)) if beside.is_file() else "atlas"
     return shlex.quote(given)
+
+
+def pushing(training: H2CTrainingArguments) -> contextlib.AbstractContextManager:
+    """Tell a push that fails in the run in one sentence, with the folder that holds what was trained."""
+    if not training.push_to_hub:
+        return contextlib.nullcontext()
+    from ..hub.push import told_of_pushing
+
+    output = Path(training.output_dir)
+    return told_of_pushing(training.hub_model_id or output.absolute().name, f"was not pushed to (the run so far is in {output})")
 
 
 def make_trainer(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data) -> H2CTrainer:

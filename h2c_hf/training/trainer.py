@@ -108,7 +108,7 @@ class H2CTrainer(WholeCheckpoints):
 def letters_of(processor: H2CProcessor) -> list[int]:
     """The Receiver's tokens for A to D; none where it has no chat template, or writes them in several tokens."""
     try:
-        return letter_ids(processor.receiver_tokenizer, user_turn("?"))
+        return letter_ids(processor.receiver_tokenizer, user_turn("?"), template_kwargs=processor.chat_template_kwargs)
     except ValueError:
         return []
 

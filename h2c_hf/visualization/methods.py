@@ -19,10 +19,10 @@ def accuracy(report: dict, theme: Theme) -> Figure:
         axes.barh(row, value, height=0.68, color=looks[name].color, hatch=looks[name].hatch, edgecolor=theme.paper, lw=0)
         axes.errorbar(value, row, xerr=[[max(value - low, 0)], [max(high - value, 0)]], color=theme.ink, capsize=3, lw=1.3)
         axes.annotate(f"{value:.1f}", (high, row), (6, 0), textcoords="offset points", va="center", fontsize=SMALL)
-    count = letters(report)
-    if count:
-        axes.axvline(100 / count, color=theme.ink, lw=1, ls=":")
-    drawn = "whiskers: 95 % Wilson intervals" + (f"; dotted: chance, {100 / count:.0f} %" if count else "")
+    share = chance(report)
+    if share:
+        axes.axvline(100 * share, color=theme.ink, lw=1, ls=":")
+    drawn = "whiskers: 95 % Wilson intervals" + (f"; dotted: chance, {100 * share:.0f} %" if share else "")
     axes.set(xlim=(0, 114), xlabel=f"accuracy, %  ({drawn})", ylim=(len(methods) - 0.5, -0.5))
     axes.set_yticks(range(len(methods)), names(methods))
     axes.set_xticks(range(0, 101, 25))
@@ -30,11 +30,13 @@ def accuracy(report: dict, theme: Theme) -> Figure:
     return figure
 
 
-def letters(report: dict) -> int | None:
-    """How many choices the questions have, where the report tells."""
+def chance(report: dict) -> float | None:
+    """The accuracy of guessing, where the report tells: older ones, by the number of letters alone."""
+    if "chance" in report:
+        return report["chance"]
     if report.get("confusion"):
-        return len(next(iter(report["confusion"].values())))
-    return len(report["examples"][0]["choices"]) if report.get("examples") else None
+        return 1 / len(next(iter(report["confusion"].values())))
+    return 1 / len(report["examples"][0]["choices"]) if report.get("examples") else None
 
 
 def latency(report: dict, theme: Theme) -> Figure:

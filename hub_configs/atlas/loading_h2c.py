@@ -1,5 +1,6 @@
 """How base models come into memory: arguments of `from_pretrained` for each of them, adapters, and models in the bridge's own repo."""
 
+import contextlib
 import os
 import warnings
 
@@ -63,12 +64,25 @@ def base_arguments(
     return arguments
 
 
+@contextlib.contextmanager
+def naming(model_id: str | os.PathLike):
+    """Name a base model in the errors of loading it; transformers' own need not."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise OSError(f"The base model {str(model_id)!r} could not be loaded: {reason}.") from error
+
+
 def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
     """Load a base model that knows the commit it was read at. The id of an adapter's repo brings its base model along.
 
     Args:
         arguments: of `from_pretrained`. The weights of a `gguf_file` are dequantized unless `quantization_config` says otherwise:
             transformers keeps them packed by default since 5.24, and always dequantized them before.
+
+    Raises:
+        OSError: naming the model, if there is none.
     """
     hub = {name: arguments[name] for name in ("revision", "subfolder", *HUB_ARGUMENTS) if name in arguments}
     gguf_file = arguments.get("gguf_file")
@@ -78,7 +92,8 @@ def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
             arguments["quantization_config"] = GgufConfig(dequantize=True)
         if os.path.isdir(model_id):  # by its path: transformers prefers a file of this name in the working directory
             arguments["gguf_file"] = os.path.abspath(os.path.join(model_id, arguments.get("subfolder") or "", gguf_file))
-    model = AutoModelForCausalLM.from_pretrained(model_id, **arguments)
+    with naming(model_id):
+        model = AutoModelForCausalLM.from_pretrained(model_id, **arguments)
     if has_adapters(model):  # stock: the name of the base model alone
         model.config._name_or_path, model.config._commit_hash = str(model_id), arguments.get("revision")
     else:

@@ -18,17 +18,24 @@ MARKED = re.compile("\ufdd0([^\ufdd0\ufdd1]*)\ufdd1")
 class H2CProcessor(ProcessorMixin):
     """Both tokenizers of a pair. `apply_chat_template` and `__call__` give the four inputs of `H2CForCausalLM`, padded on
     the left: `input_ids`, `attention_mask` (for the Receiver), `sharer_input_ids`, `sharer_attention_mask`.
+
+    `chat_template_kwargs` are variables of the two chat templates, for instance `{"enable_thinking": False}`. They are saved in
+    `processor_config.json`, and are the defaults of every `apply_chat_template`.
     """
 
     _auto_class = "AutoProcessor"  # saving writes this file and its entry in processor_config.json, where AutoProcessor looks
 
-    def __init__(self, sharer_tokenizer: PreTrainedTokenizerBase, receiver_tokenizer: PreTrainedTokenizerBase, **kwargs):
+    def __init__(
+        self, sharer_tokenizer: PreTrainedTokenizerBase, receiver_tokenizer: PreTrainedTokenizerBase,
+        chat_template_kwargs: dict | None = None, **kwargs,
+    ):  # fmt: skip
         if receiver_tokenizer is sharer_tokenizer:  # saving expects an object for each
             receiver_tokenizer = copy.deepcopy(receiver_tokenizer)
         # Each tokenizer keeps its own chat template; `ProcessorMixin.__init__` would ask for a common one.
         chat_template = kwargs.pop("chat_template", None)
         super().__init__(sharer_tokenizer, receiver_tokenizer, **kwargs)
         self.chat_template = chat_template
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
 
     @property
     def chat_template(self) -> str | dict | None:
@@ -45,6 +52,13 @@ class H2CProcessor(ProcessorMixin):
         written = super().save_pretrained(save_directory, **kwargs)
         self.receiver_tokenizer.save_pretrained(save_directory)
         return written
+
+    def to_dict(self) -> dict:
+        """As stock; without chat_template_kwargs if there are none, so that older code reads the file without a warning."""
+        output = super().to_dict()
+        if not output.get("chat_template_kwargs"):
+            output.pop("chat_template_kwargs", None)
+        return output
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -74,7 +88,7 @@ class H2CProcessor(ProcessorMixin):
             tokenize: False returns the texts, `{"text": ..., "sharer_text": ...}`, as `__call__` takes them with
                 `add_special_tokens=False` (the templates wrote the special tokens already; those in messages are not told apart then).
             kwargs: passed to both tokenizers' `apply_chat_template` (`tools`, `continue_final_message`, a template's own
-                variables ...).
+                variables ...), over the processor's `chat_template_kwargs`.
 
         Returns:
             The four inputs, (batch, length) each, int64, padded on the left.
@@ -106,7 +120,7 @@ class H2CProcessor(ProcessorMixin):
 
         Args:
             role: "receiver" or "sharer", whose chat template is used.
-            kwargs: passed to the tokenizer's `apply_chat_template`.
+            kwargs: passed to the tokenizer's `apply_chat_template`, over the processor's `chat_template_kwargs`.
 
         Raises:
             ValueError: for an empty conversation, or a tokenizer without a template.
@@ -119,6 +133,7 @@ class H2CProcessor(ProcessorMixin):
                 f"The {role}'s tokenizer has no chat template; set {role}_tokenizer.chat_template, or pass text. "
                 f"Commands take --{role}_chat_template: a Jinja file, or 'plain'."
             )
+        kwargs = {**self.chat_template_kwargs, **kwargs}
         return tokenizer.apply_chat_template(mark_special_tokens(tokenizer, conversation), tokenize=False, **kwargs)
 
     def __call__(

@@ -126,7 +126,7 @@ def test_a_quiz_needs_messages():
         ({"messages": [{"role": "user", "content": "One?"}, {"role": "assistant", "content": ""}]}, "empty message"),
         ({"conversations": [{"from": "robot", "value": "One?"}]}, "unknown role"),
         ({"question": "?", "choices": ["a", "b"], "answer": 2}, "answer is none of the choices"),
-        ({"question": "?", "choices": ["a", "b"], "answer": "A"}, "answer is none of the choices"),
+        ({"question": "?", "choices": ["a", "b"], "answer": "C"}, "answer is none of the choices"),
     ],
 )
 def test_a_record_without_an_example_says_why(record, reason):

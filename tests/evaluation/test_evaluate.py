@@ -1,5 +1,6 @@
 """`h2c evaluate` from its config to its files."""
 
+import csv
 import json
 import random
 import re
@@ -15,7 +16,9 @@ from accelerate import PartialState, debug_launcher
 from scipy import stats
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from h2c_hf.atlas.questions import atlas_questions
 from h2c_hf.cli import main
+from h2c_hf.data.prompts import LETTERS
 from h2c_hf.evaluation.items import load_items
 from h2c_hf.evaluation.methods import METHODS
 from h2c_hf.evaluation.schema import load_report
@@ -130,6 +133,23 @@ def test_what_is_too_long_is_counted(tmp_path):
     counts = load_report(tmp_path / "report.json")["counts"]["choice"]
     assert 0 < counts["refused"] == len(counts["refused_rows"]) < 60
     assert counts["asked"] == 60 - counts["refused"] == load_report(tmp_path / "report.json")["methods"]["h2c"]["n"]
+
+
+def test_letters_and_mixed_numbers_of_choices_make_a_report(tmp_path):
+    """A CSV file with two to four choices a question, answers by letter and no subject."""
+    questions = atlas_questions("test")[:12]
+    with open(tmp_path / "questions.csv", "w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["question", "choices", "answer"])
+        for number, question in enumerate(questions):
+            choices = question["choices"][: 2 + number % 3]
+            rows.writerow([question["question"], str(choices), LETTERS[min(question["answer"], len(choices) - 1)]])
+    assert main(["evaluate", *FEW, "--data", str(tmp_path / "questions.csv"), "--output_dir", str(tmp_path)]) == 0
+    report, items = without_clock(tmp_path)
+    assert report["chance"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3) and list(report["by_subject"]) == ["no subject"]
+    assert {len(row["scores"]) for row in items} == {2, 3, 4} and len(items) == 12 * 4
+    assert all(LETTERS.index(row["prediction"]) < len(row["scores"]) for row in items)
+    assert main(["plot", str(tmp_path / "report.json"), "--output", str(tmp_path / "figures")]) == 0
 
 
 def command(directory: Path) -> list[str]:

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import evaluate
+import numpy as np
 import pytest
+import torch
 import yaml
 
 
@@ -76,8 +78,13 @@ def test_the_table_holds_mmlus_57_subjects(metric, real_data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"predictions": ["A", "E"], "references": ["A", "B"]}, "prediction is 'E'; expected a letter, A to D, or an index, 0 to 3"),
-        ({"predictions": [0, 1], "references": [0, 4]}, "reference is 4; expected a letter"),
+        ({"predictions": ["A", "K"], "references": ["A", "B"]}, "prediction is 'K'; expected a letter, A to J, or an index, 0 to 9"),
+        ({"predictions": [0, 1], "references": [0, 10]}, "reference is 10; expected a letter"),
+        ({"predictions": [1, 1.5], "references": [1, 1]}, "prediction is 1.5; expected a letter"),
+        ({"predictions": [0.5], "references": [0]}, "prediction is 0.5; expected a letter"),
+        ({"predictions": [math.nan], "references": [0]}, "prediction is nan; expected a letter"),
+        ({"predictions": [True], "references": [1]}, "prediction is True; expected a letter"),
+        ({"predictions": ["A", None], "references": ["A", "A"]}, "prediction is None; expected a letter"),
         ({"predictions": [""], "references": ["A"]}, "prediction is ''; expected a letter"),
         ({"predictions": [-1], "references": [0]}, "prediction is -1; expected a letter"),
         ({"predictions": ["AB"], "references": ["A"]}, "prediction is 'AB'; expected a letter"),
@@ -88,6 +95,44 @@ def test_the_table_holds_mmlus_57_subjects(metric, real_data):
 def test_bad_input_is_refused(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate.load(str(FOLDER), cache_dir=str(tmp_path)).compute(**arguments)
+
+
+def test_batches_with_subjects_are_what_one_call_gives(metric):
+    columns = {"predictions": ["A", 1, 2.0, "J", 0], "references": [0, "B", "A", 9, 1]}
+    subjects = ["astronomy", "virology", None, "astronomy", "virology"]
+    whole = metric.compute(**columns, subjects=subjects)
+    assert whole["by_subject"]["astronomy"]["n"] == whole["by_subject"]["virology"]["n"] == 2 and whole["n"] == 5
+    for start in (0, 2, 4):
+        part = {name: values[start : start + 2] for name, values in columns.items()}
+        metric.add_batch(**part, subjects=subjects[start : start + 2])
+    assert metric.compute() == whole
+    for prediction, reference, subject in zip(*columns.values(), subjects, strict=True):
+        metric.add(prediction=prediction, reference=reference, subjects=subject)
+    assert metric.compute() == whole
+    metric.add_batch(predictions=np.array([0, 1]), references=torch.tensor([0, 2]))
+    assert metric.compute() == metric.compute(predictions=["A", "B"], references=["A", "C"])
+
+
+def test_no_known_subject_is_none_at_all(metric):
+    columns = {"predictions": ["A", "B"], "references": ["A", "C"]}
+    assert metric.compute(**columns, subjects=[None, None]) == metric.compute(**columns)
+
+
+def test_processes_share_one_metric(tmp_path):
+    """Each adds its own answers, in another form; the first computes the figures of all."""
+    code = f"""
+import evaluate, json, sys
+number = int(sys.argv[1])
+metric = evaluate.load({str(FOLDER)!r}, num_process=3, process_id=number, experiment_id="shared", cache_dir={str(tmp_path)!r})
+parts = [(["A", "B"], [0, 2], ["astronomy", None]), ([1, 3], ["B", "D"], [None, "virology"]), ([], [], [])]
+predictions, references, subjects = parts[number]
+metric.add_batch(predictions=predictions, references=references, subjects=subjects)
+print(json.dumps(metric.compute()))
+"""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(n)], stdout=subprocess.PIPE, env=environment) for n in range(3)]
+    first, *others = [json.loads(process.communicate(timeout=100)[0]) for process in processes]
+    assert (first["accuracy"], first["n"], first["macro_accuracy"]) == (0.75, 4, 1.0) and others == [None, None]
 
 
 def test_it_loads_from_its_path_in_a_fresh_process_offline(tmp_path):

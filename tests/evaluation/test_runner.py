@@ -274,6 +274,26 @@ def test_bad_requests_are_refused(atlas):
         evaluate(*atlas, QUESTIONS, ["receiver"], form="rhyme")
     with pytest.raises(ValueError, match="needs a bridge trained with --blank_sharer true"):
         evaluate(*atlas, QUESTIONS, ["adapter"])
-    odd = [*QUESTIONS, {**QUESTIONS[0], "choices": ["yes", "no"]}]
-    with pytest.raises(ValueError, match=r"got \[2, 4\]"):
-        evaluate(*atlas, odd, ["receiver"])
+
+
+@torch.no_grad()
+def test_a_question_is_answered_with_one_of_its_own_letters(atlas):
+    """Two, three and five choices in one batch: each question's scores are those that it has among its like."""
+    model, processor = atlas
+    counts = [2 + row % 3 if row % 3 < 2 else 5 for row in range(12)]
+    mixed = [
+        {**question, "choices": [*question["choices"], "none of them"][:count], "answer": min(question["answer"], count - 1)}
+        for question, count in zip(QUESTIONS, counts, strict=False)
+    ]
+    methods = ["receiver", "h2c", "sharer"]
+    found = evaluate(model, processor, mixed, methods)
+    for name in methods:
+        assert [len(scores) for scores in found[name]["scores"]] == counts
+        assert all(prediction < count for prediction, count in zip(found[name]["predictions"], counts, strict=True))
+    for count in (2, 3, 5):
+        rows = [row for row in range(12) if counts[row] == count]
+        like = evaluate(model, processor, [mixed[row] for row in rows], methods)
+        for name in methods:
+            assert like[name]["predictions"] == [found[name]["predictions"][row] for row in rows]
+            for scores, row in zip(like[name]["scores"], rows, strict=True):
+                assert scores == pytest.approx(found[name]["scores"][row], abs=1e-3)

@@ -13,9 +13,9 @@ over subjects.
 
 INPUTS = """
 Args:
-    predictions: letters "A" to "D", or indices 0 to 3.
+    predictions: letters "A" to "J", or indices 0 to 9.
     references: the right answers, in either form.
-    subjects: optional, one a question, as MMLU names them ("abstract_algebra" ...).
+    subjects: optional, one a question, as MMLU names them ("abstract_algebra" ...); None for a question without one.
 Returns:
     accuracy, accuracy_low, accuracy_high: fractions; the bounds of the 95 % Wilson interval.
     n: the number of questions.
@@ -35,7 +35,7 @@ CITATION = """\
 }
 """
 
-LETTERS = "ABCD"
+LETTERS = "ABCDEFGHIJ"
 CONFIDENCE = 0.95
 # As the authors' own evaluation has them: anatomy is of health, in "other" (lm-eval has it in STEM).
 CATEGORIES = {
@@ -65,30 +65,45 @@ CATEGORIES = {
 @evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, INPUTS)
 class H2CMMLU(evaluate.Metric):
     def _info(self):
-        kinds = [datasets.Value("string"), datasets.Value("int64")]
+        text = datasets.Value("string")
         return evaluate.MetricInfo(
             description=DESCRIPTION,
             citation=CITATION,
             inputs_description=INPUTS,
-            features=[
-                datasets.Features({"predictions": kind, "references": other, **subjects})
-                for subjects in ({}, {"subjects": datasets.Value("string")})
-                for kind in kinds
-                for other in kinds
-            ],
+            # One format, whichever form the answers have: processes write files that are read as one.
+            features=datasets.Features({"predictions": text, "references": text, "subjects": text}),
             reference_urls=["https://arxiv.org/abs/2009.03300"],
         )
 
-    def add_batch(self, *, predictions=None, references=None, **kwargs):
-        """Take a batch in; evaluate, which looks at its first row, fails on an empty one."""
-        if predictions is not None and len(predictions) == 0:
-            raise ValueError("There are no predictions: got 0, expected at least 1.")
-        super().add_batch(predictions=predictions, references=references, **kwargs)
+    def compute(self, *, predictions=None, references=None, subjects=None, **kwargs):
+        """Compute the metric of these answers, or of those that were added."""
+        return super().compute(predictions=predictions, references=references, subjects=subjects, **kwargs)
 
-    def _compute(self, predictions, references, subjects=None):
-        correct = [answer_index(p, "prediction") == answer_index(r, "reference") for p, r in zip(predictions, references, strict=True)]
+    def add_batch(self, *, predictions=None, references=None, subjects=None, **kwargs):
+        """Add a batch of answers."""
+        given = {"predictions": predictions, "references": references, "subjects": subjects}
+        columns = {name: None if values is None else plain_list(values) for name, values in given.items()}
+        for name in ("predictions", "references"):
+            if columns[name] is None:
+                raise ValueError(f"{name} are missing; expected as many predictions as references.")
+            columns[name] = [str(answer_index(value, name[:-1])) for value in columns[name]]
+        if columns["subjects"] is None:
+            columns["subjects"] = [None] * len(columns["predictions"])
+        # Arrow's first row decides the format, so that "" stands for None.
+        columns["subjects"] = ["" if subject is None else str(subject) for subject in columns["subjects"]]
+        super().add_batch(**columns, **kwargs)
+
+    def add(self, *, prediction=None, reference=None, subjects=None, **kwargs):
+        """Add one answer."""
+        self.add_batch(predictions=[prediction], references=[reference], subjects=[subjects], **kwargs)
+
+    def _compute(self, predictions, references, subjects):
+        if not predictions:
+            raise ValueError("There are no predictions: got 0, expected at least 1.")
+        correct = [p == r for p, r in zip(predictions, references, strict=True)]
         result = interval(correct)
-        if subjects is not None:
+        if any(subjects):
+            subjects = [subject or None for subject in subjects]
             result["by_subject"] = grouped(correct, subjects)
             category = {subject: name for name, members in CATEGORIES.items() for subject in members}
             result["by_category"] = grouped(correct, [category.get(subject) for subject in subjects])
@@ -97,14 +112,19 @@ class H2CMMLU(evaluate.Metric):
         return result
 
 
+def plain_list(values):
+    """Arrays and tensors as lists of Python's own numbers."""
+    return [value.item() if hasattr(value, "item") else value for value in values]
+
+
 def answer_index(answer, what):
-    """The index of an answer: 0 to 3."""
-    text = str(answer).strip()
+    """The index of an answer: 0 to 9."""
+    text = str(int(answer) if isinstance(answer, float) and answer.is_integer() else answer).strip()
     if len(text) == 1 and text in LETTERS:
         return LETTERS.index(text)
-    if text in ("0", "1", "2", "3"):
+    if len(text) == 1 and text in "0123456789":
         return int(text)
-    raise ValueError(f"A {what} is {answer!r}; expected a letter, A to D, or an index, 0 to 3.")
+    raise ValueError(f"A {what} is {answer!r}; expected a letter, A to J, or an index, 0 to 9.")
 
 
 def interval(correct):
