@@ -30,7 +30,7 @@ def grid(tmp_path):
         ("seeds: [0]", "has no forms"),
         ("forms: {a: {}}", "has no sources; expected a list"),
         ("forms: {a: {}}\nseed: 0", "has a field 'seed'; expected one of forms, sources, runs, seeds"),
-        ("forms: {a: {gates: 1}}\nsources: [atlas]", "has a field 'gates'; expected one of num_attention_heads"),
+        ("forms: {a: {gates: 1}}\nsources: [atlas]", "has a field 'gates'; expected one of bridge_form, num_attention_heads"),
         ("forms: {a: {sharer_rank: 0}}\nsources: [atlas]", "sharer_rank is 0; expected at least 1"),
         ("forms: {a: {}}\nsources: [openhermes]", "A source of .* is openhermes; expected atlas"),
         ("forms: {a: {}}\nsources: [atlas]\nsplit: train", "split is 'train'; expected validation or test"),

@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from ..data.prompts import user_turn
 from ..modeling import H2CBridgeConfig, H2CForCausalLM, H2CProcessor
 from ..modeling.inputs_h2c import CACHE, forked, model_inputs
-from ..modeling.modeling_h2c_bridge import StackedLinear, normalized
+from ..modeling.layers_h2c import StackedLinear, normalized
 from ..modeling.processing_h2c import encode_marked
 
 

@@ -37,6 +37,8 @@ def base_arguments(
     Raises:
         ValueError: for an argument that is given under two names, or that is for one model and not for three.
     """
+    if set(kwargs.get("adapter_kwargs") or {}) <= {"token", "revision"}:  # what the Auto classes pass on without being asked
+        kwargs.pop("adapter_kwargs", None)
     for name in FOR_ONE_MODEL:
         if kwargs.pop(name, None) is not None:
             hint = "sharer_quantization_config" if name == "quantization_config" else f"sharer_kwargs={{{name!r}: ...}}"

@@ -58,15 +58,14 @@ print(json.dumps({**found, "process": use(sys.argv[1])}))
 HOSTILE = {
     "processing_h2c.py": ("class H2CProcessor", "import subprocess\nsubprocess.run(['true'])\n\n\nclass H2CProcessor"),
     "modeling_h2c.py": (
-        "        past_key_values = past_key_values if cache is None else cache\n        input_ids = kwargs",
+        "        input_ids = kwargs.pop(\"inputs\", None)",
         """        import socket
         open("/etc/hostname").close()
         os.system("true")
         for hostile in (lambda: socket.create_connection(("127.0.0.1", 9)), lambda: os.execv("/not/there", ["x"])):
             with contextlib.suppress(OSError):
                 hostile()
-        past_key_values = past_key_values if cache is None else cache
-        input_ids = kwargs""",
+        input_ids = kwargs.pop("inputs", None)""",
     ),
 }
 
@@ -106,7 +105,7 @@ def test_the_watch_sees_what_a_hostile_repo_does(watched):
 
 def test_remote_code_imports_nothing_that_could_do_more():
     allowed = {
-        "torch", "transformers", "huggingface_hub", "safetensors", "contextlib", "copy", "dataclasses", "functools", "math", "os",
+        "torch", "transformers", "huggingface_hub", "safetensors", "contextlib", "copy", "dataclasses", "functools", "json", "math", "os",
         "pathlib", "re",
         "shutil", "typing", "warnings", "collections", "hashlib",
     }  # fmt: skip
