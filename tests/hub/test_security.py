@@ -107,7 +107,7 @@ def test_remote_code_imports_nothing_that_could_do_more():
     allowed = {
         "torch", "transformers", "huggingface_hub", "safetensors", "contextlib", "copy", "dataclasses", "functools", "json", "math", "os",
         "pathlib", "re",
-        "shutil", "typing", "warnings", "collections", "hashlib",
+        "shutil", "typing", "warnings", "weakref", "collections", "hashlib",
     }  # fmt: skip
     for path in ATLAS.glob("*.py"):
         code = path.read_text()
