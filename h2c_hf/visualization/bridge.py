@@ -99,7 +99,7 @@ def gates_over_training(report: dict, theme: Theme) -> Figure:
                 *zip(*points, strict=True), color=theme.lines(colors(layer)), lw=1.2,
                 marker=markers[layer], ms=4, markevery=max(1, len(points) // 6),
             )  # fmt: skip
-        axes.set(xlabel="training step, steps")
+        axes.set(xlabel="training step")
         axes.set_title(f"{kind} blocks")
         axes.locator_params(axis="x", nbins=5)
         plain_grid(axes)
@@ -171,7 +171,8 @@ def radar(axes: Axes, what: str, rows: dict[str, list[float | None]], theme: The
     angles = 2 * np.pi * np.arange(layers + 1) / layers
     for kind, look in kinds(theme).items():
         values = numbers(rows[kind])
-        axes.plot(angles, [*values, values[0]], color=look.color, marker=look.marker, ms=4, label=f"{kind} blocks")
+        # Over the grid, under the numbers of the inner axis.
+        axes.plot(angles, [*values, values[0]], color=look.color, marker=look.marker, ms=4, label=f"{kind} blocks", zorder=2.45)
     step = -(-layers // 32)
     axes.set_xticks(angles[:-1:step], [str(layer) for layer in range(0, layers, step)])
     axes.set_theta_zero_location("N")
@@ -221,7 +222,7 @@ def training(report: dict, theme: Theme) -> Figure:
             axes.yaxis.set_major_formatter("{x:g}")
         plain_grid(axes)
         legend(axes)
-    stacked[-1].set_xlabel("training step, steps")
+    stacked[-1].set_xlabel("training step")
     figure.align_ylabels(stacked)
     return figure
 

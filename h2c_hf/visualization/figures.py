@@ -9,7 +9,7 @@ import matplotlib
 from ..evaluation.schema import load_report
 from ..hints import next_commands
 from . import bridge, methods, questions
-from .style import THEMES
+from .style import THEMES, WIDTH
 
 
 FORMATS = ("png", "svg", "pdf")
@@ -70,10 +70,11 @@ def draw(
         for theme in themes:
             with matplotlib.rc_context(THEMES[theme].settings):
                 figure = FIGURES[name][1](report, THEMES[theme])
+                finer = max(1, WIDTH / figure.get_figwidth())  # a narrow figure is shown as wide as the others
                 for suffix in formats:
                     path = directory / f"{name}{'' if theme == 'light' else f'-{theme}'}.{suffix}"
                     beside = path.with_name(path.name + ".part")
-                    figure.savefig(beside, format=suffix, dpi=dpi, metadata=UNDATED.get(suffix))
+                    figure.savefig(beside, format=suffix, dpi=dpi * finer, metadata=UNDATED.get(suffix))
                     paths.append(beside.replace(path))
     return paths
 
