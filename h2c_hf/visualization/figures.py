@@ -20,10 +20,10 @@ FIGURES = {
     "latency": (["methods.*.ttft_ms_median"], methods.latency),
     "latency_parts": (["latency_parts"], methods.latency_parts),
     "output_lengths": (["output_lengths"], methods.output_lengths),
-    "gates": (["gates"], bridge.gates),
+    "gates": (["gates.*.*"], bridge.gates),
     "gates_over_training": (["training.history.*.gate/*"], bridge.gates_over_training),
     "injection": (["injection"], bridge.injection),
-    "layer_radar": (["gates", "injection"], bridge.layer_radar),
+    "layer_radar": (["gates.*.*", "injection"], bridge.layer_radar),
     "training": (["training.history.*.loss"], bridge.training),
     "subjects": (["by_subject"], questions.subjects),
     "categories": (["by_category"], questions.categories),
@@ -90,5 +90,6 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"Drew {len(FIGURES) - len(left_out(report))} of {len(FIGURES)} figures:", *paths, sep="\n  ")
     for name, key in left_out(report).items():
         print(f"Left out {name}: the report has no {key}.")
-    next_commands(f"h2c push DIR USER/NAME --report {options.report} --dry_run")
+    bridge_id = report.get("models", {}).get("bridge", {}).get("id", "DIR")
+    next_commands(f"h2c push {bridge_id if Path(bridge_id).is_dir() else 'DIR'} USER/NAME --report {options.report} --dry_run")
     return 0

@@ -176,7 +176,12 @@ def test_parts_of_the_latency_have_the_colours_of_their_models(name):
     figure = FIGURES["latency_parts"][1](REPORTS["shipped"], theme)
     shown = {text.get_text(): patch.get_facecolor() for axes in figure.axes for text, patch in zip(*legend_of(axes), strict=True)}
     methods = theme.looks([])
-    for part, method in (("Receiver prefill", "receiver"), ("Sharer prefill", "sharer"), ("Sharer writes", "text_to_text"), ("bridge", "h2c")):
+    for part, method in (
+        ("Receiver prefill", "receiver"),
+        ("Sharer prefill", "sharer"),
+        ("Sharer writes", "text_to_text"),
+        ("bridge", "h2c"),
+    ):
         assert matplotlib.colors.same_color(shown[part], methods[method].color), part
     assert len(set(shown.values())) == len(shown)
 
