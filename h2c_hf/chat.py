@@ -28,6 +28,8 @@ ATLAS_EXAMPLES = (
     "/compare What is the capital of Peru?",
 )
 EXAMPLES = ("Which planet has the shortest year?", "/compare Who wrote Middlemarch?")
+# A message is about what the Sharer has read.
+MESSAGE_EXAMPLES = ("/sharer The parcel is in locker 17; its code is 4203.", "What is the code of the locker?")
 ATLAS_LIMITS = (
     "The tiny models of Atlas answer questions about cities, countries, elements, stars and people, each by itself: they were not "
     "taught to understand a question that refers back ('And what is its capital?')."
@@ -125,7 +127,7 @@ def banner(model: H2CForCausalLM, repo: str | None) -> str:
     names = {role: getattr(config, f"{role}_model_id") or "(not named)" for role in ("sharer", "receiver")}
     if repo is None:
         names = {"sharer": "the tiny Llama of Atlas, which knows 4,533 facts", "receiver": "the tiny Qwen2 of Atlas, which knows none"}
-    examples = ATLAS_EXAMPLES if repo is None else EXAMPLES
+    examples = ATLAS_EXAMPLES if repo is None else MESSAGE_EXAMPLES if config.bridge_form == "message" else EXAMPLES
     return "\n".join(
         [
             f"Bridge    {repo or 'Atlas, in the package'}: {model.bridge.num_parameters():,} parameters",

@@ -17,7 +17,7 @@ import time
 
 import pytest
 
-from h2c_hf.chat import Chat, columns
+from h2c_hf.chat import Chat, banner, columns
 from h2c_hf.cli import main
 
 
@@ -193,6 +193,17 @@ def test_an_answer_that_is_stopped_and_one_that_is_too_long_are_forgotten(atlas,
     shown = typed(monkeypatch, capsys, chat, "word " * 600, QUESTION)
     assert "the context window of its model is 512. That message is forgotten" in shown and "Traceback" not in shown
     assert len(chat.messages) == 4
+
+
+@pytest.mark.parametrize(
+    ("repo", "form", "example"),
+    [(None, "rewrite", QUESTION), ("user/name", "rewrite", "/compare Who wrote Middlemarch?"), ("user/name", "message", "/sharer The")],
+)
+def test_the_banner_suggests_what_the_bridge_was_made_for(atlas, monkeypatch, repo, form, example):
+    monkeypatch.setattr(atlas[0].config, "bridge_form", form)
+    shown = banner(atlas[0], repo)
+    assert f"\n  {example}" in shown
+    assert ("refers back" in shown) == (repo is None)
 
 
 def test_columns_wrap_below_their_titles():

@@ -113,26 +113,27 @@ def gates_over_training(report: dict, theme: Theme) -> Figure:
 def injection(report: dict, theme: Theme) -> Figure:
     """How much of the cache the bridge changed for one prompt: by layer and position, keys and values."""
     heading = "What the bridge changed in the Receiver's cache, for one prompt"
-    return token_map(report["injection"], heading, "the prompt", f"relative change, {CHANGE}", theme)
+    return token_map(report["injection"], heading, "the prompt", f"relative change, {CHANGE}", 100, theme)
 
 
 def message(report: dict, theme: Theme) -> Figure:
     """How large the message in the cache is, for one prompt: by layer and Sharer token, keys and values."""
     heading = "What the bridge wrote into the Receiver's cache, for one prompt"
-    return token_map(report["message"], heading, "the Sharer's prompt", "norm, over that of the Receiver's own prompt", theme)
+    return token_map(report["message"], heading, "the Sharer's prompt", "norm, over that of the Receiver's own prompt", 3, theme)
 
 
-def token_map(data: dict, heading: str, prompt: str, label: str, theme: Theme) -> Figure:
+def token_map(data: dict, heading: str, prompt: str, label: str, ratio: float, theme: Theme) -> Figure:
     """Draw two heat maps, keys and values, with a row a Receiver layer and a column a token.
 
     Args:
         data: {"key", "value": a number for each token, for each layer, or None for a layer that is not bridged; "tokens"}.
         prompt: the name of the prompt that has these tokens.
         label: the name of the numbers.
+        ratio: see `scale`.
     """
     tokens, layers = data["tokens"], len(data["key"])
     maps = {kind: np.array([np.full(len(tokens), math.nan) if row is None else row for row in data[kind]]) for kind in ("key", "value")}
-    norm = scale(np.concatenate([np.ravel(map_) for map_ in maps.values()]))
+    norm = scale(np.concatenate([np.ravel(map_) for map_ in maps.values()]), ratio)
     labelled = len(tokens) <= LABELLED_TOKENS
     width = max(WIDTH, 0.165 * len(tokens) + 1.6) if labelled else 11
     words = [printable(token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")) for token in tokens]
@@ -163,10 +164,10 @@ def token_map(data: dict, heading: str, prompt: str, label: str, theme: Theme) -
     return figure
 
 
-def scale(changes: np.ndarray) -> Normalize:
-    """From nothing to the largest change; by powers of ten where the changes differ by more than a hundred times."""
+def scale(changes: np.ndarray, ratio: float) -> Normalize:
+    """From nothing to the largest number; by powers of ten if the numbers differ by more than `ratio` times."""
     found = changes[np.isfinite(changes) & (changes > 0)]
-    if found.size and found.max() > 100 * found.min():
+    if found.size and found.max() > ratio * found.min():
         return LogNorm(found.min(), found.max())
     return Normalize(0, found.max() if found.size else 1)
 
