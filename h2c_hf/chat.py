@@ -29,11 +29,18 @@ ATLAS_EXAMPLES = (
 )
 EXAMPLES = ("Which planet has the shortest year?", "/compare Who wrote Middlemarch?")
 # A message is about what the Sharer has read.
-MESSAGE_EXAMPLES = ("/sharer The parcel is in locker 17; its code is 4203.", "What is the code of the locker?")
-ATLAS_LIMITS = (
-    "The tiny models of Atlas answer questions about cities, countries, elements, stars and people, each by itself: they were not "
-    "taught to understand a question that refers back ('And what is its capital?')."
-)
+MESSAGE_EXAMPLES = ("/sharer The capital of Albania is Maputo.", "What is the capital of Albania?")
+# {Sharer: a sentence on what its pair cannot do}
+LIMITS = {
+    "./sharer": (
+        "The tiny models of Atlas answer questions about cities, countries, elements, stars and people, each by itself: they were not "
+        "taught to understand a question that refers back ('And what is its capital?')."
+    ),
+    "google/gemma-3-270m": (
+        "Models this small often misread a question that refers back ('And what is its capital?'). Ask in full: 'What is the capital of "
+        "Albania?'"
+    ),
+}
 
 
 class Chat:
@@ -134,7 +141,7 @@ def banner(model: H2CForCausalLM, repo: str | None) -> str:
             f"Sharer    {names['sharer']}: reads, writes nothing",
             f"Receiver  {names['receiver']}: answers",
             "",
-            *(textwrap.wrap(ATLAS_LIMITS, min(100, shutil.get_terminal_size().columns)) if repo is None else []),
+            *textwrap.wrap(LIMITS.get(config.sharer_model_id, ""), min(100, shutil.get_terminal_size().columns)),
             "Try:",
             *(f"  {example}" for example in examples),
             "/help lists the commands.",
