@@ -20,7 +20,8 @@ from .parsers import chat as parser
 
 
 COMPARED = ("receiver", "text_to_text", "h2c")
-COMMANDS = [line.split()[0] for line in HELP.splitlines()]
+# With a space behind those that take a text, such as QUESTION.
+COMMANDS = [f"{command} " if text.isupper() else command for command, text, *_ in map(str.split, HELP.splitlines())]
 LEAVE = ("/quit", "/exit", "quit", "exit")
 ATLAS_EXAMPLES = (
     "In which country is the city of Bensekrane?",
@@ -37,8 +38,8 @@ LIMITS = {
         "taught to understand a question that refers back ('And what is its capital?')."
     ),
     "google/gemma-3-270m": (
-        "Models this small often misread a question that refers back ('And what is its capital?'). Ask in full: 'What is the capital of "
-        "Albania?'"
+        "These models are small. They answer short questions about a passage (/sharer), often misspell uncommon names, and know little "
+        "by themselves."
     ),
 }
 
