@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from h2c_hf.modeling import H2CForCausalLM
+from h2c_hf.modeling import H2CBridgeConfig, H2CForCausalLM
 
 
-FAMILIES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+FAMILIES = tuple(name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name != H2CBridgeConfig.model_type)  # which we add
 ROLES = ("sharer", "receiver")
 TABLE = Path(__file__).parent.parent / "docs" / "families.md"
 # Values of config fields, by the names that families have for them; a config takes those that it has a field for.

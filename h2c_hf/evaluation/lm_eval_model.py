@@ -41,6 +41,8 @@ from .methods import H2C, METHODS, Batch, TextToText, sharer_text
 logger = logging.getLogger(__name__)
 PREFIXES = {"receiver": "", "sharer": "sharer_"}  # of the names of each model's inputs
 IGNORE_INDEX = -100
+# Methods that a task can ask: it has no passages that only the Sharer reads, no adapter of the Receiver and no drafts.
+ASKED = tuple(name for name in METHODS if name not in ("skyline", "lora", "text_to_text_draft"))
 AUTO_BATCH_SIZE = 64  # what "auto" begins with, as in lm-eval's own models
 # Further arguments of `load_bridge` that `--model_args` may give.
 LOADING = (
@@ -114,7 +116,7 @@ class H2CLM(LM):
                 raise ValueError(f"There is no model argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
         if pretrained is None:
             raise ValueError("pretrained is missing; expected --model_args pretrained=BRIDGE, a folder or a Hub id.")
-        known = [name for name in METHODS if name not in ("skyline", "lora")]  # no passages here, and no adapter of the Receiver
+        known = list(ASKED)
         if method not in known:
             raise ValueError(f"There is no method {method!r}; expected one of {', '.join(known)}.")
         self.auto_batch_size = str(batch_size).partition(":")[0] == "auto"  # "auto:N" asks other models to measure N times

@@ -33,7 +33,7 @@ from .generation_h2c import (
     own_defaults,
     setting,
 )
-from .inputs_h2c import CACHE, check_prompt, execution_device, forked, model_inputs, one_cache, target_start
+from .inputs_h2c import CACHE, check_dimensions, check_prompt, execution_device, forked, model_inputs, one_cache, target_start
 from .loading_h2c import base_arguments, check_adapters, device_map_of, load, without_wrapper
 from .loss_h2c import loss_without_logits
 from .message_h2c import message_length, message_mask, with_message
@@ -512,6 +512,7 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
                 )
             _, sharer_attention_mask, sharer_hidden_states, _ = self.draft(sharer_input_ids, sharer_attention_mask, drafted)
         device = execution_device(self.receiver)
+        check_dimensions("input_ids", input_ids)
         input_ids = input_ids.to(device)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
         if not self._bridge_disabled:

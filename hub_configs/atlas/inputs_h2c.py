@@ -103,6 +103,16 @@ def target_start(labels: torch.Tensor, input_ids: torch.Tensor) -> int:
     return starts[0]
 
 
+def check_dimensions(name: str, input_ids: torch.Tensor) -> None:
+    """Refuse token ids that are no batch of rows.
+
+    Raises:
+        ValueError: with the shape.
+    """
+    if input_ids.dim() != 2:
+        raise ValueError(f"{name} has shape {tuple(input_ids.shape)}; expected (batch, length).")
+
+
 def check_prompt(
     prefix: str,
     input_ids: torch.Tensor,
@@ -125,8 +135,7 @@ def check_prompt(
         ValueError: with the length that was got and the one that is possible.
     """
     name = f"{prefix}input_ids"
-    if input_ids.dim() != 2:
-        raise ValueError(f"{name} has shape {tuple(input_ids.shape)}; expected (batch, length).")
+    check_dimensions(name, input_ids)
     shortest, longest = input_ids.shape[1], input_ids.shape[1]
     if attention_mask is not None:
         if attention_mask.shape != input_ids.shape:

@@ -77,3 +77,10 @@ def test_every_question_is_judged_by_its_own_answers():
     found = judged(["Rome", "Rome"], [{"answers": ["Oslo", "rome"]}, {"answers": ["Rome city"]}])
     assert found["exact"].tolist() == [True, False] == (found["f1"] == 1).tolist()
     assert found["contained"].tolist() == [True, False] and found["f1"][1] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("answer", ["A", "the", "+", "a the"])
+def test_nothing_is_no_answer_to_articles_and_punctuation(answer):
+    assert exact(answer.lower(), [answer]) and contained(answer, [answer]) and f1(answer, [answer]) == 1
+    for other in ("", "-", "an"):
+        assert not exact(other, [answer]) and not contained(other, [answer]) and f1(other, [answer]) == 0
