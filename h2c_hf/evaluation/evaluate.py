@@ -125,7 +125,7 @@ class Run:
         report = build_report(
             headline, timing.pop("latency"), asked, **more, **timing,
             counts=self.counts,
-            gates=self.model.gate_values(),
+            gates=self.model.gate_values() if self.model.bridge.message is None else None,  # a message has none
             **training(options, self.model),
             models=models(options, self.model),
             config=options.to_dict(),
