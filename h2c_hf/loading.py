@@ -187,7 +187,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) ->
     return tokenizer
 
 
-def load_bridge(
+def load_pair(
     bridge: str,
     revision: str | None = None,
     sharer: str | None = None,

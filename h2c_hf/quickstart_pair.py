@@ -12,7 +12,7 @@ from .evaluation.runner import MAX_ANSWER_TOKENS
 from .evaluation.schema import load_report
 from .hints import next_commands
 from .hub.models import PUBLISHED, fetch
-from .loading import load_bridge
+from .loading import load_pair
 from .training.train import main as train
 from .visualization.figures import draw
 
@@ -61,7 +61,7 @@ def quickstart_pair(pair: str, output: str | Path, seed: int = 0, steps: int | N
 
 def ask_loaded(bridge: Path) -> list[str]:
     """Load the saved folder again, and answer the pasted texts."""
-    model, processor = load_bridge(str(bridge))
+    model, processor = load_pair(str(bridge))
     answers = []
     for passage, question in PASTED:
         prompt = open_prompt({"question": question})

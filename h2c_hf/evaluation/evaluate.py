@@ -15,7 +15,7 @@ from ..data.prompts import LETTERS, open_answer
 from ..data.rows import spread_rows
 from ..errors import naming
 from ..hints import install, next_commands
-from ..loading import ROLES, load_bridge
+from ..loading import ROLES, load_pair
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.configuration_h2c import record_commit
 from .arguments import EvaluationArguments, parse
@@ -172,7 +172,7 @@ class Run:
 def load(options: EvaluationArguments, device: torch.device) -> tuple[H2CForCausalLM, H2CProcessor, H2CBridgeModel | None]:
     attention = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
     named = {f"{role}{name}": getattr(options, f"{role}{name}") for role in ROLES for name in ("", "_gguf_file", "_chat_template")}
-    model, processor = load_bridge(
+    model, processor = load_pair(
         options.model, options.revision, sharer_quantization=options.sharer_quantization, dtype=options.dtype,
         chat_template_kwargs=options.chat_template_kwargs, device_map={"": device}, **named, **attention,
     )  # fmt: skip

@@ -29,7 +29,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from ..arguments import read_template_kwargs
 from ..data.prompts import PROMPTS, set_template_kwargs
-from ..loading import load_bridge
+from ..loading import load_pair
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.configuration_h2c import HUB_ARGUMENTS
 from ..modeling.inputs_h2c import CACHE, model_inputs
@@ -44,9 +44,9 @@ IGNORE_INDEX = -100
 # Methods that a task can ask: it has no passages that only the Sharer reads, no adapter of the Receiver and no drafts.
 ASKED = tuple(name for name in METHODS if name not in ("skyline", "lora", "text_to_text_draft"))
 AUTO_BATCH_SIZE = 64  # what "auto" begins with, as in lm-eval's own models
-# Further arguments of `load_bridge` that `--model_args` may give.
+# Further arguments of `load_pair` that `--model_args` may give.
 LOADING = (
-    *inspect.signature(load_bridge).parameters, "dtype", "subfolder", "attn_implementation", "sharer_quantization_config",
+    *inspect.signature(load_pair).parameters, "dtype", "subfolder", "attn_implementation", "sharer_quantization_config",
     "strict_revisions", "sharer_kwargs", "receiver_kwargs", *HUB_ARGUMENTS,
 )  # fmt: skip
 
@@ -104,7 +104,7 @@ class H2CLM(LM):
             enable_thinking, chat_template_args: lm-eval's names for variables of the chat templates; see `chat_template_kwargs`.
             chat_template_kwargs: variables of the two chat templates, over those of the bridge's processor.
             parallelize: spread both models over all GPUs (`device_map="auto"`).
-            loading: more arguments of `load_bridge` (`sharer`, `receiver`, `sharer_chat_template`, `dtype`, `revision` ...).
+            loading: more arguments of `load_pair` (`sharer`, `receiver`, `sharer_chat_template`, `dtype`, `revision` ...).
 
         Raises:
             ValueError: for an argument or a method that there is not, or a value that cannot be.
@@ -134,7 +134,7 @@ class H2CLM(LM):
             if device.startswith("cuda") and not torch.cuda.is_available():  # lm-eval's command says "cuda:0" where nobody named one
                 device = "cpu"
             device_map = "auto" if parallelize else device
-            pretrained = load_bridge(pretrained, device_map=device_map, trust_remote_code=trust_remote_code, **loading)
+            pretrained = load_pair(pretrained, device_map=device_map, trust_remote_code=trust_remote_code, **loading)
         self.model, self.processor = pretrained[0].eval(), copy.copy(pretrained[1])
         set_template_kwargs(self.processor, read_template_kwargs(chat_template_args))
         set_template_kwargs(self.processor, read_template_kwargs(chat_template_kwargs))

@@ -8,7 +8,7 @@ from h2c_hf.atlas.questions import atlas_passages
 from h2c_hf.data.rows import spread_rows
 from h2c_hf.evaluation.runner import evaluate
 from h2c_hf.hub.models import PUBLISHED, fetch
-from h2c_hf.loading import load_bridge
+from h2c_hf.loading import load_pair
 
 
 SHIPPED = Path(__file__).parents[2] / "hub_configs" / "gemma-3-270m_to_smollm2-135m"
@@ -22,7 +22,7 @@ def pair():
             fetch(name)
         except OSError as error:
             pytest.skip(f"{name} is neither stored nor can it be fetched: {error}")
-    return load_bridge(str(SHIPPED))
+    return load_pair(str(SHIPPED))
 
 
 @pytest.mark.real
