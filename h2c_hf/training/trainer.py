@@ -33,6 +33,7 @@ class H2CTrainer(WholeCheckpoints):
             model: None with `model_init`.
             args, processing_class, kwargs: as those of the stock Trainer.
         """
+        args.remove_unused_columns = False  # the collator reads other columns than forward takes
         letters = letters_of(processing_class)
         kwargs.setdefault("data_collator", H2CCollator(processing_class))
         kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: target_scores(logits, labels, letters))

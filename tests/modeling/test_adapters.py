@@ -1,5 +1,7 @@
 """Base models with adapters of PEFT."""
 
+import shutil
+
 import pytest
 import torch
 from pairs import random_inputs, randomize, tiny_model
@@ -56,6 +58,19 @@ def test_a_peft_model_is_taken_and_refused_when_saving(folders):
     model.save_pretrained(folders / "bridge")
     assert torch.equal(logits(H2CForCausalLM.from_pretrained(folders / "bridge")), logits(model))
     assert torch.equal(logits(H2CForCausalLM.from_pretrained(folders / "bridge", receiver=with_lora(folders))), logits(model))
+
+
+def test_adapters_that_were_added_later_are_refused_when_saving(folders):
+    """`add_adapter` notes no name of the model below, and `load_adapter` the one with which the adapters were trained."""
+    for add in (
+        lambda model: model.receiver.add_adapter(peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)),
+        lambda model: model.receiver.load_adapter(str(folders / "lora")),
+    ):
+        model = H2CForCausalLM.from_pair(str(folders / "sharer"), str(shutil.copytree(folders / "receiver", folders / "copy")))
+        add(model)
+        with pytest.raises(ValueError, match="The receiver has adapters, and receiver_model_id is"):
+            model.save_pretrained(folders / "bridge")
+        shutil.rmtree(folders / "copy")
 
 
 @pytest.mark.filterwarnings("ignore:The receiver has adapters")

@@ -173,6 +173,10 @@ def test_label_smoothing_is_that_of_the_targets(tmp_path):
     assert np.isfinite(trainer.train().training_loss) and np.isfinite(trainer.evaluate()["eval_loss"])
 
 
+def test_stock_arguments_leave_the_columns_to_the_collator(tmp_path):
+    assert np.isfinite(tiny_run(tmp_path, tiny_pair(), remove_unused_columns=True).train().training_loss)
+
+
 def test_a_loss_function_gets_logits_and_labels_in_step(tmp_path):
     seen = []
 
