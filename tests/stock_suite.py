@@ -117,6 +117,7 @@ CANNOT_APPLY = {
     "_pad_right": "expects right padding to be read; it is refused",
     "test_attention_outputs": "expects attention over the whole prompt; forward computes the kickstart on the bridged cache",
     "test_hidden_states_output": "expects hidden states of the whole prompt; forward computes those of the kickstart",
+    "test_retain_grad_hidden_states_attentions": "expects a gradient for the embeddings of the prompt, which are frozen",
     "test_correct_missing_keys": "expects weights outside the bridge to be missing; they come from the base models' own repos",
     "test_model_weights_reload_no_missing_tied_weights": "expects a file without the weights to load; a bridge without weights is refused",
     "test_generation_tester_mixin_inheritance": "expects GenerationTesterMixin, which the sdist lacks",

@@ -71,10 +71,6 @@ class StockMixin:
         if isinstance(attn_implementation, str):
             self.config._attn_implementation = attn_implementation
 
-    def compute_transition_scores(self, *args, **kwargs) -> torch.Tensor:
-        """The Receiver's, which generated the scores."""
-        return self.receiver.compute_transition_scores(*args, **kwargs)
-
     def generate_batch(self, *args, **kwargs):
         """
         Raises:
