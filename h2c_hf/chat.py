@@ -88,7 +88,7 @@ class Chat:
         """Answer a message. One whose answer fails or is stopped is as if it had not been sent."""
         messages = [*self.messages, *user_turn(text)]
         sharer_messages = [*self.sharer_messages, *user_turn(with_passage(self.passage, text) if self.passage else text)]
-        inputs = self.processor.apply_chat_template(messages, sharer_messages).to(self.model.receiver.device)
+        inputs = self.processor.apply_chat_template(messages, sharer_messages).to(self.model.device)
         streamer = TextStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         output = self.conversation.generate(**inputs, streamer=streamer, **self.options)
         answer = self.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -140,7 +140,7 @@ class H2CLM(LM):
         set_template_kwargs(self.processor, read_template_kwargs(chat_template_kwargs))
         if enable_thinking is not None:
             set_template_kwargs(self.processor, {"enable_thinking": enable_thinking})
-        self._device = self.model.receiver.device
+        self._device = self.model.device
         if (method == "adapter") != bool(adapter):
             raise ValueError(f"The method 'adapter' and adapter=DIR go together; got method={method}, adapter={adapter}.")
         bridge = self.model.bridge
@@ -318,7 +318,7 @@ class H2CLM(LM):
         for role in roles:
             rows, prefix = [self._encode(role, context, answers=role == roles[0]) for context in contexts], PREFIXES[role]
             inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"] = left_pad(rows, padding_id(self.tokenizers[role]))
-        batch.inputs = BatchFeature(inputs).to(self.model.receiver.device)
+        batch.inputs = BatchFeature(inputs).to(self.model.device)
         return batch
 
     def _encode(self, role: str, context: Context, answers: bool) -> list[int]:
@@ -396,7 +396,7 @@ class H2CLM(LM):
         read = torch.cat([ids[index, -1:].cpu(), targets[:, :-1].clamp(min=0)], 1)
         whole_mask = torch.cat([mask[index].cpu(), real[:, 1:].long()], 1)
         inputs = model_inputs(model, read, whole_mask)
-        logits = model(**inputs, **{CACHE: rows_of(cache, index.to(model.device))}, use_cache=True).logits.float()
+        logits = model(**inputs, **{CACHE: rows_of(cache, index.to(inputs["input_ids"].device))}, use_cache=True).logits.float()
         targets, real = targets.to(logits.device), real.to(logits.device)
         scores = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
         greedy = (logits.argmax(-1) == targets) | ~real

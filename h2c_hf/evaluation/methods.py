@@ -16,8 +16,8 @@ from transformers.cache_utils import Cache
 from ..data.prompts import FORMS, PROMPTS, Prompts, hint_prompt, user_turn, with_passage
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.drafts_h2c import Draft
-from ..modeling.inputs_h2c import forked
-from .head import head_logits
+from ..modeling.inputs_h2c import execution_device, forked
+from ..modeling.loss_h2c import head_of
 
 
 MAX_HINT_TOKENS, MAX_REASONING_TOKENS = 48, 96
@@ -69,7 +69,7 @@ class Batch:
         return self.encode(conversations, for_sharers)
 
     def encode(self, conversations: list[list[dict]], sharer_conversations: list[list[dict]] | None = None) -> BatchFeature:
-        return self.processor.apply_chat_template(conversations, sharer_conversations).to(self.model.receiver.device)
+        return self.processor.apply_chat_template(conversations, sharer_conversations).to(self.model.device)
 
     @cached_property
     def sharer_hidden_states(self) -> tuple[torch.Tensor, ...]:
@@ -319,7 +319,7 @@ class Sharer(Method):
     def logits(self, batch: Batch) -> torch.Tensor:
         last = batch.sharer_hidden_states[-1][:, -1:]
         with batch.part("decode"):
-            return head_logits(batch.model.sharer, last)[:, -1]
+            return head_of(batch.model.sharer)(last)[:, -1]
 
     def generate(self, batch: Batch, **kwargs) -> list[str]:
         with batch.part("decode"):
@@ -391,7 +391,7 @@ class Adapter(Zeros):
 def sharer_text(batch: Batch, inputs: BatchFeature, **kwargs) -> list[str]:
     """The Sharer's text after its prompts in ``inputs``. Texts that ran on to their limit of tokens are counted in the batch."""
     sharer, tokenizer = batch.model.sharer, batch.processor.sharer_tokenizer
-    ids, mask = (inputs[name].to(sharer.device) for name in ("sharer_input_ids", "sharer_attention_mask"))
+    ids, mask = (inputs[name].to(execution_device(sharer)) for name in ("sharer_input_ids", "sharer_attention_mask"))
     kwargs = {**end_tokens(sharer, tokenizer), **kwargs}
     new = sharer.generate(input_ids=ids, attention_mask=mask, **kwargs)[:, ids.shape[1] :]
     ends = torch.tensor(kwargs.get("eos_token_id", []), device=new.device)

@@ -46,16 +46,35 @@ def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | Non
     return past_key_values if cache is None else cache
 
 
+def to_fill(cache: Cache | None) -> bool:
+    """Return whether a cache is to be filled: there is none, or an empty one, which any model fills. (`H2CSeveralSharers` marks the empty
+    cache from which the Receiver answers alone.)"""
+    return cache is None or (cache.get_seq_length() == 0 and not getattr(cache, "without_bridge", False))
+
+
 def refuse_cache(arguments: dict, reason: str) -> None:
-    """Take both names of a cache out of `arguments`.
+    """Take what a wrapper makes itself out of `arguments`: both names of a cache, and the Sharer's hidden states.
 
     Raises:
         ValueError: if one is given.
     """
-    caches = {name: arguments.pop(name, None) for name in ("past_key_values", "cache")}
-    for name, cache in caches.items():
-        if cache is not None:
+    given = {name: arguments.pop(name, None) for name in ("past_key_values", "cache", "sharer_hidden_states")}
+    for name, value in given.items():
+        if value is not None:
             raise ValueError(f"{name} is given; expected none: {reason}")
+
+
+def check_tensors(**tensors: torch.Tensor | None) -> None:
+    """
+    Raises:
+        ValueError: for something else in the place of a tensor.
+    """
+    for name, value in tensors.items():
+        if value is not None and not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"{name} is a {type(value).__name__}; expected a tensor (batch, length). Pass a processor's output as **inputs, and "
+                f"arguments of generate by their names."
+            )
 
 
 def forked(cache: Cache) -> Cache:
@@ -135,6 +154,9 @@ def check_prompt(
         ValueError: with the length that was got and the one that is possible.
     """
     name = f"{prefix}input_ids"
+    if input_ids is None:
+        raise ValueError(f"{name} is missing: got None, expected a prompt (batch, length).")
+    check_tensors(**{name: input_ids, f"{prefix}attention_mask": attention_mask})
     check_dimensions(name, input_ids)
     shortest, longest = input_ids.shape[1], input_ids.shape[1]
     if attention_mask is not None:
@@ -149,9 +171,12 @@ def check_prompt(
             shortest, longest = int(lengths.min()), int(lengths.max())
     columns, also = input_ids.shape[1], ""
     if message_mask is not None and len(message_mask) == len(input_ids):
-        lengths = input_ids.shape[1] if attention_mask is None else attention_mask.sum(1).cpu()
-        longest, columns = int((message_mask.sum(1).cpu() + lengths).max()), columns + message_mask.shape[1]
-        also = " with the Sharer's message"
+        columns, also = columns + message_mask.shape[1], " with the Sharer's message"
+        if torch.compiler.is_compiling():
+            longest = columns
+        else:
+            lengths = input_ids.shape[1] if attention_mask is None else attention_mask.sum(1).cpu()
+            longest = int((message_mask.sum(1).cpu() + lengths).max())
     if shortest < least:
         what = "at least 1 token" if least == 1 else f"at least {least} tokens (one to bridge, and the kickstart)"
         raise ValueError(f"A prompt in {name} is empty or too short: got {shortest} tokens, expected {what}.")
