@@ -229,16 +229,15 @@ def load_bridge(
         if name is None and gguf_file is not None:
             raise ValueError(f"{role}_gguf_file is {gguf_file!r} without a {role}; expected the folder or Hub id that holds it.")
         quantization = sharer_quantization if role == "sharer" else "none"
-        of_config = getattr(config, f"{role}_model_id")
         if name is not None:
             base = BaseModel.find(name, role, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
-        elif of_config in FETCHED.values() and getattr(config, f"{role}_gguf_file") is None:
-            base = BaseModel.find(of_config, role, getattr(config, f"{role}_revision"), trust_remote_code=trust_remote_code)
-        else:  # `from_pretrained` knows where it is
+        else:
+            base = fetched_base(config, role, trust_remote_code)
+        if base is None:  # `from_pretrained` knows where it is
             code = {"trust_remote_code": True} if trust_remote_code else {}
             arguments[f"{role}_kwargs"] = {**code, **quantized(quantization), **loading.get(f"{role}_kwargs", {})}
             continue
-        with naming(role.capitalize(), name or of_config):
+        with naming(role.capitalize(), name or getattr(config, f"{role}_model_id")):
             arguments[role] = base.model(quantization, **{"dtype": "auto", **shared, **arguments.pop(f"{role}_kwargs", {})})
     try:
         model = H2CForCausalLM.from_pretrained(bridge, **{name: value for name, value in arguments.items() if value is not None}).eval()
@@ -254,6 +253,14 @@ def load_bridge(
             set_chat_template(getattr(processor, f"{role}_tokenizer"), chat_template)
     set_template_kwargs(processor, read_template_kwargs(chat_template_kwargs))
     return model, processor
+
+
+def fetched_base(config: H2CBridgeConfig, role: str, trust_remote_code: bool = False) -> BaseModel | None:
+    """Return the base model that a bridge's config names, if `h2c models fetch` knows it; None for any other."""
+    model_id = getattr(config, f"{role}_model_id")
+    if model_id not in FETCHED.values() or getattr(config, f"{role}_gguf_file") is not None:
+        return None
+    return BaseModel.find(model_id, role, getattr(config, f"{role}_revision"), trust_remote_code=trust_remote_code)
 
 
 def name_missing_model(config: H2CBridgeConfig, hub: dict) -> None:
