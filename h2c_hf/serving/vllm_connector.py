@@ -264,11 +264,14 @@ class H2CConnector(KVConnectorBase_V1):
         slots = torch.tensor(load.block_ids)[positions // self._block_size] * self._block_size + positions % self._block_size
         heads, rank, workers = bridged.keys.shape[1], self._group.rank_in_group, self._group.world_size
         own = slice(rank * heads // workers, rank * heads // workers + max(1, heads // workers))
+        if bridged.ready is not None:
+            stream = torch.cuda.current_stream(self._layers[self._names[0]].kv_cache.device)
+            stream.wait_event(bridged.ready)
+            for states in (bridged.keys, bridged.values):
+                states.record_stream(stream)  # else the allocator may give their memory away before it is copied
         for index, name in enumerate(self._names):
             layer = self._layers[name]
             cache = layer.kv_cache
-            if bridged.ready is not None:
-                torch.cuda.current_stream(cache.device).wait_event(bridged.ready)
             # (heads, positions, head_dim) -> (positions, heads, head_dim)
             keys, values = (
                 states[index, own, load.first :].transpose(0, 1).to(cache.device, self._vllm_config.model_config.dtype).contiguous()

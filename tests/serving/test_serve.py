@@ -16,6 +16,7 @@ import pytest
 from servers import ASKED, QUESTION, ROOT, started
 
 from h2c_hf.atlas.questions import atlas_questions
+from h2c_hf.benchmarks import load
 from h2c_hf.cli import main
 from h2c_hf.evaluation.methods import METHODS, Batch
 from h2c_hf.serving.openai_requests import CHAT, COMPLETIONS, RESPONSES
@@ -62,7 +63,7 @@ def expected(atlas, content: str = QUESTION, sharer: str | None = None, **option
 def post(url: str, body: bytes) -> tuple[int, dict]:
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=600) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -182,6 +183,27 @@ def test_h2c_chat_names_a_server_that_is_not_there():
 def test_h2c_chat_refuses_a_repo_beside_a_url(capsys):
     assert main(["chat", "some/bridge", "--url", "http://127.0.0.1:9"]) == 2
     assert "--url and REPO are given; expected one of them" in capsys.readouterr().err
+
+
+def test_the_load_benchmark_measures_a_server(server, tmp_path, capsys):
+    """Two clients with two requests each, of the bridge and of the Receiver alone; every answer has all its tokens."""
+    arguments = ["--eos", "1", "--clients", "2", "--requests", "4", "--new_tokens", "5", "--output", str(tmp_path / "load.json")]
+    assert load.main(["--server", f"bridged={server.url}", "--server", f"receiver={server.url},alone", *arguments]) == 0
+    rows = json.loads((tmp_path / "load.json").read_text())["rows"]
+    assert [(row["server"], row["requests"], row["tokens"]) for row in rows] == [("bridged", 4, 20), ("receiver", 4, 20)]
+    assert all(0 < row["first_token_p50"] <= row["first_token_p99"] for row in rows) and (tmp_path / "load.png").exists()
+    assert "bridged        2 clients" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--bridge", "a", "--server", "a=http://b"], ["--server", "a=http://b"]])
+def test_the_load_benchmark_expects_a_bridge_or_servers(arguments):
+    with pytest.raises(ValueError, match="expected --bridge, or the other two"):
+        load.main(arguments)
+
+
+def test_the_load_benchmark_names_a_missing_environment(tmp_path):
+    with pytest.raises(ValueError, match="make one with scripts/serve_env"):
+        load.main(["--bridge", ATLAS, "--vllm", str(tmp_path)])
 
 
 def test_the_printed_curl_line_works(server, atlas):
