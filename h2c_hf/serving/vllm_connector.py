@@ -34,7 +34,7 @@ from vllm.distributed.parallel_state import get_tp_group
 from vllm.logger import init_logger
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-from ..loading import load_bridge
+from ..loading import load_model
 from ..modeling import H2CForCausalLM
 from .bridge_client import BridgeClient
 from .bridge_server import TOKEN_VARIABLE
@@ -155,7 +155,7 @@ class H2CConnector(KVConnectorBase_V1):
                 check_receiver(facts, config)
             return client
         dtype = getattr(torch, options["dtype"]) if "dtype" in options else config.dtype
-        model, _ = load_bridge(options["bridge"], dtype=dtype)
+        model = load_model(options["bridge"], dtype=dtype)
         check_receiver(pair_facts(model), config)
         device = torch.device(options.get("device", self._vllm_config.device_config.device))
         check_memory(model, device)

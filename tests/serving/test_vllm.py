@@ -73,7 +73,7 @@ def vllm(tmp_path: Path, waves: list[list[dict]], connector: dict | None = None,
     script = str(Path(__file__).parent / "vllm_process.py")
     done = subprocess.run([PYTHON, script, path], capture_output=True, text=True, env=inherited, timeout=1200)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, done.stderr[-3000:]
+    assert lines, f"exit status {done.returncode}\n{done.stderr[-3000:]}"
     result = json.loads(lines[-1].removeprefix("RESULT "))
     assert "error" not in result or not waves, result["error"]
     return result
