@@ -167,6 +167,7 @@ def chat() -> Parser:
         epilog="in the chat:\n\n" + "\n".join(f"  {line}" for line in HELP.splitlines()),
     )  # fmt: skip
     add_repo(parser)
+    parser.add_argument("--url", help="talk to a server instead of loading REPO: h2c serve, or vLLM with the connector")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="longest answer (default: %(default)s)")
     return parser
 
