@@ -232,7 +232,7 @@ def load_model(
     """Load a trained bridge with its two base models, in eval mode.
 
     Args:
-        bridge, revision: see `load_bridge`.
+        bridge, revision: see `load_pair`.
         sharer, receiver: base models instead of those that the bridge's config names; see `BaseModel.find`. A model that `h2c models
             fetch` got is loaded from there.
         sharer_gguf_file, receiver_gguf_file: GGUF files in those.
