@@ -77,6 +77,8 @@ def read_through(model: PreTrainedModel, inputs: dict, layers: list[int], take: 
     plain = isinstance(stack, torch.nn.ModuleList) and isinstance(getattr(body, "norm", None), torch.nn.Module)
     # An instance with a `forward` of its own (accelerate's hooks) would run that of the whole.
     if not plain or "forward" in vars(body):
+        if not any("forward" in vars(module) for module in body.modules()):
+            body = without_hooks_for_good(body)
         states = body(**inputs, output_hidden_states=layers).hidden_states  # or every layer, where it is known as a flag alone
         for index in layers:
             take(index, states[index])
@@ -93,6 +95,14 @@ def read_through(model: PreTrainedModel, inputs: dict, layers: list[int], take: 
     state = trimmed(**inputs, output_hidden_states=False).last_hidden_state
     if last == len(stack):
         take(last, state)
+
+
+def without_hooks_for_good(module: torch.nn.Module) -> torch.nn.Module:
+    """Return the same modules, weights shared, on which a pass can install hooks that the given ones do not get."""
+    module = copy.copy(module)
+    module._forward_hooks = module._forward_hooks.copy()
+    module._modules = {name: child if child is None else without_hooks_for_good(child) for name, child in module._modules.items()}
+    return module
 
 
 def without_effect(module: torch.nn.Module) -> torch.nn.Module:

@@ -32,7 +32,13 @@ class H2CTrainer(WholeCheckpoints):
         Args:
             model: None with `model_init`.
             args, processing_class, kwargs: as those of the stock Trainer.
+
+        Raises:
+            ValueError: for `neftune_noise_alpha`, which would have no effect.
         """
+        if args.neftune_noise_alpha is not None:
+            raise ValueError(f"neftune_noise_alpha is {args.neftune_noise_alpha}; expected None: both models' embeddings are frozen.")
+        args.remove_unused_columns = False  # the collator reads other columns than forward takes
         letters = letters_of(processing_class)
         kwargs.setdefault("data_collator", H2CCollator(processing_class))
         kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: target_scores(logits, labels, letters))

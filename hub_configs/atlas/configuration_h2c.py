@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # The files that make a repo work without this package. Flat, and they import nothing but torch, transformers and each other.
 REMOTE_CODE = (
     "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "bridges_h2c.py", "conversation_h2c.py",
+    "drafts_h2c.py",
     "families_h2c.py", "folders_h2c.py", "generation_h2c.py", "layers_h2c.py", "loading_h2c.py", "message_h2c.py", "messages_h2c.py",
     "passes_h2c.py", "prefixes_h2c.py", "stock_h2c.py",
     "modeling_h2c.py", "processing_h2c.py", "pipeline_h2c.py",
@@ -101,9 +102,18 @@ def pair_values(sharer_config: PreTrainedConfig, receiver_config: PreTrainedConf
         "sharer_hidden_size": sharer.hidden_size,
         "sharer_num_hidden_layers": sharer.num_hidden_layers,
         "receiver_num_hidden_layers": receiver.num_hidden_layers,
-        "vocab_size": receiver.vocab_size,
-        "bos_token_id": getattr(receiver, "bos_token_id", None),
+        **text_values(receiver_config),
         **cache_shape(receiver),
+    }
+
+
+def text_values(receiver_config: PreTrainedConfig) -> dict:
+    """Return the fields that any model's config has, of the Receiver: it writes the text."""
+    receiver = receiver_config.get_text_config(decoder=True)
+    names = ("vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id")
+    return {
+        **{name: getattr(receiver, name, None) for name in names},
+        "receiver_max_position_embeddings": getattr(receiver, "max_position_embeddings", None),
     }
 
 
@@ -132,7 +142,6 @@ def rope_values(receiver_config: PreTrainedConfig) -> dict:
     return {
         "receiver_rope_parameters": copy.deepcopy(rope) or None,
         "receiver_layer_types": list(receiver.layer_types) if by_type else None,
-        "receiver_max_position_embeddings": getattr(receiver, "max_position_embeddings", None),
     }
 
 
@@ -174,7 +183,9 @@ class H2CBridgeConfig(PreTrainedConfig):
             share; None: it does not.
         receiver_rope_parameters: the Receiver's, by which a message's keys are rotated to their positions; None: they are not rotated.
         receiver_layer_types: of each Receiver layer, if its `rope_parameters` differ by type.
-        vocab_size, bos_token_id: the Receiver's, for what reads them of any model (watermark detection, transition scores).
+        receiver_max_position_embeddings: the Receiver's context window.
+        vocab_size, hidden_size, bos_token_id, eos_token_id, pad_token_id: the Receiver's, for code that reads them of any model (watermark
+            detection, transition scores).
     """
 
     model_type = "h2c_bridge"
@@ -182,7 +193,7 @@ class H2CBridgeConfig(PreTrainedConfig):
     # Stock names for the model that writes the text.
     attribute_map = {
         "num_hidden_layers": "receiver_num_hidden_layers", "num_key_value_heads": "receiver_num_key_value_heads",
-        "head_dim": "receiver_head_dim",
+        "head_dim": "receiver_head_dim", "max_position_embeddings": "receiver_max_position_embeddings",
     }  # fmt: skip
     keys_to_ignore_at_inference = ["past_key_values", "cache"]  # the latter from transformers 5.24 on
 
@@ -213,7 +224,10 @@ class H2CBridgeConfig(PreTrainedConfig):
     receiver_layer_types: list[str] | None = None
     receiver_max_position_embeddings: int | None = None
     vocab_size: int | None = None
+    hidden_size: int | None = None
     bos_token_id: int | list[int] | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))

@@ -15,6 +15,7 @@ from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM, H2CTextGenerationPip
 
 REMOTE_CODE = {
     "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "bridges_h2c.py", "conversation_h2c.py",
+    "drafts_h2c.py",
     "families_h2c.py", "folders_h2c.py", "generation_h2c.py", "loading_h2c.py", "messages_h2c.py", "passes_h2c.py", "prefixes_h2c.py",
     "layers_h2c.py", "message_h2c.py", "stock_h2c.py",
     "modeling_h2c.py", "processing_h2c.py", "pipeline_h2c.py",
@@ -280,6 +281,9 @@ def test_models_on_disk_answer_as_in_memory(by_id, tmp_path):
     options = {"max_new_tokens": 3, "do_sample": False}
     assert torch.equal(loaded.generate(**inputs, **options), model.generate(**inputs, **options))
     assert loaded.hf_device_map["sharer"] == "disk" and not hasattr(model, "hf_device_map")
+    assert all(any((tmp_path / "offloaded" / role).iterdir()) for role in ("sharer", "receiver"))
+    room = {"device_map": "auto", "max_memory": {"cpu": 40_000}, "offload_folder": str(tmp_path / "more")}  # bytes
+    assert set(H2CForCausalLM.from_pretrained(folder, **room).hf_device_map.values()) == {"cpu", "disk"}
 
 
 def test_a_bridge_is_never_split(by_id, tmp_path):

@@ -173,6 +173,15 @@ def test_label_smoothing_is_that_of_the_targets(tmp_path):
     assert np.isfinite(trainer.train().training_loss) and np.isfinite(trainer.evaluate()["eval_loss"])
 
 
+def test_stock_arguments_leave_the_columns_to_the_collator(tmp_path):
+    assert np.isfinite(tiny_run(tmp_path, tiny_pair(), remove_unused_columns=True).train().training_loss)
+
+
+def test_noise_on_frozen_embeddings_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"neftune_noise_alpha is 5.0; expected None: both models' embeddings are frozen."):
+        tiny_run(tmp_path, tiny_pair(), neftune_noise_alpha=5.0)
+
+
 def test_a_loss_function_gets_logits_and_labels_in_step(tmp_path):
     seen = []
 
