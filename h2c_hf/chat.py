@@ -1,5 +1,8 @@
-"""`h2c chat [REPO]`: a conversation in the terminal, streamed; what earlier turns computed is kept."""
+"""`h2c chat [REPO]`: a conversation in the terminal, streamed; what earlier turns computed is kept. `h2c chat --url URL` asks a server."""
 
+import argparse
+import contextlib
+import os
 import shutil
 import sys
 import textwrap
@@ -14,12 +17,13 @@ from .data.prompts import user_turn, with_passage
 from .demo import opened, pair_options
 from .evaluation.methods import METHODS, Batch
 from .evaluation.page import TITLES
-from .hints import next_commands
+from .hints import install, next_commands
 from .modeling import H2CForCausalLM, H2CProcessor
 from .parsers import chat as parser
 
 
 COMPARED = ("receiver", "text_to_text", "h2c")
+COMPARED_REMOTELY = ("receiver", "h2c")
 COMMANDS = [line.split()[0] for line in HELP.splitlines()]
 LEAVE = ("/quit", "/exit", "quit", "exit")
 ATLAS_EXAMPLES = (
@@ -88,17 +92,74 @@ class Chat:
         """Answer a message. One whose answer fails or is stopped is as if it had not been sent."""
         messages = [*self.messages, *user_turn(text)]
         sharer_messages = [*self.sharer_messages, *user_turn(with_passage(self.passage, text) if self.passage else text)]
+        said = {"role": "assistant", "content": self.answer(messages, sharer_messages)}
+        self.messages, self.sharer_messages, self.passage = [*messages, said], [*sharer_messages, said], None
+
+    def answer(self, messages: list[dict], sharer_messages: list[dict]) -> str:
+        """Print the next message of a conversation while it is written, and return it."""
         inputs = self.processor.apply_chat_template(messages, sharer_messages).to(self.model.device)
         streamer = TextStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         output = self.conversation.generate(**inputs, streamer=streamer, **self.options)
-        answer = self.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        said = {"role": "assistant", "content": answer}
-        self.messages, self.sharer_messages, self.passage = [*messages, said], [*sharer_messages, said], None
+        return self.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
     def compare(self, text: str) -> None:
         batch = Batch(self.model, self.processor, [{"question": text}], "open")
         answers = [METHODS[name].generate(batch, do_sample=False, **self.options)[0].strip() for name in COMPARED]
         print(columns([TITLES[name] for name in COMPARED], answers, shutil.get_terminal_size().columns))
+
+
+class RemoteChat(Chat):
+    """A conversation with a server: `h2c serve`, or vLLM with the connector. Uses OpenAI's client."""
+
+    def __init__(self, url: str, max_new_tokens: int, read: Callable[[str], str] = input):
+        """
+        Raises:
+            ValueError: if no server of this kind answers at `url`.
+        """
+        try:
+            import openai
+        except ImportError as error:
+            raise ValueError(f"h2c chat --url needs openai ({error}); install it with: {install('serve')}") from None
+        self.errors, self.url = openai, url.rstrip("/").removesuffix("/v1")
+        key = os.environ.get("OPENAI_API_KEY", "none")
+        self.client, self.read = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0), read
+        with self.told():
+            self.options = {"model": self.client.models.list().data[0].id, "max_tokens": max_new_tokens}
+        self.clear()
+
+    def clear(self) -> None:
+        self.passage, self.messages, self.sharer_messages = None, [], []
+
+    @contextlib.contextmanager
+    def told(self):
+        """Turn an error of the client into a ValueError of one sentence."""
+        try:
+            yield
+        except self.errors.APIStatusError as error:
+            body = error.body if isinstance(error.body, dict) else {}
+            raise ValueError(f"{self.url} answered {error.status_code}: {body.get('message', error.message)}") from error
+        except self.errors.OpenAIError as error:
+            raise ValueError(f"{self.url} does not answer ({error}); start a server with: h2c serve") from error
+
+    def answer(self, messages: list[dict], sharer_messages: list[dict]) -> str:
+        pieces, fields = [], {"stream": True, "extra_body": {"sharer_messages": sharer_messages}}
+        # Leaving the block closes the connection, and the server stops writing.
+        with self.told(), self.client.chat.completions.create(messages=messages, **fields, **self.options) as stream:
+            for chunk in stream:
+                piece = chunk.choices[0].delta.content if chunk.choices else None
+                print(piece or "", end="", flush=True)
+                pieces.append(piece or "")
+        print()
+        return "".join(pieces)
+
+    def compare(self, text: str) -> None:
+        answers = []
+        for name in COMPARED_REMOTELY:
+            fields = {"temperature": 0, "extra_body": {"h2c": name == "h2c"}}
+            with self.told():
+                answered = self.client.chat.completions.create(messages=user_turn(text), **fields, **self.options)
+            answers.append((answered.choices[0].message.content or "").strip())
+        print(columns([TITLES[name] for name in COMPARED_REMOTELY], answers, shutil.get_terminal_size().columns))
 
 
 def columns(titles: list[str], texts: list[str], width: int) -> str:
@@ -140,15 +201,34 @@ def banner(model: H2CForCausalLM, repo: str | None) -> str:
     )
 
 
+def check_alone(options: argparse.Namespace) -> None:
+    """Refuse options about a pair beside --url.
+
+    Raises:
+        ValueError: naming the first one.
+    """
+    defaults = parser().parse_args([])
+    for name in ("repo", *pair_options(options)):
+        if getattr(options, name) != getattr(defaults, name):
+            told = "REPO" if name == "repo" else f"--{name}"
+            raise ValueError(f"--url and {told} are given; expected one of them: the server at {options.url} has a bridge loaded.")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """`h2c chat`."""
     options = parser().parse_args(arguments)
     if options.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {options.max_new_tokens}; expected at least 1.")
+    read = prompt_session().prompt if sys.stdin.isatty() and sys.stdout.isatty() else input
+    if options.url is not None:
+        check_alone(options)
+        chat = RemoteChat(options.url, options.max_new_tokens, read)
+        print(f"Server    {chat.url}, model {chat.options['model']}\n/help lists the commands; /compare shows Receiver and H2C.")
+        chat.run()
+        return 0
     logging.disable_progress_bar()
     model, processor = opened(options.repo, **pair_options(options))
     print(banner(model, options.repo))
-    read = prompt_session().prompt if sys.stdin.isatty() and sys.stdout.isatty() else input
     Chat(model, processor, options.max_new_tokens, read).run()
     next_commands(f"h2c demo{f' {options.repo}' if options.repo else ''}")
     return 0

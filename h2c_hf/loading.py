@@ -187,38 +187,60 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) ->
     return tokenizer
 
 
-def load_bridge(
+def load_pair(
     bridge: str,
     revision: str | None = None,
-    sharer: str | None = None,
-    receiver: str | None = None,
-    sharer_gguf_file: str | None = None,
-    receiver_gguf_file: str | None = None,
     sharer_chat_template: str | None = None,
     receiver_chat_template: str | None = None,
     chat_template_kwargs: dict | str | None = None,
-    sharer_quantization: str = "none",
-    trust_remote_code: bool = False,
     **loading,
 ) -> tuple[H2CForCausalLM, H2CProcessor]:
     """Load a trained bridge with its two base models, and its processor.
 
     Args:
         bridge, revision: the bridge's folder or Hub id, or "atlas" (in the package); and its commit.
-        sharer, receiver: base models instead of those that the bridge's config names; see `BaseModel.find`. A model that `h2c models
-            fetch` got is loaded from there.
-        sharer_gguf_file, receiver_gguf_file: GGUF files in those.
         sharer_chat_template, receiver_chat_template: instead of the tokenizers' own; see `set_chat_template`.
         chat_template_kwargs: variables of both chat templates, as a mapping or its JSON, over those of the saved processor.
-        sharer_quantization: "none", "nf4" or "int8".
-        trust_remote_code: let the base models run code from their repos.
-        loading: more arguments of `H2CForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation` ...).
+        loading: more arguments of `load_model`.
 
     Returns:
         The model in eval mode, and the processor.
     """
-    atlas = bridge == "atlas"
-    if atlas:
+    model = load_model(bridge, revision, **loading)
+    if bridge == "atlas":
+        processor = H2CProcessor(*(BaseModel.find("atlas", role).tokenizer() for role in ROLES))
+    else:
+        processor = H2CProcessor.from_pretrained(bridge, revision=revision)
+    for role, chat_template in (("sharer", sharer_chat_template), ("receiver", receiver_chat_template)):
+        if chat_template is not None:
+            set_chat_template(getattr(processor, f"{role}_tokenizer"), chat_template)
+    set_template_kwargs(processor, read_template_kwargs(chat_template_kwargs))
+    return model, processor
+
+
+def load_model(
+    bridge: str,
+    revision: str | None = None,
+    sharer: str | None = None,
+    receiver: str | None = None,
+    sharer_gguf_file: str | None = None,
+    receiver_gguf_file: str | None = None,
+    sharer_quantization: str = "none",
+    trust_remote_code: bool = False,
+    **loading,
+) -> H2CForCausalLM:
+    """Load a trained bridge with its two base models, in eval mode.
+
+    Args:
+        bridge, revision: see `load_pair`.
+        sharer, receiver: base models instead of those that the bridge's config names; see `BaseModel.find`. A model that `h2c models
+            fetch` got is loaded from there.
+        sharer_gguf_file, receiver_gguf_file: GGUF files in those.
+        sharer_quantization: "none", "nf4" or "int8".
+        trust_remote_code: let the base models run code from their repos.
+        loading: more arguments of `H2CForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation` ...).
+    """
+    if bridge == "atlas":
         bridge, sharer, receiver = str(MODELS / "bridge"), sharer or "atlas", receiver or "atlas"
     with naming("bridge", bridge):
         config = H2CBridgeConfig.from_pretrained(bridge, revision=revision)
@@ -229,31 +251,29 @@ def load_bridge(
         if name is None and gguf_file is not None:
             raise ValueError(f"{role}_gguf_file is {gguf_file!r} without a {role}; expected the folder or Hub id that holds it.")
         quantization = sharer_quantization if role == "sharer" else "none"
-        of_config = getattr(config, f"{role}_model_id")
         if name is not None:
             base = BaseModel.find(name, role, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
-        elif of_config in FETCHED.values() and getattr(config, f"{role}_gguf_file") is None:
-            base = BaseModel.find(of_config, role, getattr(config, f"{role}_revision"), trust_remote_code=trust_remote_code)
-        else:  # `from_pretrained` knows where it is
+        else:
+            base = fetched_base(config, role, trust_remote_code)
+        if base is None:  # `from_pretrained` knows where it is
             code = {"trust_remote_code": True} if trust_remote_code else {}
             arguments[f"{role}_kwargs"] = {**code, **quantized(quantization), **loading.get(f"{role}_kwargs", {})}
             continue
-        with naming(role.capitalize(), name or of_config):
+        with naming(role.capitalize(), name or getattr(config, f"{role}_model_id")):
             arguments[role] = base.model(quantization, **{"dtype": "auto", **shared, **arguments.pop(f"{role}_kwargs", {})})
     try:
-        model = H2CForCausalLM.from_pretrained(bridge, **{name: value for name, value in arguments.items() if value is not None}).eval()
+        return H2CForCausalLM.from_pretrained(bridge, **{name: value for name, value in arguments.items() if value is not None}).eval()
     except OSError:
         name_missing_model(config, {name: shared[name] for name in HUB_ARGUMENTS if name in shared})
         raise
-    if atlas:
-        processor = H2CProcessor(*(BaseModel.find("atlas", role).tokenizer() for role in ROLES))
-    else:
-        processor = H2CProcessor.from_pretrained(bridge, revision=revision)
-    for role, chat_template in (("sharer", sharer_chat_template), ("receiver", receiver_chat_template)):
-        if chat_template is not None:
-            set_chat_template(getattr(processor, f"{role}_tokenizer"), chat_template)
-    set_template_kwargs(processor, read_template_kwargs(chat_template_kwargs))
-    return model, processor
+
+
+def fetched_base(config: H2CBridgeConfig, role: str, trust_remote_code: bool = False) -> BaseModel | None:
+    """Return the base model that a bridge's config names, if `h2c models fetch` knows it; None for any other."""
+    model_id = getattr(config, f"{role}_model_id")
+    if model_id not in FETCHED.values() or getattr(config, f"{role}_gguf_file") is not None:
+        return None
+    return BaseModel.find(model_id, role, getattr(config, f"{role}_revision"), trust_remote_code=trust_remote_code)
 
 
 def name_missing_model(config: H2CBridgeConfig, hub: dict) -> None:

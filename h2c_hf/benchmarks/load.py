@@ -1,46 +1,171 @@
-"""`scripts/benchmark.py load`: tokens a second and time to the first token of servers under load, one after the other.
+"""`scripts/benchmark.py load`: tokens a second and time to the first token of servers under load.
+
+    python scripts/benchmark.py load --bridge REPO --output benchmarks/load_cpu.json
+
+starts `h2c serve`, vLLM with the connector, vLLM with the Receiver alone and vLLM with the Sharer alone, and asks them by turns.
+vLLM runs in the environment of `scripts/serve_env`. Servers that run already:
 
     python scripts/benchmark.py load --server serve=http://127.0.0.1:8000 --server vllm=http://127.0.0.1:8001 \\
         --server receiver=http://127.0.0.1:8001,alone --eos 2 --clients 1 8
 
 Each server answers the same streamed chat requests, a passage and a question for the Sharer and the question for the Receiver, with as
-many new tokens each: the end token is suppressed. ",alone" asks for the Receiver alone (`h2c: false`), ",plain" sends a passage and a
-question to a server without a bridge. A server that is not asked only waits; nothing else should run on the machine.
+many new tokens each: the end token is suppressed. No request is repeated, so that no server answers from a cache. ",alone" asks for the
+Receiver alone (`h2c: false`), ",plain" sends a passage and a question to a server without a bridge, ",question" the question only. A
+server that is not asked only waits; nothing else should run on the machine.
 """
 
 import argparse
 import asyncio
+import contextlib
+import json
+import os
+import socket
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
 from ..atlas.questions import atlas_passages
+from ..loading import fetched_base
+from ..modeling import H2CBridgeConfig, H2CProcessor
 from .measure import save
 
 
-KINDS = ("bridged", "alone", "plain")
+KINDS = ("bridged", "alone", "plain", "question")
+START_SECONDS = 1200  # vLLM on a busy CPU takes minutes
+QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
+
+
+@dataclass
+class Rival:
+    """A server to ask: its name in the results, its address, the kind of its requests, and the id of its model's end token."""
+
+    name: str
+    url: str
+    kind: str
+    eos: int
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmark.py load", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--server", action="append", required=True, metavar="NAME=URL[,alone|,plain]", help="once for each server")
-    parser.add_argument("--eos", type=int, required=True, help="id of the Receiver's end token")
+    parser.add_argument("--bridge", metavar="REPO", help="start the four servers for this bridge: a folder or a Hub id")
+    environment = Path(os.environ.get("H2C_VLLM_ENV", ".venv-vllm"))
+    parser.add_argument("--vllm", type=Path, default=environment, metavar="DIR", help="environment with vLLM (default: %(default)s)")
+    parser.add_argument("--server", action="append", default=[], metavar="NAME=URL[,KIND]", help="a server that runs already")
+    parser.add_argument("--eos", type=int, help="with --server: id of the end token")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8, 16], help="requests at a time (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=64, help="of each server and number of clients (default: %(default)s)")
     parser.add_argument("--new_tokens", type=int, default=32, help="of each answer (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="a .json file for the results; the figure goes beside it as .png")
     options = parser.parse_args(arguments)
+    if bool(options.bridge) == bool(options.server) or (options.server and options.eos is None):
+        raise ValueError("Got both or neither of --bridge and --server, or --server without --eos; expected --bridge, or the other two.")
     rows = []
-    for server in options.server:
-        name, url, kind = parsed(server)
-        for clients in options.clients:
-            rows.append({"server": name, "clients": clients, **asyncio.run(load(url, kind, clients, options))})
-            print(described(rows[-1]), flush=True)
-    kept = {name: value for name, value in vars(options).items() if name != "output"}
-    save({"settings": kept, "rows": rows}, options.output, draw)
+    with contextlib.ExitStack() as stack:
+        if options.bridge:
+            rivals = four_servers(options.bridge, options.vllm, stack)
+        else:
+            rivals = [Rival(*parsed(server), options.eos) for server in options.server]
+        for turn, clients in enumerate(options.clients):
+            asked = rows_of(turn * (options.requests + max(options.clients)), options.requests + clients)
+            for rival in rivals if turn % 2 == 0 else rivals[::-1]:
+                rows.append({"server": rival.name, "clients": clients, **asyncio.run(load(rival, asked, clients, options.new_tokens))})
+                print(described(rows[-1]), flush=True)
+    for line in compared(rows):
+        print(line)
+    kept = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items() if name != "output"}
+    save({"settings": kept, "cores": os.cpu_count(), "rows": rows}, options.output, draw)
     return 0
+
+
+def four_servers(bridge: str, environment: Path, stack: contextlib.ExitStack) -> list[Rival]:
+    """Start the servers of a bridge one after the other; they end with `stack`.
+
+    Raises:
+        ValueError: if there is no vLLM in `environment`.
+    """
+    python = (environment / "bin" / "python").absolute()
+    if not python.exists():
+        raise ValueError(f"There is no vLLM environment at {environment}; make one with scripts/serve_env, or set --vllm.")
+    config, processor = H2CBridgeConfig.from_pretrained(bridge), H2CProcessor.from_pretrained(bridge)
+    connector = {
+        "kv_connector": "H2CConnector", "kv_connector_module_path": "h2c_hf.serving.vllm_connector", "kv_role": "kv_consumer",
+        "kv_connector_extra_config": {"bridge": bridge},
+    }  # fmt: skip
+
+    def vllm(role: str, *more: str) -> list[str]:
+        fetched = fetched_base(config, role)
+        model = fetched.path if fetched else config.locate(role, bridge, {}, {})[0]
+        tokenizer = stack.enter_context(saved(getattr(processor, f"{role}_tokenizer")))
+        common = ("--tokenizer", tokenizer, "--served-model-name", role, "--enforce-eager", "--max-model-len", "2048")
+        return [str(python), "-m", "vllm.entrypoints.cli.main", "serve", model, *common, *more]
+
+    with_connector = ("--middleware", "h2c_hf.serving.middleware.H2CMiddleware", "--kv-transfer-config", json.dumps(connector))
+    commands = {
+        "h2c serve": ([sys.executable, "-m", "h2c_hf.cli", "serve", bridge], "bridged", "receiver"),
+        "vLLM, bridged": (vllm("receiver", *with_connector), "bridged", "receiver"),
+        "vLLM, Receiver": (vllm("receiver"), "question", "receiver"),
+        "vLLM, Sharer": (vllm("sharer"), "plain", "sharer"),
+    }
+    rivals = []
+    for name, (command, kind, role) in commands.items():
+        try:
+            url = stack.enter_context(running(command, {"H2C_BRIDGE": bridge}))
+        except RuntimeError as error:
+            if role == "receiver":
+                raise
+            print(f"{name} is left out: {error}", flush=True)  # vLLM need not run every Sharer
+            continue
+        rivals.append(Rival(name, url, kind, getattr(processor, f"{role}_tokenizer").eos_token_id))
+    return rivals
+
+
+@contextlib.contextmanager
+def saved(tokenizer):
+    """A folder with a tokenizer, and with the chat template that the bridge's processor gave it."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        yield folder
+
+
+@contextlib.contextmanager
+def running(command: list[str], environment: dict[str, str]):
+    """Start a server on a free port, and yield its URL once it answers.
+
+    Raises:
+        RuntimeError: if it ends or does not answer in time, with the end of what it printed.
+    """
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log, env={**os.environ, **QUIET, **environment}
+        )
+        try:
+            end = time.monotonic() + START_SECONDS
+            while not healthy(url):
+                if process.poll() is not None or time.monotonic() > end:
+                    log.seek(0)
+                    raise RuntimeError(f"{' '.join(command[:6])} ... does not answer. It printed:\n{log.read()[-3000:]}")
+                time.sleep(0.5)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(120)
+
+
+def healthy(url: str) -> bool:
+    with contextlib.suppress(OSError):
+        return urllib.request.urlopen(f"{url}/health", timeout=5).status == 200
+    return False
 
 
 def parsed(server: str) -> tuple[str, str, str]:
@@ -56,14 +181,14 @@ def parsed(server: str) -> tuple[str, str, str]:
     return name, url, kind or "bridged"
 
 
-async def load(url: str, kind: str, clients: int, options: argparse.Namespace) -> dict:
-    """Answer all requests with `clients` of them under way at a time."""
+async def load(rival: Rival, rows: list[dict], clients: int, new_tokens: int) -> dict:
+    """Ask a question about each row, with `clients` of them under way at a time; the first `clients` rows warm the server up."""
     from openai import AsyncOpenAI
 
-    client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=3600)
+    client = AsyncOpenAI(base_url=f"{rival.url}/v1", api_key="none", max_retries=0, timeout=3600)
     model = (await client.models.list()).data[0].id
-    waiting = iter([{"model": model, **request(row, kind, options)} for row in rows_of(options.requests + clients)])
-    for _ in range(clients):  # warm up
+    waiting = iter([{"model": model, **request(row, rival, new_tokens)} for row in rows])
+    for _ in range(clients):
         await answered(client, next(waiting))
     results = []
 
@@ -84,18 +209,18 @@ async def load(url: str, kind: str, clients: int, options: argparse.Namespace) -
     }  # fmt: skip
 
 
-def rows_of(count: int) -> list[dict]:
-    """Different questions with a passage of four facts each."""
+def rows_of(start: int, count: int) -> list[dict]:
+    """Questions with a passage of four facts each, from the one numbered `start` on."""
     rows = atlas_passages("test", facts=4)
-    return [rows[index % len(rows)] for index in range(count)]
+    return [rows[index % len(rows)] for index in range(start, start + count)]
 
 
-def request(row: dict, kind: str, options: argparse.Namespace) -> dict:
+def request(row: dict, rival: Rival, new_tokens: int) -> dict:
     question, whole = row["question"], f"{row['passage']}\n\n{row['question']}"
-    extra = {"sharer_messages": [{"role": "user", "content": whole}]} if kind == "bridged" else {"h2c": False} if kind == "alone" else {}
+    extra = {"bridged": {"sharer_messages": [{"role": "user", "content": whole}]}, "alone": {"h2c": False}}.get(rival.kind, {})
     return {
-        "messages": [{"role": "user", "content": whole if kind == "plain" else question}], "extra_body": extra, "temperature": 0,
-        "max_tokens": options.new_tokens, "logit_bias": {str(options.eos): -100}, "stream": True, "stream_options": {"include_usage": True},
+        "messages": [{"role": "user", "content": whole if rival.kind == "plain" else question}], "extra_body": extra, "temperature": 0,
+        "max_tokens": new_tokens, "logit_bias": {str(rival.eos): -100}, "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
 
 
@@ -116,6 +241,19 @@ def described(row: dict) -> str:
         f"{row['server']:<12} {row['clients']:>3} clients  {row['tokens_per_second']:>8.1f} tokens/s  first token p50 "
         f"{row['first_token_p50']:.2f} s, p99 {row['first_token_p99']:.2f} s  decoding {row['decode_tokens_per_second']:.1f} tokens/s"
     )
+
+
+def compared(rows: list[dict]) -> list[str]:
+    """How vLLM with the bridge compares with `h2c serve` and with the Receiver alone, for each number of clients."""
+    found = {(row["server"], row["clients"]): row for row in rows}
+    lines = []
+    for (name, clients), row in found.items():
+        if name != "vLLM, bridged":
+            continue
+        throughput = row["tokens_per_second"] / found["h2c serve", clients]["tokens_per_second"]
+        decoding = row["decode_tokens_per_second"] / found["vLLM, Receiver", clients]["decode_tokens_per_second"]
+        lines.append(f"{clients} clients: {throughput:.2f} times the throughput of h2c serve, {decoding:.2f} of the Receiver's decode rate")
+    return lines
 
 
 def draw(result: dict) -> plt.Figure:

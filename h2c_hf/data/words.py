@@ -65,6 +65,20 @@ def _load_words(path: str, modified: int) -> tuple[list[str], list[str]]:
     return split_words(words)
 
 
+def words_of(source: "DataSource") -> list[str]:
+    """The words that are values in `source`.
+
+    Raises:
+        ValueError: without a word list.
+    """
+    if not source.words:
+        raise ValueError(
+            f"A data source of the form {source.form!r} has no word list; expected words=FILE, a text file's dataset such as .jsonl."
+        )
+    seen, new = load_words(source.words)
+    return new if source.new_words else seen
+
+
 def words_records(source: "DataSource") -> list[dict]:
     """Questions in words about the entities of `source.split`; the passage has `source.facts` statements about as many entities, each
     with a value of its own. One question about each fact, `source.variants` times, or `source.count` questions.
@@ -72,10 +86,7 @@ def words_records(source: "DataSource") -> list[dict]:
     Raises:
         ValueError: without a word list, or for more facts a passage than the split has entities.
     """
-    if not source.words:
-        raise ValueError("A data source of the form 'words' has no word list; expected words=FILE, a text file's dataset such as .jsonl.")
-    seen, new = load_words(source.words)
-    words = new if source.new_words else seen
+    words = words_of(source)
     pool = [fact for fact in load_facts() if fact.split == source.split]
     entities = len({fact.entity for fact in pool})
     if not 1 <= source.facts <= min(entities, len(words)) // 2:

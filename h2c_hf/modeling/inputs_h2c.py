@@ -122,6 +122,16 @@ def target_start(labels: torch.Tensor, input_ids: torch.Tensor) -> int:
     return starts[0]
 
 
+def check_dimensions(name: str, input_ids: torch.Tensor) -> None:
+    """Refuse token ids that are no batch of rows.
+
+    Raises:
+        ValueError: with the shape.
+    """
+    if input_ids.dim() != 2:
+        raise ValueError(f"{name} has shape {tuple(input_ids.shape)}; expected (batch, length).")
+
+
 def check_prompt(
     prefix: str,
     input_ids: torch.Tensor,
@@ -130,6 +140,7 @@ def check_prompt(
     least: int,
     bridged: bool = False,
     message_mask: torch.Tensor | None = None,
+    more: int = 0,
 ) -> None:
     """Refuse prompts that would be misread without a word: too short, too long, or padded on the right.
 
@@ -137,6 +148,7 @@ def check_prompt(
         least: the fewest tokens that a prompt must have.
         bridged: whether the prompt's keys and values are rewritten, so that all of them must be in the cache.
         message_mask: (batch, T), of a message that takes T more positions of the model's context window.
+        more: tokens that the model writes after the prompt, and that must fit into its context window, too.
 
     Raises:
         ValueError: with the length that was got and the one that is possible.
@@ -145,8 +157,7 @@ def check_prompt(
     if input_ids is None:
         raise ValueError(f"{name} is missing: got None, expected a prompt (batch, length).")
     check_tensors(**{name: input_ids, f"{prefix}attention_mask": attention_mask})
-    if input_ids.dim() != 2:
-        raise ValueError(f"{name} has shape {tuple(input_ids.shape)}; expected (batch, length).")
+    check_dimensions(name, input_ids)
     shortest, longest = input_ids.shape[1], input_ids.shape[1]
     if attention_mask is not None:
         if attention_mask.shape != input_ids.shape:
@@ -170,6 +181,8 @@ def check_prompt(
         what = "at least 1 token" if least == 1 else f"at least {least} tokens (one to bridge, and the kickstart)"
         raise ValueError(f"A prompt in {name} is empty or too short: got {shortest} tokens, expected {what}.")
     window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if more:
+        longest, also = longest + more, f" with a draft of {more}"
     if window is not None and 0 < window < longest:  # XLNet says -1 for no limit
         raise ValueError(f"A prompt in {name} is {longest} tokens long{also}; the context window of its model is {window}.")
     # A sliding layer keeps its window of the cache, padding counted, less one for the token that is read next.

@@ -19,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 from .bridges_h2c import BridgesMixin
 from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig, text_values
 from .conversation_h2c import H2CConversation
+from .drafts_h2c import Draft, write_draft
 from .families_h2c import backbone, check_joined, recomputing
 from .generation_h2c import (
     cache_implementation,
@@ -30,8 +31,20 @@ from .generation_h2c import (
     new_tokens,
     one_position_first,
     own_defaults,
+    setting,
 )
-from .inputs_h2c import CACHE, check_prompt, check_tensors, execution_device, forked, model_inputs, one_cache, target_start, to_fill
+from .inputs_h2c import (
+    CACHE,
+    check_dimensions,
+    check_prompt,
+    check_tensors,
+    execution_device,
+    forked,
+    model_inputs,
+    one_cache,
+    target_start,
+    to_fill,
+)
 from .loading_h2c import base_arguments, check_adapters, device_map_of, load, without_wrapper
 from .loss_h2c import loss_without_logits
 from .message_h2c import message_length, message_mask, with_message
@@ -294,6 +307,29 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
         inputs = model_inputs(self.receiver, input_ids[:, :-1], mask, past=cache.get_seq_length())
         return backbone(self.receiver)(**inputs, **{CACHE: cache}, use_cache=True)[CACHE]
 
+    def draft(
+        self,
+        sharer_input_ids: torch.Tensor,
+        sharer_attention_mask: torch.Tensor | None = None,
+        sharer_max_new_tokens: int = 8,
+        **kwargs,
+    ) -> Draft:
+        """Let the Sharer write a draft, which the bridge reads after the prompt. `_asdict()` without `lengths` gives inputs of `forward`.
+
+        Args:
+            sharer_input_ids, sharer_attention_mask: (batch, sharer length), the Sharer's prompt, left-padded.
+            sharer_max_new_tokens: the most tokens of a draft.
+            kwargs: of the Sharer's `generate` (do_sample, temperature, eos_token_id ...); greedy by default.
+
+        Raises:
+            ValueError: see `write_draft`; and for fewer than 1 token, or a model without the Sharer's weights.
+        """
+        if not isinstance(sharer_max_new_tokens, int) or sharer_max_new_tokens < 1:
+            raise ValueError(f"sharer_max_new_tokens is {sharer_max_new_tokens!r}; expected a number of tokens, at least 1.")
+        self._passes(sharer_input_ids, None)  # refuses a model without a Sharer
+        evaluating(self.sharer)
+        return write_draft(self.sharer, sharer_input_ids, sharer_attention_mask, sharer_max_new_tokens, **kwargs)
+
     def bridged_cache(
         self,
         input_ids: torch.Tensor,
@@ -486,6 +522,8 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
             generation_config, kwargs: as for any model; `self.generation_config` serves where there is none. `cache_implementation`
                 is "dynamic" or "static" (on a GPU, decoding is then compiled into CUDA graphs, as transformers does it).
             cache: the newer name of `past_key_values`.
+            sharer_max_new_tokens: let the Sharer write so many tokens first, which the bridge reads after its prompt: see `draft`. A
+                setting like others: `generation_config.sharer_max_new_tokens` serves where it is not given, and 0 is no draft.
         """
         past_key_values = one_cache(past_key_values, cache)
         attention_mask, generation_config = second_position(attention_mask, generation_config)
@@ -500,7 +538,16 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
         configs = [copy.deepcopy(config) for config in (generation_config, self.generation_config) if config is not None]
         for config in configs:
             config.use_cache, config.prefill_chunk_size = True, None
+        drafted = setting("sharer_max_new_tokens", kwargs, configs, 0)
+        kwargs.pop("sharer_max_new_tokens", None)
+        if drafted and not self._bridge_disabled:
+            if sharer_input_ids is None or not to_fill(past_key_values) or sharer_hidden_states is not None:
+                raise ValueError(
+                    f"sharer_max_new_tokens is {drafted}, and the Sharer has read its prompt already; expected sharer_input_ids, or 0."
+                )
+            _, sharer_attention_mask, sharer_hidden_states, _ = self.draft(sharer_input_ids, sharer_attention_mask, drafted)
         device = execution_device(self.receiver)
+        check_dimensions("input_ids", input_ids)
         input_ids = input_ids.to(device)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
         if not self._bridge_disabled:

@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 import uvicorn
 
+from ..loading import load_model
 from ..modeling import H2CForCausalLM
 from .bridging import Bridged, Bridger, Prompt, QueueFullError, pair_facts
 from .http import read_json, replayed, send_error
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     token = os.environ.get(TOKEN_VARIABLE)
     if token is None and options.host not in LOOPBACK:
         raise SystemExit(f"--host is {options.host} and {TOKEN_VARIABLE} is not set; set a token, or listen on 127.0.0.1.")
-    model = H2CForCausalLM.from_pretrained(options.repo, dtype=options.dtype).to(options.device)
+    model = load_model(options.repo, dtype=options.dtype).to(options.device)
     app = BridgeServer(
         model, token, max_batch_tokens=options.max_batch_tokens, max_queue=options.max_queue, cache_bytes=options.cache_mb * 2**20
     )

@@ -9,6 +9,7 @@ import os
 
 from transformers import AutoConfig
 
+from ..loading import fetched_base
 from ..modeling import H2CBridgeConfig, H2CProcessor
 from .bridging import message_tokens
 from .http import read_json, replayed, send_error, with_body
@@ -103,6 +104,10 @@ class H2CMiddleware:
 
 def sharer_window(config: H2CBridgeConfig, bridge: str) -> int | None:
     """The Sharer's context window, from its config."""
-    model_id, arguments = config.locate("sharer", bridge, {}, {})
-    config = AutoConfig.from_pretrained(model_id, **arguments).get_text_config(decoder=True)
-    return getattr(config, "max_position_embeddings", None)
+    fetched = fetched_base(config, "sharer")
+    if fetched is not None:
+        sharer = fetched.config()
+    else:
+        model_id, arguments = config.locate("sharer", bridge, {}, {})
+        sharer = AutoConfig.from_pretrained(model_id, **arguments)
+    return getattr(sharer.get_text_config(decoder=True), "max_position_embeddings", None)

@@ -34,6 +34,7 @@ from vllm.distributed.parallel_state import get_tp_group
 from vllm.logger import init_logger
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
+from ..loading import load_model
 from ..modeling import H2CForCausalLM
 from .bridge_client import BridgeClient
 from .bridge_server import TOKEN_VARIABLE
@@ -154,7 +155,7 @@ class H2CConnector(KVConnectorBase_V1):
                 check_receiver(facts, config)
             return client
         dtype = getattr(torch, options["dtype"]) if "dtype" in options else config.dtype
-        model = H2CForCausalLM.from_pretrained(options["bridge"], dtype=dtype)
+        model = load_model(options["bridge"], dtype=dtype)
         check_receiver(pair_facts(model), config)
         device = torch.device(options.get("device", self._vllm_config.device_config.device))
         check_memory(model, device)
@@ -263,11 +264,14 @@ class H2CConnector(KVConnectorBase_V1):
         slots = torch.tensor(load.block_ids)[positions // self._block_size] * self._block_size + positions % self._block_size
         heads, rank, workers = bridged.keys.shape[1], self._group.rank_in_group, self._group.world_size
         own = slice(rank * heads // workers, rank * heads // workers + max(1, heads // workers))
+        if bridged.ready is not None:
+            stream = torch.cuda.current_stream(self._layers[self._names[0]].kv_cache.device)
+            stream.wait_event(bridged.ready)
+            for states in (bridged.keys, bridged.values):
+                states.record_stream(stream)  # else the allocator may give their memory away before it is copied
         for index, name in enumerate(self._names):
             layer = self._layers[name]
             cache = layer.kv_cache
-            if bridged.ready is not None:
-                torch.cuda.current_stream(cache.device).wait_event(bridged.ready)
             # (heads, positions, head_dim) -> (positions, heads, head_dim)
             keys, values = (
                 states[index, own, load.first :].transpose(0, 1).to(cache.device, self._vllm_config.model_config.dtype).contiguous()

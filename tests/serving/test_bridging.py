@@ -1,6 +1,7 @@
 """Batches of bridged prompts, and the bridge server over HTTP with its client."""
 
 import contextlib
+import copy
 import json
 import socket
 import threading
@@ -67,6 +68,20 @@ def test_an_engine_that_counts_from_0_gives_the_logits_of_the_pair(model):
             cache.update(keys[None], values[None], layer)
         logits = model.receiver(ids[:, -1:], position_ids=torch.tensor([[positions]]), **{CACHE: cache}).logits
         torch.testing.assert_close(logits, model(ids, sharer_input_ids=sharer_ids).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
+def test_results_on_a_gpu_may_be_read_after_their_event(model):
+    """The bridge runs on a stream of its own. A connector waits for the event on vLLM's stream."""
+    waiting = prompts(4)
+    with contextlib.closing(Bridger(copy.deepcopy(model).to("cuda"))) as bridger:
+        futures = [bridger.submit(prompt) for prompt in waiting]
+        for prompt, future in zip(waiting, futures, strict=True):
+            bridged = future.result(30)
+            torch.cuda.current_stream().wait_event(bridged.ready)
+            expected = alone(model, prompt)
+            for got, one in zip((bridged.keys, bridged.values), expected, strict=True):
+                torch.testing.assert_close(got.cpu(), one, atol=1e-3, rtol=1e-3)
 
 
 @contextlib.contextmanager

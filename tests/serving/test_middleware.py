@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from pairs import join, tiny_model, tiny_processor
 from servers import ASKED, QUESTION, ROOT
 
 from h2c_hf.serving.middleware import REFUSED, H2CMiddleware
@@ -154,6 +155,35 @@ def test_what_vllm_would_answer_without_the_bridge_is_refused(middleware, name):
 def test_a_request_that_cannot_be_bridged_gets_a_4xx(middleware, path, body, status, says):
     got, answer = post(middleware, path, body)
     assert got == status and says in answer["error"]["message"], answer
+
+
+@pytest.fixture
+def fetched_pair(tmp_path, monkeypatch):
+    """The folder of a message-form bridge that names a Sharer that `h2c models fetch` got."""
+    monkeypatch.setenv("H2C_MODELS_DIR", str(tmp_path / "models"))
+    processor, model = tiny_processor(), join(tiny_model("llama", 1), tiny_model("qwen2", 2), bridge_form="message")
+    model.sharer.save_pretrained(tmp_path / "models" / "gemma-3-270m")
+    model.receiver.save_pretrained(tmp_path / "receiver")
+    model.config.sharer_model_id, model.config.receiver_model_id = "google/gemma-3-270m", str(tmp_path / "receiver")
+    model.save_pretrained(tmp_path / "bridge")
+    processor.save_pretrained(tmp_path / "bridge")
+    return str(tmp_path / "bridge")
+
+
+def test_a_fetched_sharer_is_found_and_a_message_gets_placeholders(fetched_pair):
+    middleware = H2CMiddleware(echo, fetched_pair)
+    assert middleware.sharer_window == 256
+    private = [{"role": "user", "content": "Bensekrane is in Algeria."}]
+    ids, sharer_ids = rows(middleware.processor, ASKED, private)
+    placeholders = [ids[0]] * len(sharer_ids)
+    params = passed(middleware, CHAT, messages=ASKED, sharer_messages=private)["kv_transfer_params"]
+    assert params["prompt_token_ids"] == placeholders + ids
+    assert params["sharer_input_ids"] == sharer_ids and params["message_tokens"] == len(sharer_ids)
+    body = passed(middleware, COMPLETIONS, prompt=QUESTION)
+    inputs = middleware.processor(QUESTION)
+    assert body["prompt"][inputs["sharer_input_ids"].shape[1] :] == inputs["input_ids"][0].tolist()
+    status, answer = post(middleware, RESPONSES, json.dumps({"input": QUESTION}).encode())
+    assert status == 400 and "use /v1/chat/completions" in answer["error"]["message"]
 
 
 def test_other_paths_are_left_alone(middleware):

@@ -16,6 +16,8 @@ import pytest
 from servers import ASKED, QUESTION, ROOT, started
 
 from h2c_hf.atlas.questions import atlas_questions
+from h2c_hf.benchmarks import load
+from h2c_hf.cli import main
 from h2c_hf.evaluation.methods import METHODS, Batch
 from h2c_hf.serving.openai_requests import CHAT, COMPLETIONS, RESPONSES
 
@@ -61,7 +63,7 @@ def expected(atlas, content: str = QUESTION, sharer: str | None = None, **option
 def post(url: str, body: bytes) -> tuple[int, dict]:
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=600) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -153,6 +155,55 @@ def test_transformers_chat_and_the_inference_client(server, atlas):
     environment = {**os.environ, "HF_HUB_OFFLINE": "0"}  # huggingface_hub's InferenceClient, which it uses, refuses any host otherwise
     done = subprocess.run(command, input=f"{QUESTION}\n!exit\n", capture_output=True, text=True, timeout=120, env=environment)
     assert expected(atlas).strip() in done.stdout, done.stdout + done.stderr
+
+
+def chat_lines(url: str, *lines: str) -> tuple[str, str]:
+    """Standard output and standard error of `h2c chat --url`, with lines typed into it."""
+    command = [sys.executable, "-m", "h2c_hf.cli", "chat", "--url", url, "--max_new_tokens", "64"]
+    done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, timeout=600)
+    return done.stdout, done.stderr
+
+
+def test_h2c_chat_talks_to_the_server(server, atlas, questions):
+    url, other = server.url, questions[1]
+    shown, _ = chat_lines(url, f"/sharer {other}", questions[0], f"/compare {other}", "/clear", "Who? " * 600, QUESTION, "/quit")
+    assert expected(atlas, questions[0], sharer=f"{other}\n\n{questions[0]}") in shown
+    with atlas[0].disable_bridge():
+        alone = expected(atlas, other)
+    assert f"{alone.strip()}  " in shown and expected(atlas, other) in shown and "text-to-text" not in shown
+    assert f"{url} answered 400: A prompt in sharer_input_ids" in shown and "That message is forgotten" in shown
+    assert f"> {expected(atlas)}\n" in shown
+
+
+def test_h2c_chat_names_a_server_that_is_not_there():
+    _, told = chat_lines("http://127.0.0.1:9/v1", QUESTION)
+    assert told.splitlines()[-1].startswith("h2c: http://127.0.0.1:9 does not answer (Connection error.); start a server with: h2c serve")
+
+
+def test_h2c_chat_refuses_a_repo_beside_a_url(capsys):
+    assert main(["chat", "some/bridge", "--url", "http://127.0.0.1:9"]) == 2
+    assert "--url and REPO are given; expected one of them" in capsys.readouterr().err
+
+
+def test_the_load_benchmark_measures_a_server(server, tmp_path, capsys):
+    """Two clients with two requests each, of the bridge and of the Receiver alone; every answer has all its tokens."""
+    arguments = ["--eos", "1", "--clients", "2", "--requests", "4", "--new_tokens", "5", "--output", str(tmp_path / "load.json")]
+    assert load.main(["--server", f"bridged={server.url}", "--server", f"receiver={server.url},alone", *arguments]) == 0
+    rows = json.loads((tmp_path / "load.json").read_text())["rows"]
+    assert [(row["server"], row["requests"], row["tokens"]) for row in rows] == [("bridged", 4, 20), ("receiver", 4, 20)]
+    assert all(0 < row["first_token_p50"] <= row["first_token_p99"] for row in rows) and (tmp_path / "load.png").exists()
+    assert "bridged        2 clients" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--bridge", "a", "--server", "a=http://b"], ["--server", "a=http://b"]])
+def test_the_load_benchmark_expects_a_bridge_or_servers(arguments):
+    with pytest.raises(ValueError, match="expected --bridge, or the other two"):
+        load.main(arguments)
+
+
+def test_the_load_benchmark_names_a_missing_environment(tmp_path):
+    with pytest.raises(ValueError, match="make one with scripts/serve_env"):
+        load.main(["--bridge", ATLAS, "--vllm", str(tmp_path)])
 
 
 def test_the_printed_curl_line_works(server, atlas):

@@ -15,7 +15,8 @@ from servers import ASKED, QUESTION, ROOT, started
 
 from h2c_hf.atlas.questions import atlas_questions
 from h2c_hf.data.prompts import FORMS
-from h2c_hf.modeling import H2CForCausalLM
+from h2c_hf.loading import FETCHED, ROLES, BaseModel, load_pair, models_dir
+from h2c_hf.modeling import H2CForCausalLM, H2CProcessor
 
 
 pytestmark = pytest.mark.serve
@@ -53,6 +54,12 @@ def request(inputs, tokens: int = TOKENS, bridged: bool = True, **fields) -> dic
     return {"ids": inputs["input_ids"][0].tolist(), "params": params, "tokens": tokens, "bias": {END: -100}, **fields}
 
 
+def with_placeholders(made: dict, inputs) -> dict:
+    """The request for a bridge of the message form: a placeholder id for each Sharer token, and then the Receiver's prompt."""
+    message = inputs["sharer_input_ids"].shape[1]
+    return {**made, "ids": [5] * message + made["ids"], "params": {**made["params"], "message_tokens": message}}
+
+
 def vllm(tmp_path: Path, waves: list[list[dict]], connector: dict | None = None, environment: dict | None = None, **engine) -> dict:
     """Run waves of requests in an engine of its own process."""
     transfer = engine.pop("transfer", {})
@@ -66,7 +73,7 @@ def vllm(tmp_path: Path, waves: list[list[dict]], connector: dict | None = None,
     script = str(Path(__file__).parent / "vllm_process.py")
     done = subprocess.run([PYTHON, script, path], capture_output=True, text=True, env=inherited, timeout=1200)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, done.stderr[-3000:]
+    assert lines, f"exit status {done.returncode}\n{done.stderr[-3000:]}"
     result = json.loads(lines[-1].removeprefix("RESULT "))
     assert "error" not in result or not waves, result["error"]
     return result
@@ -190,13 +197,41 @@ def test_a_bridge_of_the_message_form(atlas, questions, tmp_path, asynchronous):
         setattr(model.config, f"{role}_model_id", str(ATLAS / role))
     model.save_pretrained(tmp_path / "bridge")
     inputs = [inputs_of(processor, one) for one in questions[:16]]
-    wave = []
-    for one in inputs:
-        message = one["sharer_input_ids"].shape[1]
-        made = request(one)
-        wave.append({**made, "ids": [5] * message + made["ids"], "params": {**made["params"], "message_tokens": message}})
+    wave = [with_placeholders(request(one), one) for one in inputs]
     result = vllm(tmp_path, [wave], {"bridge": str(tmp_path / "bridge"), "async": asynchronous})
     assert firsts(result["waves"][0]) == [answer(model, one) for one in inputs]
+
+
+@pytest.fixture(scope="module")
+def real_pair(tmp_path_factory):
+    """Gemma 3 270M and SmolLM2-135M-Instruct in float32, and a folder with a bridge between them: H2C_REAL_BRIDGE, or random weights."""
+    for name in FETCHED:
+        if not (models_dir() / name).is_dir():
+            pytest.skip(f"{name} is not in {models_dir()}; fetch it with: h2c models fetch {name}")
+    folder = os.environ.get("H2C_REAL_BRIDGE")
+    if folder is None:
+        folder = str(tmp_path_factory.mktemp("bridge"))
+        bases = {role: BaseModel.find(name, role) for role, name in zip(ROLES, FETCHED, strict=True)}
+        model = H2CForCausalLM.from_pair(*(base.model(dtype=torch.float32) for base in bases.values()), bridge_form="message")
+        for role, base in bases.items():
+            setattr(model.config, f"{role}_model_id", base.model_id)
+        model.save_pretrained(folder)
+        tokenizers = (base.tokenizer("plain" if role == "sharer" else None) for role, base in bases.items())
+        H2CProcessor(*tokenizers).save_pretrained(folder)
+    model, processor = load_pair(folder, dtype=torch.float32)
+    return folder, model, processor
+
+
+def test_the_real_pair_on_real_passages(real_pair, real_data, tmp_path):
+    """Only the Sharer reads the passage; 8 requests at once."""
+    folder, model, processor = real_pair
+    rows = [json.loads(line) for line in (real_data / "xquad" / "validation.jsonl").read_text().splitlines()[:16]]
+    inputs = [inputs_of(processor, row["question"], f"{row['context']}\n\n{row['question']}") for row in rows]
+    receiver = str(models_dir() / list(FETCHED)[1])
+    wave = [with_placeholders(request(one), one) for one in inputs]
+    result = vllm(tmp_path, [wave], {"bridge": folder}, model=receiver, max_model_len=1024, max_num_seqs=8)
+    assert firsts(result["waves"][0]) == [answer(model, one) for one in inputs]
+    assert result["blocks"] == 0
 
 
 def test_tensor_parallel_2(atlas, questions, tmp_path):
