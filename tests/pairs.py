@@ -145,9 +145,10 @@ def tiny_processor() -> H2CProcessor:
     return H2CProcessor(sharer, receiver)
 
 
-def text_pair() -> tuple[H2CProcessor, H2CForCausalLM]:
-    """A pair that reads and writes the text of `tiny_processor`, and the processor."""
+def text_pair(**overrides) -> tuple[H2CProcessor, H2CForCausalLM]:
+    """A pair that reads and writes the text of `tiny_processor`, and the processor. `overrides`: see `join`."""
     processor = tiny_processor()
     sizes = {name: len(getattr(processor, f"{name}_tokenizer")) for name in ("sharer", "receiver")}
-    model = join(tiny_model("llama", 1, vocab_size=sizes["sharer"]), tiny_model("qwen2", 2, vocab_size=sizes["receiver"]))
+    sharer, receiver = tiny_model("llama", 1, vocab_size=sizes["sharer"]), tiny_model("qwen2", 2, vocab_size=sizes["receiver"])
+    model = join(sharer, receiver, **overrides)
     return processor, model

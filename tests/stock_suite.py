@@ -1,5 +1,7 @@
 """transformers' own tests of any model (`ModelTesterMixin`), run against the composite.
 
+    python tests/stock_suite.py rewrite     # or message: the bridge's form
+
 They are in the sdist of transformers, not in its wheel: `fetch` gets it from the package index. The sdist lacks the mixins in
 subpackages of its tests (`GenerationTesterMixin`, `ExportTesterMixin`); a folder with them, `tests/` of a checkout, can be named by
 `TRANSFORMERS_TESTS`.
@@ -11,8 +13,10 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import types
 import unittest
+import warnings
 from pathlib import Path
 
 import torch
@@ -165,3 +169,12 @@ def run(test_case: type[unittest.TestCase]) -> tuple[list[str], dict[str, str]]:
         elif not result.skipped:
             passed.append(name)
     return passed, failed
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.filterwarnings("ignore")
+    with tempfile.TemporaryDirectory() as temporary_folder:
+        passed, failed = run(case(mixins(fetch(Path(temporary_folder))), sys.argv[1]))
+    print("\n".join([f"{len(passed)} pass, {len(failed)} fail.", *(f"{name}: {error}" for name, error in failed.items())]))
+    sys.exit(bool(failed))

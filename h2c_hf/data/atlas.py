@@ -6,7 +6,7 @@ from ..atlas.documents import atlas_quizzes
 from ..atlas.facts import SPLITS, load_facts
 from ..atlas.questions import atlas_passages, atlas_questions, atlas_told, statement
 from .two_step import two_step_records
-from .words import words_records
+from .words import word_list_records, words_records
 
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ def atlas_records(source: "DataSource") -> list[dict]:
         return atlas_passages(source.split, source.facts, invented=True, values=source.values)
     if source.form == "words":
         return words_records(source)
+    if source.form == "word_list":
+        return word_list_records(source)
     if source.form == "two_step":
         return two_step_records(source)
     if source.form == "told":  # by turns one that both models are told, and one that only the Receiver is told

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..atlas.facts import Fact, load_facts
 from ..atlas.questions import QUESTIONS, STATEMENTS
 from .questions import in_words
+from .repeat import REPEAT_INSTRUCTION
 from .tables import expand, load_table, texts
 
 
@@ -95,6 +96,19 @@ def words_records(source: "DataSource") -> list[dict]:
     order = rng.sample(pool, len(pool))
     count = source.count or source.variants * len(pool)
     return [passage(order[number % len(order)], pool, source.facts, words, rng) for number in range(count)]
+
+
+def word_list_records(source: "DataSource") -> list[dict]:
+    """Questions to repeat `source.fewest` to `source.most` random words, in which nothing lets one word be guessed from another:
+    `source.count` questions, by default one for each word of the list.
+
+    Raises:
+        ValueError: without a word list.
+    """
+    words = words_of(source)
+    rng = random.Random(f"word_list-{source.new_words}-{source.seed}")
+    lists = [" ".join(rng.choices(words, k=rng.randint(source.fewest, source.most))) for _ in range(source.count or len(words))]
+    return [in_words(REPEAT_INSTRUCTION, [text], text, "word_list", group=text) for text in lists]
 
 
 def passage(asked: Fact, pool: list[Fact], count: int, words: list[str], rng: random.Random) -> dict:

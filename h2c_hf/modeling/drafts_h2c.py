@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .inputs_h2c import check_prompt, execution_device
+from .passes_h2c import without_hooks_for_good
 
 
 class Draft(NamedTuple):
@@ -48,7 +49,7 @@ def write_draft(
     attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
     # One token more: the last token of the draft is read in the step that writes the next one.
     settings = {"do_sample": False, **kwargs, "max_new_tokens": max_new_tokens + 1}
-    written = sharer.generate(
+    written = without_hooks_for_good(sharer).generate(
         input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, return_dict_in_generate=True, **settings
     )
     prompt, read = input_ids.shape[1], written.sequences.shape[1] - 1

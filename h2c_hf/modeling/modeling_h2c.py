@@ -51,7 +51,7 @@ from .message_h2c import message_length, message_mask, with_message
 from .modeling_h2c_bridge import H2CBridgeModel
 from .passes_h2c import PASS_TOKENS, beside, in_groups, join, passes_by_length, read_through
 from .prefixes_h2c import H2CPrefixCache
-from .stock_h2c import StockMixin, check_arguments, second_position
+from .stock_h2c import StockMixin, by_role, check_arguments, second_position
 
 
 class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin):
@@ -179,7 +179,7 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
             raise ValueError(
                 f"device_map is {device_map!r}, and both base models are loaded already; expected None: they stay where they are."
             )
-        attn_implementation = kwargs.get("attn_implementation")
+        attn_implementation = kwargs.get("attn_implementation")  # of models that are loaded here, `base_arguments` takes care
         arguments = base_arguments(kwargs, device_map, sharer_quantization_config, sharer_kwargs, receiver_kwargs)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         repo = {"revision": kwargs.get("revision"), "subfolder": kwargs.get("subfolder", ""), **hub}
@@ -192,8 +192,11 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
                 given, arguments[role] = bridge.config.locate(role, pretrained_model_name_or_path, repo, arguments[role])
             models.append(load(given, **arguments[role]) if isinstance(given, str | os.PathLike) else given)
         model = cls.from_pair(*models, bridge, strict_revisions=strict_revisions)
-        if attn_implementation is not None:
-            model.set_attn_implementation(attn_implementation)
+        for role, given in (("sharer", sharer), ("receiver", receiver)):
+            if isinstance(given, PreTrainedModel):
+                model.set_attn_implementation({role: by_role(attn_implementation)[role]})
+        if isinstance(attn_implementation, str):
+            model.config._attn_implementation = attn_implementation
         if pretrained_model_name_or_path is not None:  # else the weights are a state dict
             with contextlib.suppress(OSError):  # the repo need not have one; the Receiver's serves then
                 model.generation_config = own_defaults(GenerationConfig.from_pretrained(pretrained_model_name_or_path, **repo))
@@ -538,7 +541,7 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
         drafted = setting("sharer_max_new_tokens", kwargs, configs, 0)
         kwargs.pop("sharer_max_new_tokens", None)
         if drafted and not self._bridge_disabled:
-            if sharer_input_ids is None or past_key_values is not None or sharer_hidden_states is not None:
+            if sharer_input_ids is None or not to_fill(past_key_values) or sharer_hidden_states is not None:
                 raise ValueError(
                     f"sharer_max_new_tokens is {drafted}, and the Sharer has read its prompt already; expected sharer_input_ids, or 0."
                 )
@@ -548,7 +551,7 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
         input_ids = input_ids.to(device)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
         if not self._bridge_disabled:
-            check_rope(self.receiver, attention_mask, new_tokens(input_ids.shape[1], kwargs, configs))
+            check_rope(self.receiver, attention_mask, new_tokens(input_ids.shape[-1], kwargs, configs))
         implementation = cache_implementation(kwargs, configs) if past_key_values is None else None
         if past_key_values is None or (to_fill(past_key_values) and not self._bridge_disabled):
             sharer_inputs = sharer_input_ids, sharer_attention_mask, sharer_hidden_states

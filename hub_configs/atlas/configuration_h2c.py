@@ -296,6 +296,14 @@ class H2CBridgeConfig(PreTrainedConfig):
         return self.bridge_form == "message" and self.token_rank is not None
 
     @classmethod
+    def _check_overrides(cls, overrides: dict) -> None:
+        """A config takes any name; an argument that is meant for a base model, or a typo, would be without effect."""
+        if unknown := sorted(overrides.keys() - cls.__annotations__.keys()):
+            raise ValueError(
+                f"Got {', '.join(unknown)} for a new bridge; expected fields of H2CBridgeConfig. For a base model, load it and pass it."
+            )
+
+    @classmethod
     def published(cls, *pair: PreTrainedConfig, **overrides) -> "H2CBridgeConfig":
         """The form of the original project, whatever the default of `from_pair` is.
 
@@ -303,6 +311,7 @@ class H2CBridgeConfig(PreTrainedConfig):
             pair: the Sharer's and the Receiver's configs, as `from_pair` takes them; or none, for the reference pair's shapes.
             overrides: fields of this class.
         """
+        cls._check_overrides(overrides)
         values = dict(PUBLISHED)
         if pair:
             values |= pair_values(*pair)
@@ -317,7 +326,11 @@ class H2CBridgeConfig(PreTrainedConfig):
 
         Args:
             overrides: fields of this class. `bridge_form` chooses between the two forms.
+
+        Raises:
+            ValueError: for other names.
         """
+        cls._check_overrides(overrides)
         values = {**PUBLISHED, **pair_values(sharer_config, receiver_config), "bridge_form": DEFAULT_FORM}
         values["num_attention_heads"] = heads_that_divide(values, DEFAULT_HEADS)
         if overrides.get("bridge_form", DEFAULT_FORM) == "message":

@@ -125,3 +125,15 @@ def test_a_question_in_two_steps_needs_both_statements(book):
     assert len(records) == 40 and records.to_list() == source.load().to_list()
     with pytest.raises(ValueError, match="of the form 'two_step' has no word list"):
         DataSource.parse("path=atlas,form=two_step").load()
+
+
+def test_a_word_list_is_written_back(book):
+    records = DataSource.parse(f"path=atlas,form=word_list,words={book},fewest=3,most=5,count=40").load()
+    seen = set(load_words(book)[0])
+    for record in records:
+        ((asked, answer, told),) = reader(records.column_names, DataSource.parse(f"path=atlas,form=word_list,words={book}"))(record)
+        assert asked[0]["content"] == "Repeat the text." and told[0]["content"] == f"{answer}\n\nRepeat the text."
+        assert 3 <= len(answer.split()) <= 5 and set(answer.split()) <= seen
+    assert len(records) == 40 and len({record["passage"] for record in records}) == 40
+    new = ReportSource.parse(f"path=atlas,split=test,form=word_list,words={book},new_words=true").load()
+    assert not {word for record in new for word in record["passage"].split()} & seen

@@ -281,9 +281,8 @@ def test_models_on_disk_answer_as_in_memory(by_id, tmp_path):
     options = {"max_new_tokens": 3, "do_sample": False}
     assert torch.equal(loaded.generate(**inputs, **options), model.generate(**inputs, **options))
     assert loaded.hf_device_map["sharer"] == "disk" and not hasattr(model, "hf_device_map")
-    assert all(any((tmp_path / "offloaded" / role).iterdir()) for role in ("sharer", "receiver"))
     room = {"device_map": "auto", "max_memory": {"cpu": 40_000}, "offload_folder": str(tmp_path / "more")}  # bytes
-    assert set(H2CForCausalLM.from_pretrained(folder, **room).hf_device_map.values()) == {"cpu", "disk"}
+    assert {str(place) for place in H2CForCausalLM.from_pretrained(folder, **room).hf_device_map.values()} == {"cpu", "disk"}
 
 
 def test_a_bridge_is_never_split(by_id, tmp_path):

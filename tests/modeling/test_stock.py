@@ -126,7 +126,9 @@ def test_an_empty_cache_is_filled_with_the_bridged_one(form, name):
         outputs = model(**inputs, **{name: cache})
         assert torch.equal(outputs.logits, model(**inputs).logits)
     assert outputs.past_key_values is cache
-    assert torch.equal(model.generate(**inputs, **GREEDY, **{name: DynamicCache()}), model.generate(**inputs, **GREEDY))
+    for more in ({}, {"sharer_max_new_tokens": 2}):
+        filled = model.generate(**inputs, **GREEDY, **more, **{name: DynamicCache()})
+        assert torch.equal(filled, model.generate(**inputs, **GREEDY, **more))
     with pytest.raises(ValueError, match="sharer_input_ids is missing"):
         model.generate(inputs["input_ids"], inputs["attention_mask"], **{name: DynamicCache()})
     with pytest.raises(ValueError, match="has a StaticLayer; a bridge rewrites a DynamicCache"):
@@ -309,6 +311,7 @@ def test_a_model_is_pickled_after_it_generated(family):
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64)).eval()
     model, inputs = join(tiny_model("llama", 1) if family == "llama" else gpt2, tiny_model("qwen2", 2)), random_inputs(0)
     output = model.generate(**inputs, **GREEDY)
+    model.generate(**inputs, **GREEDY, sharer_max_new_tokens=2)
     assert torch.equal(pickle.loads(pickle.dumps(model)).generate(**inputs, **GREEDY), output)
 
 

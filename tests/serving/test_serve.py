@@ -13,6 +13,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from pairs import text_pair
 from servers import ASKED, QUESTION, ROOT, started
 
 from h2c_hf.atlas.questions import atlas_questions
@@ -315,6 +316,35 @@ def test_a_taken_port_is_told_at_once(server):
     with started("-m", "h2c_hf.cli", "serve", "--port", port) as second:
         assert second.process.wait(300) == 2
         assert f"127.0.0.1:{port} cannot be listened on" in second.text
+
+
+def test_a_bridge_of_the_message_form(tmp_path):
+    """Each Sharer token takes a position of the Receiver's context window of 256."""
+    processor, model = text_pair(bridge_form="message")
+    for role in ("sharer", "receiver"):
+        getattr(model, role).save_pretrained(tmp_path / role)
+        setattr(model.config, f"{role}_model_id", f"./{role}")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    passage = [{"role": "user", "content": "Bensekrane is in Algeria."}]
+    inputs = processor.apply_chat_template(ASKED, passage)
+    prompt, message = inputs["input_ids"].shape[1], inputs["sharer_input_ids"].shape[1]
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=16)[0, prompt:]
+    with started("-m", "h2c_hf.cli", "serve", str(tmp_path), "--port", "0", "--name", "message") as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        ask = {"model": "message", "messages": ASKED, "temperature": 0, "extra_body": {"sharer_messages": passage}}
+        answer = client.chat.completions.create(max_tokens=16, **ask)
+        assert answer.choices[0].message.content == processor.decode(output, skip_special_tokens=True)
+        other = {**ask, "extra_body": {"sharer_messages": passage, "control": "zeros"}}
+        zeros = client.chat.completions.create(max_tokens=16, **other).choices[0].message.content
+        assert zeros != answer.choices[0].message.content
+        left = 256 - prompt - message
+        assert client.chat.completions.create(max_tokens=left, **ask).usage.completion_tokens == left
+        with pytest.raises(openai.BadRequestError, match=f"so expected at most {left}"):
+            client.chat.completions.create(max_tokens=left + 1, **ask)
+        other = {**ask, "extra_body": {"sharer_messages": [{"role": "user", "content": "Who? " * 40}]}}
+        with pytest.raises(openai.BadRequestError, match="context window"):
+            client.chat.completions.create(max_tokens=1, **other)
 
 
 def free_port() -> int:
