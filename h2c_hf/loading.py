@@ -261,6 +261,8 @@ def load_model(
             continue
         with naming(role.capitalize(), name or getattr(config, f"{role}_model_id")):
             arguments[role] = base.model(quantization, **{"dtype": "auto", **shared, **arguments.pop(f"{role}_kwargs", {})})
+    if "sharer" in arguments and "receiver" in arguments:
+        arguments.pop("device_map", None)  # both are where it says; the bridge goes where the Receiver is
     try:
         return H2CForCausalLM.from_pretrained(bridge, **{name: value for name, value in arguments.items() if value is not None}).eval()
     except OSError:

@@ -238,3 +238,8 @@ def test_no_pad_token_is_needed_to_batch_and_generate():
         single = processor.apply_chat_template(question)
         alone = model.generate(**single, max_new_tokens=5, do_sample=False)
         assert row[-5:].tolist() == alone[0, -5:].tolist()
+
+
+def test_a_device_map_puts_the_models_and_the_bridge_there():
+    model, _ = load_pair("atlas", device_map={"": torch.device("cpu")})
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
