@@ -390,8 +390,8 @@ class Adapter(Zeros):
 
 
 def sharer_text(batch: Batch, inputs: BatchFeature, **kwargs) -> list[str]:
-    """The Sharer's text after its prompts in ``inputs``. Texts that ran on to their limit of tokens are counted in the batch. Of a base model
-    with the plain template, which goes on with more questions, the text is the first line."""
+    """The Sharer's text after its prompts in ``inputs``. Texts that ran on to their limit of tokens are counted in the batch. A base model
+    with the plain template goes on with more questions: its text is the first line."""
     sharer, tokenizer = batch.model.sharer, batch.processor.sharer_tokenizer
     ids, mask = (inputs[name].to(execution_device(sharer)) for name in ("sharer_input_ids", "sharer_attention_mask"))
     kwargs = {**end_tokens(sharer, tokenizer), **kwargs}
