@@ -47,6 +47,8 @@ def base_arguments(
     dtypes = [kwargs.pop(name) for name in ("dtype", "torch_dtype") if kwargs.get(name) is not None]
     if len(dtypes) == 2 and dtypes[0] != dtypes[1]:
         raise ValueError(f"Got dtype={dtypes[0]} and torch_dtype={dtypes[1]}; expected one: they are two names for one argument.")
+    if dtypes and isinstance(dtypes[0], dict):
+        raise ValueError(f"dtype is {dtypes[0]}; expected one for all three models, or sharer_kwargs={{'dtype': ...}} and receiver_kwargs.")
     if dtypes:
         kwargs["dtype"] = dtypes[0]
     shared = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}

@@ -190,6 +190,7 @@ class H2CBridgeConfig(PreTrainedConfig):
 
     model_type = "h2c_bridge"
     _folder = None  # from which a bridge was loaded, and which may hold its base models
+    _asked_attention = None  # of the base models, by an Auto class
     # Stock names for the model that writes the text.
     attribute_map = {
         "num_hidden_layers": "receiver_num_hidden_layers", "num_key_value_heads": "receiver_num_key_value_heads",
@@ -267,7 +268,15 @@ class H2CBridgeConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict:
         """As in transformers."""
-        return {name: value for name, value in super().to_dict().items() if name != "_folder"}
+        return {name: value for name, value in super().to_dict().items() if name not in ("_folder", "_asked_attention")}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in transformers. The Auto classes hand an attention implementation to the config alone; it is kept for the base models."""
+        asked = kwargs.get("attn_implementation")
+        loaded = super().from_dict(config_dict, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._asked_attention = asked
+        return loaded
 
     @property
     def receiver_size(self) -> int:

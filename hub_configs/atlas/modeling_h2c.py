@@ -179,7 +179,9 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
             raise ValueError(
                 f"device_map is {device_map!r}, and both base models are loaded already; expected None: they stay where they are."
             )
-        attn_implementation = kwargs.get("attn_implementation")  # of models that are loaded here, `base_arguments` takes care
+        if kwargs.get("attn_implementation") is None:
+            kwargs["attn_implementation"] = getattr(kwargs.get("config"), "_asked_attention", None)
+        attn_implementation = kwargs["attn_implementation"]  # of models that are loaded here, `base_arguments` takes care
         arguments = base_arguments(kwargs, device_map, sharer_quantization_config, sharer_kwargs, receiver_kwargs)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         repo = {"revision": kwargs.get("revision"), "subfolder": kwargs.get("subfolder", ""), **hub}

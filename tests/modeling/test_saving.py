@@ -255,6 +255,17 @@ def test_the_older_name_of_dtype_is_for_all_three(by_id):
     assert loaded.sharer.dtype == loaded.bridge.dtype == loaded.receiver.dtype == torch.bfloat16
     with pytest.raises(ValueError, match=r"Got dtype=torch.float32 and torch_dtype=torch.bfloat16; expected one"):
         H2CForCausalLM.from_pretrained(by_id[0], dtype=torch.float32, torch_dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="dtype is {.*}; expected one for all three models, or sharer_kwargs="):
+        H2CForCausalLM.from_pretrained(by_id[0], dtype={"sharer": torch.bfloat16})
+
+
+@pytest.mark.parametrize(
+    "asked, found", [("eager", ("eager", "eager")), ({"sharer": "eager"}, ("eager", "sdpa")), (None, ("sdpa", "sdpa"))]
+)
+def test_an_auto_class_hands_the_attention_on(by_id, asked, found):
+    loaded = AutoModelForCausalLM.from_pretrained(by_id[0], attn_implementation=asked, trust_remote_code=True)
+    assert tuple(getattr(loaded, role).config._attn_implementation for role in ("sharer", "receiver")) == found
+    loaded.config.to_json_string()
 
 
 @pytest.mark.parametrize("argument", [{"load_in_4bit": True}, {"tp_plan": "auto"}, {"gguf_file": "x.gguf"}, {"adapter_name": "x"}])
