@@ -1,8 +1,35 @@
-"""Hidden-to-Cache: a large model thinks for a small one, without a word passing between them.
+"""Hidden-to-Cache: a large model reads, a small model answers, and no text passes between them.
 
-`h2c_hf.modeling` holds the models, `h2c_hf.training` the trainer, `h2c_hf.evaluation` methods and controls, `h2c_hf.atlas` the
-embedded world that everything runs on without a download. Nothing is imported here: `h2c --help` need not wait for torch.
+    from h2c_hf import H2CForCausalLM, load_pair
+    model, processor = load_pair("atlas")
+
+The names below are imported when they are first used: `import h2c_hf` and `h2c --help` do not wait for torch.
 """
+
+from importlib import import_module
+
 
 __version__ = "0.1.0"
 REPOSITORY = "https://github.com/h2c-hf/h2c_hf"
+
+# public name: the module that defines it
+_MODULES = {
+    "H2CBridgeConfig": "modeling",
+    "H2CBridgeModel": "modeling",
+    "H2CForCausalLM": "modeling",
+    "H2CProcessor": "modeling",
+    "H2CTrainer": "training.trainer",
+    "H2CTrainingArguments": "training.arguments",
+    "load_pair": "loading",
+}
+__all__ = ["__version__", *_MODULES]
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module 'h2c_hf' has no attribute {name!r}; expected one of {', '.join(_MODULES)}.")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

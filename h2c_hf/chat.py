@@ -24,7 +24,8 @@ from .parsers import chat as parser
 
 COMPARED = ("receiver", "text_to_text", "h2c")
 COMPARED_REMOTELY = ("receiver", "h2c")
-COMMANDS = [line.split()[0] for line in HELP.splitlines()]
+# With a space behind those that take a text, such as QUESTION.
+COMMANDS = [f"{command} " if text.isupper() else command for command, text, *_ in map(str.split, HELP.splitlines())]
 LEAVE = ("/quit", "/exit", "quit", "exit")
 ATLAS_EXAMPLES = (
     "In which country is the city of Bensekrane?",
@@ -32,10 +33,19 @@ ATLAS_EXAMPLES = (
     "/compare What is the capital of Peru?",
 )
 EXAMPLES = ("Which planet has the shortest year?", "/compare Who wrote Middlemarch?")
-ATLAS_LIMITS = (
-    "The tiny models of Atlas answer questions about cities, countries, elements, stars and people, each by itself: they were not "
-    "taught to understand a question that refers back ('And what is its capital?')."
-)
+# A message is about what the Sharer has read.
+MESSAGE_EXAMPLES = ("/sharer The capital of Albania is Maputo.", "What is the capital of Albania?")
+# {Sharer: a sentence on what its pair cannot do}
+LIMITS = {
+    "./sharer": (
+        "The tiny models of Atlas answer questions about cities, countries, elements, stars and people, each by itself: they were not "
+        "taught to understand a question that refers back ('And what is its capital?')."
+    ),
+    "google/gemma-3-270m": (
+        "These models are small. They answer short questions about a passage (/sharer), often misspell uncommon names, and know little "
+        "by themselves."
+    ),
+}
 
 
 class Chat:
@@ -97,7 +107,7 @@ class Chat:
 
     def answer(self, messages: list[dict], sharer_messages: list[dict]) -> str:
         """Print the next message of a conversation while it is written, and return it."""
-        inputs = self.processor.apply_chat_template(messages, sharer_messages).to(self.model.receiver.device)
+        inputs = self.processor.apply_chat_template(messages, sharer_messages).to(self.model.device)
         streamer = TextStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         output = self.conversation.generate(**inputs, streamer=streamer, **self.options)
         return self.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -186,14 +196,14 @@ def banner(model: H2CForCausalLM, repo: str | None) -> str:
     names = {role: getattr(config, f"{role}_model_id") or "(not named)" for role in ("sharer", "receiver")}
     if repo is None:
         names = {"sharer": "the tiny Llama of Atlas, which knows 4,533 facts", "receiver": "the tiny Qwen2 of Atlas, which knows none"}
-    examples = ATLAS_EXAMPLES if repo is None else EXAMPLES
+    examples = ATLAS_EXAMPLES if repo is None else MESSAGE_EXAMPLES if config.bridge_form == "message" else EXAMPLES
     return "\n".join(
         [
             f"Bridge    {repo or 'Atlas, in the package'}: {model.bridge.num_parameters():,} parameters",
             f"Sharer    {names['sharer']}: reads, writes nothing",
             f"Receiver  {names['receiver']}: answers",
             "",
-            *(textwrap.wrap(ATLAS_LIMITS, min(100, shutil.get_terminal_size().columns)) if repo is None else []),
+            *textwrap.wrap(LIMITS.get(config.sharer_model_id, ""), min(100, shutil.get_terminal_size().columns)),
             "Try:",
             *(f"  {example}" for example in examples),
             "/help lists the commands.",

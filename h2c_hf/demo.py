@@ -7,7 +7,7 @@ import socket
 import torch
 
 from .hints import install
-from .loading import ROLES, load_bridge
+from .loading import ROLES, load_pair
 from .modeling import H2CForCausalLM, H2CProcessor
 from .parsers import demo as parser
 
@@ -16,7 +16,7 @@ def opened(repo: str | None, revision: str | None = None, **options) -> tuple[H2
     """A bridge's models and processor, on the GPU where there is one; without a repo the pair and the bridge in the package, in fp32.
 
     Args:
-        options: of `load_bridge`.
+        options: of `load_pair`.
 
     Raises:
         OSError: where there is no such repo or folder, in one sentence.
@@ -24,8 +24,8 @@ def opened(repo: str | None, revision: str | None = None, **options) -> tuple[H2
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if repo is None:
         given = options.get("chat_template_kwargs")
-        return load_bridge("atlas", dtype=torch.float32, device_map={"": device}, chat_template_kwargs=given)
-    return load_bridge(repo, revision, dtype="auto", device_map={"": device}, **options)
+        return load_pair("atlas", dtype=torch.float32, device_map={"": device}, chat_template_kwargs=given)
+    return load_pair(repo, revision, dtype="auto", device_map={"": device}, **options)
 
 
 def pair_options(options: argparse.Namespace) -> dict:

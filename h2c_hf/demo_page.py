@@ -15,7 +15,7 @@ from .atlas.questions import atlas_passages, atlas_questions
 from .data.prompts import FORMS, choice_answer, open_answer
 from .data.wording import LETTERS
 from .evaluation.answers import plain
-from .evaluation.inspection import injection
+from .evaluation.inspection import injection, message_sizes
 from .evaluation.methods import Batch
 from .evaluation.questions import limits
 from .evaluation.streaming import Answer, stream
@@ -74,7 +74,8 @@ CSS = """
 .dark .figure img.dark-theme { display: block; }
 .gradio-container { padding-top: 8px !important; }
 @media (max-width: 500px) {
-  .gradio-container h2 { font-size: 1.15em; }
+  .gradio-container .prose h2 { font-size: 1.15em; }
+  .card.h2c { order: -1; }
   .cards { grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); }
 }
 """
@@ -99,14 +100,16 @@ class Demo:
 
     def __init__(self, model: H2CForCausalLM, processor: H2CProcessor, repo: str | None = None):
         self.model, self.processor, self.repo = model, processor, repo
+        self.writes_message = model.config.bridge_form == "message"
+        # For a real pair one statement and texts of another kind; the tiny models read only statements of this kind.
+        told = {question["subject"]: question for question in reversed(atlas_passages("test", 1 if repo else 4, invented=True))}
+        passages = [told[subject] for subject in ATLAS_PASSAGES]
+        self.hand_offs = [[asked["passage"], asked["question"], open_answer(asked)] for asked in passages]
         if repo is None:
             by_subject = {question["subject"]: question for question in reversed(atlas_questions("test"))}
             self.examples = [by_subject[subject] for subject in ATLAS_SUBJECTS]
-            told = {question["subject"]: question for question in reversed(atlas_passages("test", 4, invented=True))}
-            self.passages = [told[subject] for subject in ATLAS_PASSAGES]
-            self.hand_offs = [[asked["passage"], asked["question"], open_answer(asked)] for asked in self.passages]
         else:
-            self.examples, self.hand_offs = QUESTIONS, HAND_OFFS
+            self.examples, self.hand_offs = QUESTIONS, [*self.hand_offs[:2], *HAND_OFFS]
 
     @told
     def compare(self, question: str, choices: str, expected: str, longest: int) -> Iterator[str]:
@@ -118,10 +121,7 @@ class Demo:
     @told
     def hand_off(self, passage: str, question: str, expected: str, longest: int) -> Iterator[str]:
         """The same, for a passage that only the Sharer reads."""
-        if not passage.strip() or not question.strip():
-            empty = "The text for the Sharer" if not passage.strip() else "The question"
-            raise ValueError(f"{empty} is empty; write something, or click an example.")
-        asked = {"question": question.strip(), "choices": [], "passage": passage.strip()}
+        asked = as_hand_off(passage, question)
         other = next(one for one in self.hand_offs if one[0] != asked["passage"])
         yield from self.answers(asked, {**asked, "passage": other[0], "question": other[1]}, "open", expected, longest)
 
@@ -139,9 +139,16 @@ class Demo:
     @told
     @torch.no_grad()
     def change(self, question: str, choices: str) -> Iterator[str]:
-        """The heat map of what the bridge changes in the cache for a question."""
+        """Yield the heat map of what the bridge changes in the cache for a question."""
         asked, form = as_question(question, choices)
         yield drawn(bridge.injection, {"injection": injection(self.batch(asked, asked, form))})
+
+    @told
+    @torch.no_grad()
+    def written(self, passage: str, question: str) -> Iterator[str]:
+        """Yield the heat map of the message that a bridge of the message form writes for a passage and a question."""
+        asked = as_hand_off(passage, question)
+        yield drawn(bridge.message, {"message": message_sizes(self.batch(asked, asked, "open"))})
 
     def batch(self, question: dict, other: dict, form: str, longest: int = 1) -> Batch:
         """One question, encoded, of which nothing is computed yet.
@@ -177,6 +184,14 @@ def as_question(question: str, choices: str) -> tuple[dict, str]:
     return asked, form
 
 
+def as_hand_off(passage: str, question: str) -> dict:
+    """A question with a passage that only the Sharer reads, as the evaluation has them."""
+    if not passage.strip() or not question.strip():
+        empty = "The text for the Sharer" if not passage.strip() else "The question"
+        raise ValueError(f"{empty} is empty; write something, or click an example.")
+    return {"question": question.strip(), "choices": [], "passage": passage.strip()}
+
+
 def is_right(text: str, expected: str, form: str) -> bool | None:
     """Return whether an answer is the expected one, without case, punctuation and articles; None if none is known.
 
@@ -195,7 +210,7 @@ def cards(answers: dict[str, Answer], expected: str, form: str) -> str:
         f'<div class="cards">{"".join(card(name, *titles, answers.get(name), expected, form) for name, titles in row.items())}</div>'
         for row in (COMPARED, CONTROLS)
     ]
-    return f'{rows[0]}<div class="group">Controls: the same bridge without what the Sharer knows of this question</div>{rows[1]}'
+    return f'{rows[0]}<div class="group">{CONTROLS_TEXT}</div>{rows[1]}'
 
 
 MARKS = {True: '<span class="right">✓</span>', False: '<span class="wrong">✗</span>'}
@@ -239,54 +254,62 @@ def page(demo: Demo) -> gr.Blocks:
     rows = [example_row(example, by_letter=n % 2 == 1) for n, example in enumerate(demo.examples)]
     with gr.Blocks(title="Hidden-to-Cache", analytics_enabled=False) as blocks:
         gr.Markdown(introduction(demo))
-        with gr.Tab("Compare"):
-            # Shown below the examples: on a phone, a click should need no scrolling.
-            question = gr.Textbox(rows[0][0], label="Question (Enter asks)", lines=1, max_lines=6, render=False, elem_id="question")
-            choices = gr.Textbox(label="Choices, separated by ; (none: an answer in words)", lines=1, max_lines=6, render=False)
-            expected = gr.Textbox(rows[0][2], label="Right answer, if you know it", lines=1, render=False)
-            examples = gr.Examples(rows, [question, choices, expected], label="Examples", example_labels=[row[0] for row in rows])
-            question.render()
-            ask, stop = buttons()
-            answers = gr.HTML(cards({}, "", "open"), elem_id="answers")
-            with gr.Row():
-                choices.render()
-                expected.render()
-            longest = gr.Slider(1, 256, value=64, step=1, label="Tokens at most")
-            inputs = [question, choices, expected, longest]
-            events = [
-                gr.on([ask.click, question.submit, choices.submit, expected.submit], demo.compare, inputs, answers, **shown),
-                examples.load_input_event.then(demo.compare, inputs, answers, **shown),
-                blocks.load(demo.compare, inputs, answers, **shown),
-            ]
-            stop.click(None, cancels=events)
-        with gr.Tab("Hand-off"):
-            gr.Markdown(HAND_OFF_TEXT + (ATLAS_HAND_OFF_TEXT if demo.repo is None else ""))
-            passage = gr.Textbox(demo.hand_offs[0][0], label="Text that only the Sharer reads", lines=3, max_lines=12, render=False)
-            asked = gr.Textbox(demo.hand_offs[0][1], label="Question that both read (Enter asks)", lines=1, max_lines=6, render=False)
-            known = gr.Textbox(demo.hand_offs[0][2], label="Right answer, if you know it", lines=1, render=False)
-            examples = gr.Examples(
-                demo.hand_offs, [passage, asked, known], label="Examples", example_labels=[row[1] for row in demo.hand_offs]
-            )
-            passage.render()
-            asked.render()
-            ask, stop = buttons()
-            handed = gr.HTML(cards({}, "", "open"), elem_id="handed")
-            known.render()
-            inputs = [passage, asked, known, longest]
-            events = [
-                gr.on([ask.click, asked.submit, known.submit], demo.hand_off, inputs, handed, **shown),
-                examples.load_input_event.then(demo.hand_off, inputs, handed, **shown),
-            ]
-            stop.click(None, cancels=events)
-        with gr.Tab("Inside") as inside:
-            gr.Markdown(GATES_TEXT)
-            gr.HTML(drawn(bridge.gate_map, {"gates": demo.model.gate_values()}))
-            gr.Markdown(CHANGE_TEXT)
-            changed = gr.HTML(elem_id="injection", min_height=200)
-            inside.select(demo.change, [question, choices], changed, **one_at_a_time)
+        # A message is about what the Sharer has read: the hand-off comes first.
+        with gr.Tabs(selected="hand_off" if demo.writes_message else "compare"):
+            with gr.Tab("Compare", id="compare"):
+                # Shown below the examples: on a phone, a click should need no scrolling.
+                question = gr.Textbox(rows[0][0], label="Question (Enter asks)", lines=1, max_lines=6, render=False, elem_id="question")
+                choices = gr.Textbox(label="Choices, separated by ; (none: an answer in words)", lines=1, max_lines=6, render=False)
+                expected = gr.Textbox(rows[0][2], label="Right answer, if you know it", lines=1, render=False)
+                examples = gr.Examples(rows, [question, choices, expected], label="Examples", example_labels=[row[0] for row in rows])
+                question.render()
+                ask, stop = buttons()
+                answers = gr.HTML(cards({}, "", "open"), elem_id="answers")
+                with gr.Row():
+                    choices.render()
+                    expected.render()
+                longest = gr.Slider(1, 256, value=64, step=1, label="Tokens at most")
+                inputs = [question, choices, expected, longest]
+                events = [
+                    gr.on([ask.click, question.submit, choices.submit, expected.submit], demo.compare, inputs, answers, **shown),
+                    examples.load_input_event.then(demo.compare, inputs, answers, **shown),
+                    *([] if demo.writes_message else [blocks.load(demo.compare, inputs, answers, **shown)]),
+                ]
+                stop.click(None, cancels=events)
+            with gr.Tab("Hand-off", id="hand_off"):
+                gr.Markdown(HAND_OFF_TEXT + (ATLAS_HAND_OFF_TEXT if demo.repo is None else ""))
+                passage = gr.Textbox(demo.hand_offs[0][0], label="Text that only the Sharer reads", lines=3, max_lines=12, render=False)
+                asked = gr.Textbox(demo.hand_offs[0][1], label="Question that both read (Enter asks)", lines=1, max_lines=6, render=False)
+                known = gr.Textbox(demo.hand_offs[0][2], label="Right answer, if you know it", lines=1, render=False)
+                examples = gr.Examples(
+                    demo.hand_offs, [passage, asked, known], label="Examples", example_labels=[row[1] for row in demo.hand_offs]
+                )
+                passage.render()
+                asked.render()
+                ask, stop = buttons()
+                handed = gr.HTML(cards({}, "", "open"), elem_id="handed")
+                known.render()
+                inputs = [passage, asked, known, longest]
+                events = [
+                    gr.on([ask.click, asked.submit, known.submit], demo.hand_off, inputs, handed, **shown),
+                    examples.load_input_event.then(demo.hand_off, inputs, handed, **shown),
+                    *([blocks.load(demo.hand_off, inputs, handed, **shown)] if demo.writes_message else []),
+                ]
+                stop.click(None, cancels=events)
+            with gr.Tab("Inside") as inside:
+                if demo.writes_message:
+                    gr.Markdown(MESSAGE_TEXT)
+                else:
+                    gr.Markdown(GATES_TEXT)
+                    gr.HTML(drawn(bridge.gate_map, {"gates": demo.model.gate_values()}))
+                    gr.Markdown(CHANGE_TEXT)
+                changed = gr.HTML(elem_id="injection", min_height=200)
+                look, fields = (demo.written, [passage, asked]) if demo.writes_message else (demo.change, [question, choices])
+                inside.select(look, fields, changed, **one_at_a_time)
     return blocks
 
 
+CONTROLS_TEXT = "Controls: the same bridge without what the Sharer knows of this question. A right answer here is luck."
 HAND_OFF_TEXT = "Only the Sharer reads the text; what the answer holds of it came through the bridge. "
 ATLAS_HAND_OFF_TEXT = (
     "The examples are real names with invented values, which nobody can know who has not read them. The tiny models of Atlas read "
@@ -298,6 +321,11 @@ GATES_TEXT = (
 CHANGE_TEXT = (
     "**What the bridge changed for the question under *Compare*.** Each column is a token of the prompt, each row a layer of the "
     "Receiver: look for the tokens whose keys and values changed most."
+)
+
+MESSAGE_TEXT = (
+    "**What the bridge wrote for the text and the question under *Hand-off*.** Each column is a token that the Sharer read, "
+    "each row a layer of the Receiver: bright cells are keys and values that are large beside those of the Receiver's own prompt (1)."
 )
 
 

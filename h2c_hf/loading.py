@@ -187,7 +187,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) ->
     return tokenizer
 
 
-def load_bridge(
+def load_pair(
     bridge: str,
     revision: str | None = None,
     sharer_chat_template: str | None = None,
@@ -232,7 +232,7 @@ def load_model(
     """Load a trained bridge with its two base models, in eval mode.
 
     Args:
-        bridge, revision: see `load_bridge`.
+        bridge, revision: see `load_pair`.
         sharer, receiver: base models instead of those that the bridge's config names; see `BaseModel.find`. A model that `h2c models
             fetch` got is loaded from there.
         sharer_gguf_file, receiver_gguf_file: GGUF files in those.
@@ -261,6 +261,8 @@ def load_model(
             continue
         with naming(role.capitalize(), name or getattr(config, f"{role}_model_id")):
             arguments[role] = base.model(quantization, **{"dtype": "auto", **shared, **arguments.pop(f"{role}_kwargs", {})})
+    if "sharer" in arguments and "receiver" in arguments:
+        arguments.pop("device_map", None)  # both are where it says; the bridge goes where the Receiver is
     try:
         return H2CForCausalLM.from_pretrained(bridge, **{name: value for name, value in arguments.items() if value is not None}).eval()
     except OSError:

@@ -64,10 +64,12 @@ def add_repo(parser: Parser) -> None:
 
 
 def quickstart() -> Parser:
-    parser = Parser("h2c quickstart", "Train a bridge on Atlas, measure it against baselines and controls, draw, save, load and ask it.")
+    parser = Parser("h2c quickstart", "Train a bridge, measure it against baselines and controls, draw, save, load and ask it.")
+    parser.add_argument("--pair", default="atlas", help="'atlas', or two published models: gemma-3-270m_to_smollm2-135m (about 20 minutes)")
     parser.add_argument("--output", default="outputs/quickstart", help="folder to write to (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
-    parser.add_argument("--epochs", type=float, default=1.0, help="passes over the training questions (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=1.0, help="passes over the questions of Atlas (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="training steps of another pair, instead of those of its quickstart.yaml")
     return parser
 
 

@@ -164,4 +164,9 @@ def main(arguments: list[str] | None = None) -> int:
     """`h2c quickstart`."""
     from .parsers import quickstart as parser
 
-    return quickstart(**vars(parser().parse_args(arguments)))
+    options = parser().parse_args(arguments)
+    if options.pair == "atlas":
+        return quickstart(options.output, options.seed, options.epochs)
+    from .quickstart_pair import quickstart_pair
+
+    return quickstart_pair(options.pair, options.output, options.seed, options.steps)

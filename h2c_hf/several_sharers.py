@@ -18,6 +18,7 @@ from .modeling.configuration_h2c import HUB_ARGUMENTS
 from .modeling.generation_h2c import setting
 from .modeling.inputs_h2c import check_prompt, refuse_cache, target_start
 from .modeling.message_h2c import add_message, message_length, message_mask, with_message
+from .modeling.stock_h2c import second_position
 
 
 NAMES = "several_sharers.json"
@@ -78,6 +79,7 @@ class H2CSeveralSharers(nn.Module):
             given = {"sharer": (sharers or {}).get(name), "receiver": receiver}
             models[name] = H2CForCausalLM.from_pretrained(pretrained_model_name_or_path, subfolder=name, **given, **kwargs)
             receiver = models[name].receiver
+            kwargs.pop("receiver_kwargs", None)  # it is loaded
         return cls(models)
 
     def save_pretrained(self, save_directory) -> None:
@@ -121,7 +123,9 @@ class H2CSeveralSharers(nn.Module):
         on = [name for name, model in self.models.items() if name in sharers and not model._bridge_disabled]
         check_prompt("", input_ids, attention_mask, self._any.receiver, least=2 if on else 1, bridged=bool(on))
         if not on:
-            return DynamicCache(config=self._any.receiver.config)
+            cache = DynamicCache(config=self._any.receiver.config)
+            cache.without_bridge = True
+            return cache
         own, summed = self._any.prefill(input_ids, attention_mask), None
         for name in on:
             inputs = {key: value for key, value in sharers[name].items() if key.startswith("sharer_")}
@@ -165,6 +169,9 @@ class H2CSeveralSharers(nn.Module):
             ValueError: for another kind of cache, `past_key_values`, and what `bridged_cache` refuses.
         """
         refuse_cache(kwargs, "each call makes its own cache, of what the bridges write.")
+        attention_mask, generation_config = second_position(attention_mask, kwargs.pop("generation_config", None))
+        if generation_config is not None:
+            kwargs["generation_config"] = generation_config
         kind = setting("cache_implementation", kwargs, [kwargs.get("generation_config"), self._any.generation_config])
         if kind is not None:
             raise ValueError(f"cache_implementation is {kind!r}; expected None: what several bridges write is summed on a dynamic one.")

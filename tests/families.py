@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from h2c_hf.modeling import H2CForCausalLM
+from h2c_hf.modeling import H2CBridgeConfig, H2CForCausalLM
 
 
-FAMILIES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-ROLES = ("sharer", "receiver")
+FAMILIES = tuple(name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name != H2CBridgeConfig.model_type)
+ROLES = ("sharer", "receiver", "message")  # the last: the Receiver of a bridge of the message form
 TABLE = Path(__file__).parent.parent / "docs" / "families.md"
 # Values of config fields, by the names that families have for them; a config takes those that it has a field for.
 TINY = {
@@ -145,7 +145,8 @@ def outcome(family: str, role: str) -> tuple[str, str]:
         return "no tiny config", str(error).strip().replace("\n", " ").replace("|", "/")[:120]
     other = tiny_model("llama", 1)
     try:
-        pair = H2CForCausalLM.from_pair(*((model, other) if role == "sharer" else (other, model))).eval()
+        form = {"bridge_form": "message"} if role == "message" else {}
+        pair = H2CForCausalLM.from_pair(*((model, other) if role == "sharer" else (other, model)), **form).eval()
     except ValueError as error:
         assert "\n" not in str(error), f"{family} is refused in more than a sentence: {error}"
         return "refused", str(error)
@@ -158,26 +159,26 @@ def row(family: str) -> str:
     """Return a family's row of the table."""
     outcomes = {role: outcome(family, role) for role in ROLES}
     reasons = dict.fromkeys(why for _, why in outcomes.values() if why)
-    return f"| {family} | {outcomes['sharer'][0]} | {outcomes['receiver'][0]} | {' '.join(reasons)} |"
+    return f"| {family} | {' | '.join(outcomes[role][0] for role in ROLES)} | {' '.join(reasons)} |"
 
 
 def table(rows: list[str]) -> str:
     """Return docs/families.md."""
-    count = {role: sum(line.split(" | ")[index] == "works" for line in rows) for index, role in enumerate(ROLES, start=1)}
+    count = {role: sum(line.split(" | ")[column] == "works" for line in rows) for column, role in enumerate(ROLES, start=1)}
     return "\n".join(
         [
             "# Families",
             "",
             f"The {len(rows)} causal-LM families of transformers {transformers.__version__}: {count['sharer']} work as the Sharer, "
-            f"{count['receiver']} as the Receiver.",
+            f"{count['receiver']} as the Receiver, {count['message']} of them also of a message (`bridge_form: message`).",
             "",
             "A family *works* if a tiny model of it with random weights passes: forward gives the logits of `generate`, step by step; a",
             "left-padded batch answers as each row alone; the loss is the same with and without logits; a saved bridge loads as the same.",
             "Another is *refused* by `H2CForCausalLM.from_pair`, in the sentence that is quoted. `python tests/families.py` writes this",
             "page, and `tests/modeling/test_families.py` compares it.",
             "",
-            "| family | as the Sharer | as the Receiver | why not |",
-            "| --- | --- | --- | --- |",
+            "| family | as the Sharer | as the Receiver | of a message | why not |",
+            "| --- | --- | --- | --- | --- |",
             *rows,
             "",
         ]

@@ -17,7 +17,7 @@ import time
 
 import pytest
 
-from h2c_hf.chat import Chat, columns
+from h2c_hf.chat import Chat, banner, columns, prompt_session
 from h2c_hf.cli import main
 
 
@@ -193,6 +193,32 @@ def test_an_answer_that_is_stopped_and_one_that_is_too_long_are_forgotten(atlas,
     shown = typed(monkeypatch, capsys, chat, "word " * 600, QUESTION)
     assert "the context window of its model is 512. That message is forgotten" in shown and "Traceback" not in shown
     assert len(chat.messages) == 4
+
+
+@pytest.mark.parametrize(
+    ("repo", "form", "example"),
+    [(None, "rewrite", QUESTION), ("user/name", "rewrite", "/compare Who wrote Middlemarch?"), ("user/name", "message", "/sharer The")],
+)
+def test_the_banner_suggests_what_the_bridge_was_made_for(atlas, monkeypatch, repo, form, example):
+    monkeypatch.setattr(atlas[0].config, "bridge_form", form)
+    assert f"\n  {example}" in banner(atlas[0], repo)
+
+
+@pytest.mark.parametrize(("sharer", "limit"), [("./sharer", "refers back"), ("google/gemma-3-270m", "misspell"), ("large/model", "")])
+def test_the_banner_says_what_small_models_cannot_do(atlas, monkeypatch, sharer, limit):
+    monkeypatch.setattr(atlas[0].config, "sharer_model_id", sharer)
+    shown = banner(atlas[0], "user/name")
+    assert limit in shown
+    assert ("small" in shown or "tiny" in shown) == bool(limit)
+
+
+@pytest.mark.parametrize(("typed", "completed"), [("/sha", "/sharer "), ("/co", "/compare "), ("/cl", "/clear")])
+def test_a_completed_command_is_ready_for_its_text(typed, completed):
+    from prompt_toolkit.completion import CompleteEvent
+    from prompt_toolkit.document import Document
+
+    (found,) = prompt_session().completer.get_completions(Document(typed), CompleteEvent())
+    assert found.text == completed
 
 
 def test_columns_wrap_below_their_titles():

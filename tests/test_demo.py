@@ -16,7 +16,9 @@ from h2c_hf import REPOSITORY
 from h2c_hf.atlas import MODELS
 from h2c_hf.cli import main
 from h2c_hf.data.prompts import choice_answer, open_answer
+from h2c_hf.evaluation.inspection import message_sizes
 from h2c_hf.evaluation.methods import METHODS
+from h2c_hf.modeling import H2CBridgeConfig, H2CBridgeModel, H2CForCausalLM
 
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +77,22 @@ def test_what_only_the_sharer_reads_reaches_the_answer(demo):
     shown = [cards([*demo.hand_off(*hand_off, 16)][-1]) for hand_off in demo.hand_offs]
     assert [cards["h2c"][:2] for cards in shown] == [("✓", known) for _, _, known in demo.hand_offs]
     assert shown[0]["receiver"][0] == shown[0]["shuffled"][0] == shown[0]["zeros"][0] == "✗"
+
+
+def test_the_page_shows_a_message(atlas):
+    """A bridge of the message form changes no position of the prompt: the page shows what it writes before the prompt."""
+    page = pytest.importorskip("h2c_hf.demo_page", reason="needs gradio")
+    model, processor = atlas
+    config = H2CBridgeConfig.from_pair(model.sharer.config, model.receiver.config, bridge_form="message")
+    demo = page.Demo(H2CForCausalLM.from_pair(model.sharer, model.receiver, bridge=H2CBridgeModel(config)).eval(), processor)
+    passage, question, _ = demo.hand_offs[0]
+    (shown,) = demo.written(passage, question)
+    assert shown.count("data:image/svg") == 2
+    batch = demo.batch(page.as_hand_off(passage, question), demo.examples[1], "open")
+    sizes = message_sizes(batch)
+    assert sizes["tokens"] == [processor.sharer_tokenizer.decode([token]) for token in batch.inputs["sharer_input_ids"][0]]
+    assert all(len(row) == len(sizes["tokens"]) for kind in ("key", "value") for row in sizes[kind])
+    page.page(demo)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pairs import byte_tokenizer, join, tiny_model, tiny_processor
 from h2c_hf.data.mixture import build_dataset
 from h2c_hf.data.prompts import answer_ids, letter_ids, user_turn
 from h2c_hf.data.sources import DataSource
-from h2c_hf.loading import FETCHED, ORIGIN, BaseModel, load_bridge, set_chat_template
+from h2c_hf.loading import FETCHED, ORIGIN, BaseModel, load_pair, set_chat_template
 from h2c_hf.modeling import H2CBridgeConfig, H2CForCausalLM, H2CProcessor
 from h2c_hf.training.arguments import H2CArguments
 from h2c_hf.training.pair import Pair
@@ -156,7 +156,7 @@ def test_a_bridge_that_names_a_hub_id_loads_the_fetched_model(fetched, tmp_path)
     model = join(sharer, receiver, sharer_model_id="google/gemma-3-270m", receiver_model_id=str(tmp_path / "receiver"))
     model.save_pretrained(tmp_path / "bridge")
     tiny_processor().save_pretrained(tmp_path / "bridge")
-    loaded, _ = load_bridge(str(tmp_path / "bridge"))
+    loaded, _ = load_pair(str(tmp_path / "bridge"))
     inputs = {"input_ids": IDS, "sharer_input_ids": IDS}
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
     assert loaded.sharer.config._commit_hash == "aaaa" and loaded.config.sharer_model_id == "google/gemma-3-270m"
@@ -238,3 +238,8 @@ def test_no_pad_token_is_needed_to_batch_and_generate():
         single = processor.apply_chat_template(question)
         alone = model.generate(**single, max_new_tokens=5, do_sample=False)
         assert row[-5:].tolist() == alone[0, -5:].tolist()
+
+
+def test_a_device_map_puts_the_models_and_the_bridge_there():
+    model, _ = load_pair("atlas", device_map={"": torch.device("cpu")})
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}

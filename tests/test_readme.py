@@ -1,35 +1,40 @@
-"""What the README says runs: each Python block, as it stands but for the ids of models that are not at hand."""
+"""README and docs: each Python block of the guides runs, each command is accepted, each link and each number is right."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 from h2c_hf.atlas import MODELS
+from h2c_hf.configs import names
+from h2c_hf.parsers import PARSERS
 
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+README = TEXTS["README.md"]
 
 
-def run(block: str, replacements: dict[str, str], monkeypatch, tmp_path) -> dict:
+def run(page: str, replacements: dict[str, str], monkeypatch, tmp_path) -> dict:
+    """Execute the only Python block of a page, with ids of models that are not at hand replaced; return its variables."""
+    (block,) = re.findall(r"```python\n(.*?)```", TEXTS[page], re.DOTALL)
     for old, new in replacements.items():
         assert old in block
         block = block.replace(old, new)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    names = {}
-    exec(compile(block, "README.md", "exec"), names)
-    return names
+    variables = {}
+    exec(compile(block, page, "exec"), variables)
+    return variables
 
 
-def test_there_are_two_blocks():
-    assert len(BLOCKS) == 2
-
-
-def test_loading_a_bridge(monkeypatch, tmp_path, capsys):
-    run(BLOCKS[0], {"hub_configs/atlas": str(ROOT / "hub_configs" / "atlas")}, monkeypatch, tmp_path)
+@pytest.mark.parametrize("page", ["README.md", "docs/using.md"])
+def test_loading_a_bridge(page, monkeypatch, tmp_path, capsys):
+    run(page, {"hub_configs/atlas": str(ROOT / "hub_configs" / "atlas")}, monkeypatch, tmp_path)
     assert capsys.readouterr().out.strip() == "Algeria"
 
 
@@ -39,14 +44,58 @@ def test_training_a_pair(monkeypatch, tmp_path):
         "Qwen/Qwen2.5-0.5B-Instruct": str(MODELS / "receiver"),
         "outputs/my-bridge": str(tmp_path / "bridge"),
     }
-    names = run(BLOCKS[1], replacements, monkeypatch, tmp_path)
+    variables = run("docs/training.md", replacements, monkeypatch, tmp_path)
     assert (tmp_path / "bridge" / "model.safetensors").exists()
-    assert names["trainer"].state.global_step == 2
-    assert "Linear4bit" in str(names["sharer"])
+    assert variables["trainer"].state.global_step == 2
+    assert "Linear4bit" in str(variables["sharer"])
 
 
-@pytest.mark.parametrize("path", re.findall(r"^\| `([^`]+)`", README, re.MULTILINE))
-def test_where_things_are(path):
+def commands() -> list[tuple[str, str]]:
+    """(page, command) of each line of the shell blocks that begins with `h2c`."""
+    blocks = [(page, block) for page, text in TEXTS.items() for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL)]
+    return [(page, line) for page, block in blocks for line in block.splitlines() if line.startswith("h2c ")]
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_commands_are_accepted(page, line):
+    command, *arguments = shlex.split(line, comments=True)[1:]
+    options = PARSERS[command]().parse_args(arguments)
+    config = getattr(options, "config", None)
+    copied = "my-pair/training.yaml"  # by `h2c configs copy`, in the line before
+    assert config in (None, copied, *names()) or config.removesuffix(".yaml").isupper()  # CONFIG.yaml: the reader's own
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", TEXTS[page])
+    for link in links:
+        assert link.startswith("http") or ((ROOT / page).parent / link).exists(), link
+
+
+def test_the_index_lists_all_pages():
+    listed = set(re.findall(r"\]\((\w+\.md)\)", TEXTS["docs/index.md"]))
+    assert listed == {page.name for page in DOCS.glob("*.md")} - {"index.md"}
+
+
+@pytest.mark.parametrize(("row", "form"), [("1,341 questions", "methods"), ("400 passages", "hand_off")])
+def test_the_first_table_is_that_of_the_report(row, form):
+    methods = json.loads((ROOT / "hub_configs" / "atlas" / "report.json").read_text())[form]
+    (line,) = [line for line in README.splitlines() if line.startswith("|") and row in line]
+    control = max(("shuffled", "zeros", "noise", "adapter"), key=lambda name: methods[name]["accuracy"])
+    expected = [f"{100 * methods[name]['accuracy']:.1f} %" for name in ("receiver", "h2c", control, "sharer")]
+    assert re.findall(r"[\d.]+ %", line) == expected
+    assert row.startswith(f"{methods['h2c']['n']:,} ")
+
+
+def test_the_first_screen_comes_before_the_rest():
+    first = README.partition("\n## ")[0]
+    places = [first.index(part) for part in ("docs/h2c.svg", "best control", "```python", "./scripts/quickstart", "./scripts/test")]
+    assert places == sorted(places)
+    assert len(first.splitlines()) <= 45
+
+
+@pytest.mark.parametrize("path", re.findall(r"^\| `([^`]+)`", TEXTS["docs/parts.md"], re.MULTILINE))
+def test_the_parts_of_the_package(path):
     assert (ROOT / path).exists()
 
 
@@ -60,4 +109,4 @@ def test_the_reference_bridge_has_the_parameters_it_says():
     published = H2CBridgeConfig.from_pretrained(ROOT / "hub_configs" / "llama-3.1-8b_to_qwen2.5-0.5b")
     with torch.device("meta"):
         new, old = (H2CBridgeModel(config).num_parameters() / 1e6 for config in (H2CBridgeConfig.from_pair(llama, qwen), published))
-    assert f"{new:.1f} million parameters ({old:.1f} in the published form" in README
+    assert f"{new:.1f} million parameters ({old:.1f} in the published form" in TEXTS["docs/training.md"]

@@ -8,6 +8,7 @@ from importlib import import_module
 BENCHMARKS = {
     "bridge": "h2c_hf.benchmarks.bridge",
     "generate": "h2c_hf.benchmarks.generate",
+    "form": "h2c_hf.benchmarks.form",
     "load": "h2c_hf.benchmarks.load",
     "memory": "h2c_hf.benchmarks.memory",
     "train": "h2c_hf.benchmarks.train",

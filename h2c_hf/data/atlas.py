@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from ..atlas.documents import atlas_quizzes
 from ..atlas.facts import SPLITS, load_facts
 from ..atlas.questions import atlas_passages, atlas_questions, atlas_told, statement
-from .words import words_records
+from .two_step import two_step_records
+from .words import word_list_records, words_records
 
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ def atlas_records(source: "DataSource") -> list[dict]:
         return atlas_passages(source.split, source.facts, invented=True, values=source.values)
     if source.form == "words":
         return words_records(source)
+    if source.form == "word_list":
+        return word_list_records(source)
+    if source.form == "two_step":
+        return two_step_records(source)
     if source.form == "told":  # by turns one that both models are told, and one that only the Receiver is told
         both = zip(atlas_told(source.split, False, source.variants), atlas_told(source.split, True, source.variants), strict=True)
         return [{"hint": None, "told": None, **pair[number % 2]} for number, pair in enumerate(both)]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..modeling.messages_h2c import plain_messages
 from .exchanges import Exchange, UnusableRecordError
 from .parsing import parse_list, parse_text
 from .prompts import user_turn
@@ -68,6 +69,10 @@ def targets(messages: list[dict], turns: str) -> Iterator[Exchange]:
     """Yield an exchange for the first assistant turn, or for each, with all turns before it as the prompt."""
     if not all(is_message(message) for message in messages):
         raise UnusableRecordError("message without role and content")
+    try:
+        messages = plain_messages(messages)
+    except ValueError as error:
+        raise UnusableRecordError("part that is not text") from error
     found = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i]
     if not found or all(message["role"] == "system" for message in messages[: found[0]]):
         raise UnusableRecordError("no assistant turn after a user turn")

@@ -35,10 +35,12 @@ LAYOUTS: dict[tuple[str, ...], Callable[[dict, "DataSource"], Iterator[Exchange]
 # Forms that need another column; any of those named will do.
 COLUMNS = {"hand_off": ("passage",), "told": ("hint", "told"), "quiz": ("messages",)}
 # Forms whose records are questions in words already.
-MADE = ("words", "repeat")
+MADE = ("words", "word_list", "two_step", "repeat")
+IN_WORDS = ("words", "word_list", "two_step")  # of Atlas, with values from a list of words
+WRITTEN = ("repeat", "word_list")  # the Receiver writes what the Sharer read
 # Fields that a form uses; with another form they are refused, since they would change nothing.
 FIELDS_OF_FORM = {
-    "fewest": ("repeat",), "most": ("repeat",), "count": MADE, "seed": MADE, "words": ("words",), "new_words": ("words",),
+    "fewest": WRITTEN, "most": WRITTEN, "count": MADE, "seed": MADE, "words": IN_WORDS, "new_words": IN_WORDS,
 }  # fmt: skip
 
 
@@ -57,18 +59,20 @@ class DataSource:
             "told", by letter, when the Receiver's own prompt has the answer: in a `hint` that both read, or in what only the Receiver
             is `told` (in Atlas, half of them, and it is not what the Sharer knows), so that the bridge learns to let it stand;
             or "quiz", of Atlas: chats of several questions, each with its answer for both to read (`turns` counts there, too).
-            Of Atlas, "words": passages whose values are ordinary words (`words`, `new_words`). Of any dataset with texts, "repeat":
+            Of Atlas, "words": passages whose values are ordinary words (`words`, `new_words`), and "two_step": the same, in which two
+            statements lead to the answer (the capital of the country that a city is in); "word_list": words in a random order, which the
+            Receiver is to write (`fewest`, `most`). Of any dataset with texts, "repeat":
             the Sharer reads a text that the Receiver is to write (`fewest`, `most`).
             Passages in the layout of SQuAD and closed-book questions with `answers` are known by their columns and need no form.
         turns: of a conversation: the "first" assistant turn is a target, or "all" are, each after the turns before it.
         variants: of Atlas: so many differently worded questions a fact.
         facts: of Atlas in the forms "hand_off" and "words": so many facts a passage.
         values: of Atlas in the form "hand_off": so many passages about each value that facts have, instead of one about each fact.
-        words: of the form "words": the file whose frequent words are the values.
-        new_words: of the form "words": take the words that are kept for measuring. Never in training data.
-        fewest, most: of the form "repeat": words of a text.
-        count: of the forms "words" and "repeat": so many examples, instead of one a fact or a text.
-        seed: of the forms "words" and "repeat": another draw.
+        words: of the forms "words", "word_list" and "two_step": the file whose frequent words are the values.
+        new_words: of the same forms: take the words that are kept for measuring. Never in training data.
+        fewest, most: of the forms "repeat" and "word_list": words of a text.
+        count: of the forms "words", "word_list", "two_step" and "repeat": so many examples, instead of one a fact or a text.
+        seed: of the same forms: another draw.
         part: only the records of the part "train", "validation" or "test", by a hash of their first text, for a dataset that comes in
             one piece.
         crop: of passages in the layout of SQuAD: keep the sentences around the answer, up to so many words; 0 keeps all.
@@ -108,8 +112,8 @@ class DataSource:
         for field, forms in FIELDS_OF_FORM.items():
             if self.form not in forms and getattr(self, field) != defaults[field]:
                 raise ValueError(f"{field} of {self.path} is for the form {' or '.join(forms)}; got the form {self.form!r}.")
-        if self.form == "words" and self.path != "atlas":
-            raise ValueError(f"The form 'words' is about Atlas' entities; expected path=atlas and words=FILE, got path={self.path}.")
+        if self.form in IN_WORDS and self.path != "atlas":
+            raise ValueError(f"The form {self.form!r} is about Atlas' entities; expected path=atlas and words=FILE, got path={self.path}.")
         if self.part and self.path in WORLDS:
             raise ValueError(f"part is for datasets that come in one piece; expected a split of {self.path}, got part={self.part!r}.")
         if self.crop < 0 or self.fewest < 1 or self.most < self.fewest or (self.count is not None and self.count < 1):
@@ -155,8 +159,10 @@ class DataSource:
     @property
     def title(self) -> str:
         """The name of the source in reports."""
+        new = " new" if self.new_words else ""
         form = {
-            "choice": "", "hand_off": f"hand_off {self.facts}", "words": f"words {self.facts}{' new' if self.new_words else ''}",
+            "choice": "", "hand_off": f"hand_off {self.facts}", "words": f"words {self.facts}{new}", "two_step": f"two_step{new}",
+            "word_list": f"word_list {self.fewest}-{self.most}{new}",
             "repeat": f"repeat {self.fewest}-{self.most}",
         }.get(self.form, self.form)  # fmt: skip
         return " ".join(part for part in (self.path, self.name, self.split, self.part, form) if part)

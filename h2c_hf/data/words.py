@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..atlas.facts import Fact, load_facts
 from ..atlas.questions import QUESTIONS, STATEMENTS
 from .questions import in_words
+from .repeat import REPEAT_INSTRUCTION
 from .tables import expand, load_table, texts
 
 
@@ -65,6 +66,20 @@ def _load_words(path: str, modified: int) -> tuple[list[str], list[str]]:
     return split_words(words)
 
 
+def words_of(source: "DataSource") -> list[str]:
+    """The words that are values in `source`.
+
+    Raises:
+        ValueError: without a word list.
+    """
+    if not source.words:
+        raise ValueError(
+            f"A data source of the form {source.form!r} has no word list; expected words=FILE, a text file's dataset such as .jsonl."
+        )
+    seen, new = load_words(source.words)
+    return new if source.new_words else seen
+
+
 def words_records(source: "DataSource") -> list[dict]:
     """Questions in words about the entities of `source.split`; the passage has `source.facts` statements about as many entities, each
     with a value of its own. One question about each fact, `source.variants` times, or `source.count` questions.
@@ -72,10 +87,7 @@ def words_records(source: "DataSource") -> list[dict]:
     Raises:
         ValueError: without a word list, or for more facts a passage than the split has entities.
     """
-    if not source.words:
-        raise ValueError("A data source of the form 'words' has no word list; expected words=FILE, a text file's dataset such as .jsonl.")
-    seen, new = load_words(source.words)
-    words = new if source.new_words else seen
+    words = words_of(source)
     pool = [fact for fact in load_facts() if fact.split == source.split]
     entities = len({fact.entity for fact in pool})
     if not 1 <= source.facts <= min(entities, len(words)) // 2:
@@ -84,6 +96,19 @@ def words_records(source: "DataSource") -> list[dict]:
     order = rng.sample(pool, len(pool))
     count = source.count or source.variants * len(pool)
     return [passage(order[number % len(order)], pool, source.facts, words, rng) for number in range(count)]
+
+
+def word_list_records(source: "DataSource") -> list[dict]:
+    """Questions to repeat `source.fewest` to `source.most` random words, in which nothing lets one word be guessed from another:
+    `source.count` questions, by default one for each word of the list.
+
+    Raises:
+        ValueError: without a word list.
+    """
+    words = words_of(source)
+    rng = random.Random(f"word_list-{source.new_words}-{source.seed}")
+    lists = [" ".join(rng.choices(words, k=rng.randint(source.fewest, source.most))) for _ in range(source.count or len(words))]
+    return [in_words(REPEAT_INSTRUCTION, [text], text, "word_list", group=text) for text in lists]
 
 
 def passage(asked: Fact, pool: list[Fact], count: int, words: list[str], rng: random.Random) -> dict:

@@ -8,9 +8,11 @@ import numpy as np
 
 
 def plain(text: str) -> str:
-    """The text as SQuAD compares it."""
-    text = "".join(character for character in text.lower() if character not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+    """The text as SQuAD compares it; but a text of nothing else than articles and punctuation, such as the answer "A" or "+", stays as it
+    is: an empty prediction is no answer to it."""
+    lower = " ".join(text.lower().split())
+    kept = "".join(character for character in lower if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split()) or lower
 
 
 def exact(text: str, answers: list[str]) -> bool:

@@ -32,7 +32,7 @@ class EvaluationArguments:
     chat_template_kwargs: dict | str | None = HfArg(default=None, help=TEMPLATE_HELP)
 
     methods: list[str] = HfArg(
-        default_factory=lambda: [name for name in METHODS if name not in (*NEED_WEIGHTS, *ONLY_IN)],
+        default_factory=lambda: [name for name in METHODS if name not in (*NEED_WEIGHTS, *ONLY_IN, "text_to_text_draft")],
         help=f"who answers: {', '.join(METHODS)}",
     )
     data: str = HfArg(default="atlas", help="multiple choice: 'atlas', a dataset in the columns of cais/mmlu, or 'none'")

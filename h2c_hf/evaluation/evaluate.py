@@ -15,7 +15,7 @@ from ..data.prompts import LETTERS, open_answer
 from ..data.rows import spread_rows
 from ..errors import naming
 from ..hints import install, next_commands
-from ..loading import ROLES, load_bridge
+from ..loading import ROLES, load_pair
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.configuration_h2c import record_commit
 from .arguments import EvaluationArguments, parse
@@ -125,7 +125,7 @@ class Run:
         report = build_report(
             headline, timing.pop("latency"), asked, **more, **timing,
             counts=self.counts,
-            gates=self.model.gate_values(),
+            gates=self.model.gate_values() if self.model.bridge.message is None else None,  # a message has none
             **training(options, self.model),
             models=models(options, self.model),
             config=options.to_dict(),
@@ -135,20 +135,26 @@ class Run:
     @property
     def in_choice(self) -> list[str]:
         """The methods that answer questions without passages."""
-        return [name for name in self.options.methods if name not in ONLY_IN]
+        return [name for name in self.options.methods if name not in (*ONLY_IN, "text_to_text_draft")]
 
     def ask_set(self, one: QuestionSet) -> dict[str, dict]:
         with self.state.main_process_first():
             questions, counts = one.load(self.processor.receiver_tokenizer, self.processor.chat_template_kwargs)
-        answers = self.ask(one.name, questions, "open", one.methods(self.options.methods), one.answer_tokens)
+        answers = self.ask(one.name, questions, "open", one.methods(self.options.methods), one.answer_tokens, one.draft_tokens)
         self.counts[one.name] |= counts
         return answers
 
     def ask(
-        self, stage: str, questions: list[dict], form: str, methods: list[str] | None = None, answer_tokens: int = MAX_ANSWER_TOKENS
+        self,
+        stage: str,
+        questions: list[dict],
+        form: str,
+        methods: list[str] | None = None,
+        answer_tokens: int = MAX_ANSWER_TOKENS,
+        draft_tokens: int | None = None,
     ) -> dict[str, dict]:
         options, methods = self.options, self.in_choice if methods is None else methods
-        longest = limits(self.model, methods, form, options.max_length, answer_tokens)
+        longest = limits(self.model, methods, form, options.max_length, answer_tokens, draft_tokens or 0)
         asked, counts = fit(questions, self.processor, longest, form, options.prompts, skyline="skyline" in methods)
         if len(asked) < 2:
             raise ValueError(
@@ -156,7 +162,7 @@ class Run:
             )
         results = evaluate(
             self.model, self.processor, asked, methods, form, options.batch_size,
-            progress=self.progress, answer_tokens=answer_tokens, **self.shared,
+            progress=self.progress, answer_tokens=answer_tokens, draft_tokens=draft_tokens, **self.shared,
         )  # fmt: skip
         counts["cut_sharer_texts"] = {name: result["cut_texts"] for name, result in results.items() if result["cut_texts"]}
         self.counts[stage], self.items[stage] = counts, (asked, results)
@@ -166,7 +172,7 @@ class Run:
 def load(options: EvaluationArguments, device: torch.device) -> tuple[H2CForCausalLM, H2CProcessor, H2CBridgeModel | None]:
     attention = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
     named = {f"{role}{name}": getattr(options, f"{role}{name}") for role in ROLES for name in ("", "_gguf_file", "_chat_template")}
-    model, processor = load_bridge(
+    model, processor = load_pair(
         options.model, options.revision, sharer_quantization=options.sharer_quantization, dtype=options.dtype,
         chat_template_kwargs=options.chat_template_kwargs, device_map={"": device}, **named, **attention,
     )  # fmt: skip

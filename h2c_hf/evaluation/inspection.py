@@ -59,6 +59,23 @@ def injection(batch: Batch) -> dict[str, list]:
     return {"key": keys, "value": values, "tokens": [batch.processor.receiver_tokenizer.decode([token]) for token in ids]}
 
 
+def message_sizes(batch: Batch) -> dict[str, list]:
+    """How large the keys and values of a message are beside those of the Receiver's own prompt, in a batch of one.
+
+    Returns:
+        {"key", "value": for each Receiver layer the norm (over heads and dimensions) of each of the message's T positions, over the
+        mean norm of the prompt's N - 1 positions; "tokens": the text of the T tokens that the Sharer read}.
+    """
+    own = batch.receiver_cache.get_seq_length()
+    sizes = {"key": [], "value": []}
+    for layer in METHODS["h2c"].cache(batch).layers:
+        for kind, states in (("key", layer.keys), ("value", layer.values)):
+            norms = states[0].float().transpose(0, 1).flatten(1).norm(dim=-1)  # (T + N - 1,)
+            sizes[kind].append((norms[:-own] / norms[-own:].mean()).tolist())
+    ids = batch.inputs["sharer_input_ids"][0].tolist()
+    return {**sizes, "tokens": [batch.processor.sharer_tokenizer.decode([token]) for token in ids]}
+
+
 def _relative_change(old: torch.Tensor, new: torch.Tensor) -> list[float]:
     """(1, heads, positions, head_dim) each -> one number a position."""
     old, new = (states[0].float().transpose(0, 1).flatten(1) for states in (old, new))

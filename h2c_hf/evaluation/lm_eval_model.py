@@ -29,7 +29,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from ..arguments import read_template_kwargs
 from ..data.prompts import PROMPTS, set_template_kwargs
-from ..loading import load_bridge
+from ..loading import load_pair
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.configuration_h2c import HUB_ARGUMENTS
 from ..modeling.inputs_h2c import CACHE, model_inputs
@@ -41,10 +41,12 @@ from .methods import H2C, METHODS, Batch, TextToText, sharer_text
 logger = logging.getLogger(__name__)
 PREFIXES = {"receiver": "", "sharer": "sharer_"}  # of the names of each model's inputs
 IGNORE_INDEX = -100
+# Methods that a task can ask: it has no passages that only the Sharer reads, no adapter of the Receiver and no drafts.
+ASKED = tuple(name for name in METHODS if name not in ("skyline", "lora", "text_to_text_draft"))
 AUTO_BATCH_SIZE = 64  # what "auto" begins with, as in lm-eval's own models
-# Further arguments of `load_bridge` that `--model_args` may give.
+# Further arguments of `load_pair` that `--model_args` may give.
 LOADING = (
-    *inspect.signature(load_bridge).parameters, "dtype", "subfolder", "attn_implementation", "sharer_quantization_config",
+    *inspect.signature(load_pair).parameters, "dtype", "subfolder", "attn_implementation", "sharer_quantization_config",
     "strict_revisions", "sharer_kwargs", "receiver_kwargs", *HUB_ARGUMENTS,
 )  # fmt: skip
 
@@ -102,7 +104,7 @@ class H2CLM(LM):
             enable_thinking, chat_template_args: lm-eval's names for variables of the chat templates; see `chat_template_kwargs`.
             chat_template_kwargs: variables of the two chat templates, over those of the bridge's processor.
             parallelize: spread both models over all GPUs (`device_map="auto"`).
-            loading: more arguments of `load_bridge` (`sharer`, `receiver`, `sharer_chat_template`, `dtype`, `revision` ...).
+            loading: more arguments of `load_pair` (`sharer`, `receiver`, `sharer_chat_template`, `dtype`, `revision` ...).
 
         Raises:
             ValueError: for an argument or a method that there is not, or a value that cannot be.
@@ -114,7 +116,7 @@ class H2CLM(LM):
                 raise ValueError(f"There is no model argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
         if pretrained is None:
             raise ValueError("pretrained is missing; expected --model_args pretrained=BRIDGE, a folder or a Hub id.")
-        known = [name for name in METHODS if name not in ("skyline", "lora")]  # no passages here, and no adapter of the Receiver
+        known = list(ASKED)
         if method not in known:
             raise ValueError(f"There is no method {method!r}; expected one of {', '.join(known)}.")
         self.auto_batch_size = str(batch_size).partition(":")[0] == "auto"  # "auto:N" asks other models to measure N times
@@ -132,13 +134,13 @@ class H2CLM(LM):
             if device.startswith("cuda") and not torch.cuda.is_available():  # lm-eval's command says "cuda:0" where nobody named one
                 device = "cpu"
             device_map = "auto" if parallelize else device
-            pretrained = load_bridge(pretrained, device_map=device_map, trust_remote_code=trust_remote_code, **loading)
+            pretrained = load_pair(pretrained, device_map=device_map, trust_remote_code=trust_remote_code, **loading)
         self.model, self.processor = pretrained[0].eval(), copy.copy(pretrained[1])
         set_template_kwargs(self.processor, read_template_kwargs(chat_template_args))
         set_template_kwargs(self.processor, read_template_kwargs(chat_template_kwargs))
         if enable_thinking is not None:
             set_template_kwargs(self.processor, {"enable_thinking": enable_thinking})
-        self._device = self.model.receiver.device
+        self._device = self.model.device
         if (method == "adapter") != bool(adapter):
             raise ValueError(f"The method 'adapter' and adapter=DIR go together; got method={method}, adapter={adapter}.")
         bridge = self.model.bridge
@@ -316,7 +318,7 @@ class H2CLM(LM):
         for role in roles:
             rows, prefix = [self._encode(role, context, answers=role == roles[0]) for context in contexts], PREFIXES[role]
             inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"] = left_pad(rows, padding_id(self.tokenizers[role]))
-        batch.inputs = BatchFeature(inputs).to(self.model.receiver.device)
+        batch.inputs = BatchFeature(inputs).to(self.model.device)
         return batch
 
     def _encode(self, role: str, context: Context, answers: bool) -> list[int]:
@@ -394,7 +396,7 @@ class H2CLM(LM):
         read = torch.cat([ids[index, -1:].cpu(), targets[:, :-1].clamp(min=0)], 1)
         whole_mask = torch.cat([mask[index].cpu(), real[:, 1:].long()], 1)
         inputs = model_inputs(model, read, whole_mask)
-        logits = model(**inputs, **{CACHE: rows_of(cache, index.to(model.device))}, use_cache=True).logits.float()
+        logits = model(**inputs, **{CACHE: rows_of(cache, index.to(inputs["input_ids"].device))}, use_cache=True).logits.float()
         targets, real = targets.to(logits.device), real.to(logits.device)
         scores = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
         greedy = (logits.argmax(-1) == targets) | ~real

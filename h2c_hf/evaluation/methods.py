@@ -15,8 +15,9 @@ from transformers.cache_utils import Cache
 
 from ..data.prompts import FORMS, PROMPTS, Prompts, hint_prompt, user_turn, with_passage
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
-from ..modeling.inputs_h2c import forked
-from .head import head_logits
+from ..modeling.drafts_h2c import Draft
+from ..modeling.inputs_h2c import execution_device, forked
+from ..modeling.loss_h2c import head_of
 
 
 MAX_HINT_TOKENS, MAX_REASONING_TOKENS = 48, 96
@@ -41,6 +42,7 @@ class Batch:
         prompts: Prompts = PROMPTS,
         lora: PreTrainedModel | None = None,
         donor_rows: list[int] | None = None,
+        draft_tokens: int | None = None,
     ):
         """
         Args:
@@ -49,9 +51,13 @@ class Batch:
             prompts: the words around the questions.
             lora: the fine-tuned Receiver of the method "lora", from `h2c lora`.
             donor_rows: of the batch itself, the row that gives its states to each row; by default the one before it.
+            draft_tokens: so many tokens the Sharer writes first, which the bridge reads after its prompt; by default as many as the
+                model's generation config says.
         """
         self.model, self.processor, self.questions, self.form, self.donor = model, processor, questions, form, donor
         self.adapter, self.prompts, self.lora, self.donor_rows = adapter, prompts, lora, donor_rows
+        own = getattr(model.generation_config, "sharer_max_new_tokens", None) or 0
+        self.draft_tokens = own if draft_tokens is None else draft_tokens
         self.cut_texts = 0  # of the Sharer's texts, those that ran on to their limit of tokens
 
     @cached_property
@@ -63,7 +69,7 @@ class Batch:
         return self.encode(conversations, for_sharers)
 
     def encode(self, conversations: list[list[dict]], sharer_conversations: list[list[dict]] | None = None) -> BatchFeature:
-        return self.processor.apply_chat_template(conversations, sharer_conversations).to(self.model.receiver.device)
+        return self.processor.apply_chat_template(conversations, sharer_conversations).to(self.model.device)
 
     @cached_property
     def sharer_hidden_states(self) -> tuple[torch.Tensor, ...]:
@@ -71,6 +77,21 @@ class Batch:
         layers = [*self.model.bridge.read_layers, self.model.config.sharer_num_hidden_layers]
         with self.part("sharer_prefill"):
             return self.model.read(self.inputs["sharer_input_ids"], self.inputs["sharer_attention_mask"], layers)
+
+    @cached_property
+    def draft(self) -> Draft:
+        """The Sharer's prompts with what it wrote after them."""
+        ids, mask = self.inputs["sharer_input_ids"], self.inputs["sharer_attention_mask"]
+        ends = end_tokens(self.model.sharer, self.processor.sharer_tokenizer)
+        with self.part("sharer_writes"):
+            return self.model.draft(ids, mask, self.draft_tokens, **ends)
+
+    @cached_property
+    def read(self) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """What the bridge reads: the Sharer's hidden states, of its prompt and its draft, and their mask."""
+        if self.draft_tokens:
+            return self.draft.sharer_hidden_states, self.draft.sharer_attention_mask
+        return self.sharer_hidden_states, self.inputs["sharer_attention_mask"]
 
     @cached_property
     def _prefilled(self) -> Cache:
@@ -89,7 +110,7 @@ class Batch:
     def with_inputs(self, inputs: BatchFeature) -> "Batch":
         """The same questions in other words, nothing computed yet."""
         batch = copy.copy(self)
-        for computed in ("sharer_hidden_states", "_prefilled"):
+        for computed in ("sharer_hidden_states", "draft", "read", "_prefilled"):
             batch.__dict__.pop(computed, None)
         batch.inputs = inputs
         return batch
@@ -127,7 +148,7 @@ class Method:
     def generate(self, batch: Batch, **kwargs) -> list[str]:
         """The whole answers; ``kwargs`` as for transformers' ``generate``."""
         inputs, cache = batch.inputs, self.cache(batch)
-        kwargs = {**end_tokens(batch.model, batch.processor.receiver_tokenizer), **kwargs}
+        kwargs = {"sharer_max_new_tokens": 0, **end_tokens(batch.model, batch.processor.receiver_tokenizer), **kwargs}
         with batch.part("decode"):
             ids = batch.model.generate(inputs["input_ids"], inputs["attention_mask"], past_key_values=cache, **kwargs)
         return batch.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -199,6 +220,23 @@ class TextToTextReasoning(TextToText):
 
 
 @register
+class TextToTextDraft(TextToText):
+    """The Receiver reads the text of the draft that the bridge reads: the fair rival of a bridge with drafts."""
+
+    name = "text_to_text_draft"
+    max_tokens = 0  # beyond the draft's own
+
+    def hinted(self, batch: Batch, **kwargs) -> Batch:
+        if not batch.draft_tokens:
+            raise ValueError("text_to_text_draft needs a draft: got draft_tokens 0, expected at least 1.")
+        draft = batch.draft
+        new = [ids[len(ids) - length :] for ids, length in zip(draft.sharer_input_ids, draft.lengths.tolist(), strict=True)]
+        hints = batch.processor.sharer_tokenizer.batch_decode(new, skip_special_tokens=True)
+        pairs = zip(batch.questions, hints, strict=True)
+        return batch.with_inputs(batch.encode([conversation(question, batch.form, hint, batch.prompts) for question, hint in pairs]))
+
+
+@register
 class H2C(Method):
     """The Receiver, from the cache that the bridge wrote."""
 
@@ -214,7 +252,7 @@ class H2C(Method):
 
     def states(self, batch: Batch) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """What the bridge reads: the Sharer's hidden states and their mask. The controls override this."""
-        return batch.sharer_hidden_states, batch.inputs["sharer_attention_mask"]
+        return batch.read
 
 
 @register
@@ -281,7 +319,7 @@ class Sharer(Method):
     def logits(self, batch: Batch) -> torch.Tensor:
         last = batch.sharer_hidden_states[-1][:, -1:]
         with batch.part("decode"):
-            return head_logits(batch.model.sharer, last)[:, -1]
+            return head_of(batch.model.sharer)(last)[:, -1]
 
     def generate(self, batch: Batch, **kwargs) -> list[str]:
         with batch.part("decode"):
@@ -353,7 +391,7 @@ class Adapter(Zeros):
 def sharer_text(batch: Batch, inputs: BatchFeature, **kwargs) -> list[str]:
     """The Sharer's text after its prompts in ``inputs``. Texts that ran on to their limit of tokens are counted in the batch."""
     sharer, tokenizer = batch.model.sharer, batch.processor.sharer_tokenizer
-    ids, mask = (inputs[name].to(sharer.device) for name in ("sharer_input_ids", "sharer_attention_mask"))
+    ids, mask = (inputs[name].to(execution_device(sharer)) for name in ("sharer_input_ids", "sharer_attention_mask"))
     kwargs = {**end_tokens(sharer, tokenizer), **kwargs}
     new = sharer.generate(input_ids=ids, attention_mask=mask, **kwargs)[:, ids.shape[1] :]
     ends = torch.tensor(kwargs.get("eos_token_id", []), device=new.device)

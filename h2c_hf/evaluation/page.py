@@ -2,7 +2,8 @@
 
 TITLES = {
     "receiver": "Receiver", "text_to_text": "text-to-text", "text_to_text_answer": "text-to-text: answer",
-    "text_to_text_reasoning": "text-to-text: reasoning", "h2c": "H2C", "sharer": "Sharer", "shuffled": "control: shuffled",
+    "text_to_text_reasoning": "text-to-text: reasoning", "text_to_text_draft": "text-to-text: draft",
+    "h2c": "H2C", "sharer": "Sharer", "shuffled": "control: shuffled",
     "zeros": "control: zeros", "noise": "control: noise", "adapter": "control: adapter",
     "skyline": "skyline (Receiver reads the passage)", "lora": "Receiver with LoRA",
 }  # fmt: skip

@@ -100,7 +100,7 @@ def losses(
     start = int((inputs["labels"] != IGNORE_INDEX).int().argmax(1)[0])
     batch = Batch(model, processor, examples, adapter=adapter)
     prompt = {key: inputs[key][:, :start] for key in ("input_ids", "attention_mask")}
-    device = model.receiver.device
+    device = model.device
     batch.inputs = {key: value.to(device) for key, value in {**inputs, **prompt}.items()}
     if name == "text_to_text":
         hints = sharer_text(batch, batch.inputs, max_new_tokens=MAX_HINT_TOKENS, do_sample=False)

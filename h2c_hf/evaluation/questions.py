@@ -68,12 +68,14 @@ def _questions(path: str, name: str | None, split: str) -> list[dict]:
     return questions
 
 
-def limits(model, methods: list[str], form: str, max_length: int | None = None, answer_tokens: int = MAX_ANSWER_TOKENS) -> dict[str, int]:
+def limits(
+    model, methods: list[str], form: str, max_length: int | None = None, answer_tokens: int = MAX_ANSWER_TOKENS, draft_tokens: int = 0
+) -> dict[str, int]:
     """{"receiver", "sharer"}: the longest prompt that leaves room, in the model's context window, for what these methods write. A message
     takes a position of the Receiver's window for each token of the Sharer's prompt: "both" then limits the sum.
     """
     texts = [METHODS[name].max_tokens for name in methods if isinstance(METHODS[name], TextToText)]
-    written = {"receiver": HINT_GROWTH * max(texts, default=0), "sharer": max(texts, default=0)}
+    written = {"receiver": HINT_GROWTH * max(*texts, draft_tokens, 0), "sharer": max(*texts, draft_tokens, 0)}
     answered = answer_tokens if form == "open" else 0
     found = {}
     for role in ("receiver", "sharer"):
@@ -81,7 +83,7 @@ def limits(model, methods: list[str], form: str, max_length: int | None = None, 
         room = float("inf") if window is None else window - written[role] - answered
         found[role] = min(room, max_length or float("inf"))
         if role == "receiver" and model.config.bridge_form == "message":
-            found["both"] = room
+            found["both"] = room - draft_tokens
     return found
 
 

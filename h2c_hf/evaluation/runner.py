@@ -31,6 +31,7 @@ def evaluate(
     progress: Progress | None = None,
     lora: PreTrainedModel | None = None,
     answer_tokens: int = MAX_ANSWER_TOKENS,
+    draft_tokens: int | None = None,
 ) -> dict[str, dict]:
     """Ask every method every question.
 
@@ -42,6 +43,7 @@ def evaluate(
             if it is one of the question's `answers` (see `h2c_hf.evaluation.answers`); without these, if it is the right choice's text.
         adapter, prompts, lora: see `Batch`.
         answer_tokens: of the form "open": a text that has not ended after so many tokens is cut.
+        draft_tokens: see `Batch`.
         progress: where finished batches are kept, and how many processes share them.
 
     Returns:
@@ -67,7 +69,7 @@ def evaluate(
 
     def compute(number: int) -> dict:
         rows, giving = parts[number], donors[number]
-        shared = {"adapter": adapter, "prompts": prompts, "lora": lora}
+        shared = {"adapter": adapter, "prompts": prompts, "lora": lora, "draft_tokens": draft_tokens}
         batch = Batch(model, processor, [questions[row] for row in rows], form, **shared)
         if set(giving) <= set(rows):
             batch.donor_rows = [rows.index(row) for row in giving] or None
@@ -84,7 +86,7 @@ def evaluate(
     asked = {
         "questions": questions, "methods": methods, "form": form, "batch_size": batch_size, "prompts": asdict(prompts),
         "bridge": fingerprint(model.bridge), "adapter": fingerprint(adapter), "letters": letters, "donors": donors,
-        "answer_tokens": answer_tokens, "lora": fingerprint(lora),
+        "answer_tokens": answer_tokens, "draft_tokens": draft_tokens, "lora": fingerprint(lora),
         "chat_template_kwargs": processor.chat_template_kwargs,
     }  # fmt: skip
     records, right = [], dict.fromkeys(methods, 0)

@@ -19,6 +19,7 @@ from .runner import MAX_ANSWER_TOKENS
 from .statistics import accuracy_row, difference, equivalence, mean_difference, recovered
 
 
+NUMBERS = ("limit", "tokens", "answer_tokens", "draft_tokens")
 REGIMES = {"private": "only the Sharer reads the passage", "shared": "both models read the question"}
 
 
@@ -33,6 +34,8 @@ class QuestionSet:
         limit: so many questions, spread over all.
         tokens: of the form "repeat": texts of exactly so many tokens of the Receiver, and the accuracy at each position.
         answer_tokens: an answer that has not ended after so many tokens is cut.
+        draft_tokens: so many tokens the Sharer writes first, which the bridge reads after its prompt; by default as many as the
+            bridge's generation config says.
     """
 
     name: str
@@ -41,11 +44,12 @@ class QuestionSet:
     limit: int | None = None
     tokens: int | None = None
     answer_tokens: int = MAX_ANSWER_TOKENS
+    draft_tokens: int | None = None
 
     def __post_init__(self):
         if self.regime not in REGIMES:
             raise ValueError(f"regime of the set {self.name!r} is {self.regime!r}; expected one of {', '.join(REGIMES)}.")
-        for name, least in (("limit", 2), ("tokens", 1), ("answer_tokens", 1)):
+        for name, least in (("limit", 2), ("tokens", 1), ("answer_tokens", 1), ("draft_tokens", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} of the set {self.name!r} is {value}; expected at least {least}.")
@@ -75,7 +79,7 @@ class QuestionSet:
             if not told.get(name):
                 raise ValueError(f"A set of questions has no {name}, but {entry}; expected {name}=VALUE.")
         try:
-            numbers = {name: int(told[name]) for name in ("limit", "tokens", "answer_tokens") if told.get(name) is not None}
+            numbers = {name: int(told[name]) for name in NUMBERS if told.get(name) is not None}
         except (TypeError, ValueError):
             raise ValueError(f"A number of the set {told['name']!r} is no number: {told}.") from None
         source = ReportSource.parse({name: value for name, value in entry.items() if name not in own})
@@ -106,8 +110,9 @@ class QuestionSet:
         return [questions[row] for row in spread_rows(len(questions), self.limit)], {"unusable": unusable}
 
     def methods(self, methods: list[str]) -> list[str]:
-        """Those of `methods` that answer in the set's regime."""
-        return [name for name in methods if ONLY_IN.get(name, self.regime) == self.regime]
+        """Those of `methods` that answer in the set's regime; the rival of drafts if there are any."""
+        drafted = () if self.draft_tokens else ("text_to_text_draft",)
+        return [name for name in methods if ONLY_IN.get(name, self.regime) == self.regime and name not in drafted]
 
 
 def cut_to(question: dict, tokens: int, tokenizer: PreTrainedTokenizerBase, template_kwargs: dict | None = None) -> dict | None:
@@ -147,7 +152,7 @@ def set_report(
     """
     found = {name: judged(result["predictions"], questions) for name, result in results.items()}
     report = {
-        "regime": of.regime, "source": of.source.title, "n": len(questions),
+        "regime": of.regime, "source": of.source.title, "draft_tokens": of.draft_tokens, "n": len(questions),
         "methods": {name: words_row(row) for name, row in found.items()},
     }  # fmt: skip
     for name, result in results.items():

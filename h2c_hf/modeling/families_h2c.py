@@ -1,9 +1,9 @@
 """Base models of different families: where their backbone is, on which device they run, and which of them can be joined."""
 
 import copy
+from collections.abc import Callable
 
 import torch
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -17,6 +17,8 @@ READS_PADDING = (
     "trocr", "xlstm",
 )  # fmt: skip
 READS_PADDING_FROM_CACHE = ("git", "roformer")
+# ALiBi by column: the distance from the prompt to a message before it would count the prompt's padding.
+READS_PADDING_AFTER_MESSAGE = ("mpt",)
 
 
 def backbone(model: PreTrainedModel) -> PreTrainedModel:
@@ -38,21 +40,24 @@ def check_recomputable(model: PreTrainedModel) -> None:
         raise ValueError(f"The layers of {type(model).__name__} are not in backbone.layers, where they can be computed again.")
 
 
-def recomputing(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the same model, weights shared, whose layers keep only their inputs and are computed again in the backward pass.
+def recomputing(model: PreTrainedModel, checkpoint: Callable, every_n_layers: int) -> PreTrainedModel:
+    """Return the same model, weights shared, of which each n-th layer keeps only its inputs and is computed again in the backward pass.
 
     Each layer extends a fork of the cache: a cache that was extended in the forward pass would be extended again. (Stock gradient
     checkpointing drops the cache.)
+
+    Args:
+        checkpoint: as `torch.utils.checkpoint.checkpoint`.
     """
-    layers = torch.nn.ModuleList([recomputed(layer) for layer in backbone(model).layers])
+    layers = [layer if index % every_n_layers else recomputed(layer, checkpoint) for index, layer in enumerate(backbone(model).layers)]
     body = copy.copy(backbone(model))
-    body._modules = {**body._modules, "layers": layers}
+    body._modules = {**body._modules, "layers": torch.nn.ModuleList(layers)}
     model = copy.copy(model)
     model._modules = {**model._modules, backbone_name(model): body}
     return model
 
 
-def recomputed(layer: torch.nn.Module) -> torch.nn.Module:
+def recomputed(layer: torch.nn.Module, checkpoint: Callable) -> torch.nn.Module:
     """Return the same layer, weights shared, computed again in the backward pass."""
     forward, layer = layer.forward, copy.copy(layer)
 
@@ -60,7 +65,7 @@ def recomputed(layer: torch.nn.Module) -> torch.nn.Module:
         def run(hidden_states: torch.Tensor):
             return forward(hidden_states, *args, **{**kwargs, CACHE: forked(kwargs[CACHE])})
 
-        return checkpoint(run, hidden_states, use_reentrant=False)
+        return checkpoint(run, hidden_states, use_reentrant=False)  # else no gradient reaches the cache
 
     layer.forward = checkpointed
     return layer
@@ -81,7 +86,9 @@ def check_joined(model) -> None:
         if base is None or any(parameter.is_meta for parameter in base.parameters()):
             continue
         refusal = f"{type(base).__name__} cannot be the {role.capitalize()}"
-        padded = READS_PADDING + (READS_PADDING_FROM_CACHE if role == "receiver" else ())
+        padded = READS_PADDING
+        if role == "receiver":
+            padded += READS_PADDING_FROM_CACHE + (READS_PADDING_AFTER_MESSAGE if model.config.bridge_form == "message" else ())
         if base.config.get_text_config(decoder=True).model_type in padded:
             raise ValueError(f"{refusal}: it reads left padding as if it were text.")
         try:

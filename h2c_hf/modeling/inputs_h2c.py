@@ -46,16 +46,35 @@ def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | Non
     return past_key_values if cache is None else cache
 
 
+def to_fill(cache: Cache | None) -> bool:
+    """Return whether a cache is to be filled: there is none, or an empty one, which any model fills. (`H2CSeveralSharers` marks the empty
+    cache from which the Receiver answers alone.)"""
+    return cache is None or (cache.get_seq_length() == 0 and not getattr(cache, "without_bridge", False))
+
+
 def refuse_cache(arguments: dict, reason: str) -> None:
-    """Take both names of a cache out of `arguments`.
+    """Take what a wrapper makes itself out of `arguments`: both names of a cache, and the Sharer's hidden states.
 
     Raises:
         ValueError: if one is given.
     """
-    caches = {name: arguments.pop(name, None) for name in ("past_key_values", "cache")}
-    for name, cache in caches.items():
-        if cache is not None:
+    given = {name: arguments.pop(name, None) for name in ("past_key_values", "cache", "sharer_hidden_states")}
+    for name, value in given.items():
+        if value is not None:
             raise ValueError(f"{name} is given; expected none: {reason}")
+
+
+def check_tensors(**tensors: torch.Tensor | None) -> None:
+    """
+    Raises:
+        ValueError: for something else in the place of a tensor.
+    """
+    for name, value in tensors.items():
+        if value is not None and not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"{name} is a {type(value).__name__}; expected a tensor (batch, length). Pass a processor's output as **inputs, and "
+                f"arguments of generate by their names."
+            )
 
 
 def forked(cache: Cache) -> Cache:
@@ -103,6 +122,16 @@ def target_start(labels: torch.Tensor, input_ids: torch.Tensor) -> int:
     return starts[0]
 
 
+def check_dimensions(name: str, input_ids: torch.Tensor) -> None:
+    """Refuse token ids that are no batch of rows.
+
+    Raises:
+        ValueError: with the shape.
+    """
+    if input_ids.dim() != 2:
+        raise ValueError(f"{name} has shape {tuple(input_ids.shape)}; expected (batch, length).")
+
+
 def check_prompt(
     prefix: str,
     input_ids: torch.Tensor,
@@ -111,6 +140,7 @@ def check_prompt(
     least: int,
     bridged: bool = False,
     message_mask: torch.Tensor | None = None,
+    more: int = 0,
 ) -> None:
     """Refuse prompts that would be misread without a word: too short, too long, or padded on the right.
 
@@ -118,13 +148,16 @@ def check_prompt(
         least: the fewest tokens that a prompt must have.
         bridged: whether the prompt's keys and values are rewritten, so that all of them must be in the cache.
         message_mask: (batch, T), of a message that takes T more positions of the model's context window.
+        more: tokens that the model writes after the prompt, and that must fit into its context window, too.
 
     Raises:
         ValueError: with the length that was got and the one that is possible.
     """
     name = f"{prefix}input_ids"
-    if input_ids.dim() != 2:
-        raise ValueError(f"{name} has shape {tuple(input_ids.shape)}; expected (batch, length).")
+    if input_ids is None:
+        raise ValueError(f"{name} is missing: got None, expected a prompt (batch, length).")
+    check_tensors(**{name: input_ids, f"{prefix}attention_mask": attention_mask})
+    check_dimensions(name, input_ids)
     shortest, longest = input_ids.shape[1], input_ids.shape[1]
     if attention_mask is not None:
         if attention_mask.shape != input_ids.shape:
@@ -138,13 +171,18 @@ def check_prompt(
             shortest, longest = int(lengths.min()), int(lengths.max())
     columns, also = input_ids.shape[1], ""
     if message_mask is not None and len(message_mask) == len(input_ids):
-        lengths = input_ids.shape[1] if attention_mask is None else attention_mask.sum(1).cpu()
-        longest, columns = int((message_mask.sum(1).cpu() + lengths).max()), columns + message_mask.shape[1]
-        also = " with the Sharer's message"
+        columns, also = columns + message_mask.shape[1], " with the Sharer's message"
+        if torch.compiler.is_compiling():
+            longest = columns
+        else:
+            lengths = input_ids.shape[1] if attention_mask is None else attention_mask.sum(1).cpu()
+            longest = int((message_mask.sum(1).cpu() + lengths).max())
     if shortest < least:
         what = "at least 1 token" if least == 1 else f"at least {least} tokens (one to bridge, and the kickstart)"
         raise ValueError(f"A prompt in {name} is empty or too short: got {shortest} tokens, expected {what}.")
     window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if more:
+        longest, also = longest + more, f" with a draft of {more}"
     if window is not None and 0 < window < longest:  # XLNet says -1 for no limit
         raise ValueError(f"A prompt in {name} is {longest} tokens long{also}; the context window of its model is {window}.")
     # A sliding layer keeps its window of the cache, padding counted, less one for the token that is read next.

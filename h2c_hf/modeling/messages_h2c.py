@@ -1,6 +1,7 @@
 """Messages as plain dicts of text, and tokenizer options that a processor for two models cannot follow."""
 
 import dataclasses
+from collections.abc import Mapping
 
 
 # Options of tokenizers that would cut, or pad otherwise than on the left to the longest prompt, with the values that change nothing.
@@ -34,7 +35,7 @@ def plain_messages(value):
     message's content are joined.
 
     Raises:
-        ValueError: for a part that is not text.
+        ValueError: for a part or a content that is not text.
     """
     if hasattr(value, "messages"):
         value = value.messages
@@ -42,16 +43,32 @@ def plain_messages(value):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     elif callable(getattr(value, "model_dump", None)):
         value = value.model_dump()
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         value = {key: plain_messages(item) if key != "content" else item for key, item in value.items()}
         return {**value, "content": joined_parts(value["content"])} if "content" in value else value
     return [plain_messages(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def check_messages(conversation) -> None:
+    """
+    Raises:
+        ValueError: for other than a list of messages, or a list of such lists. A template prints other objects, special tokens and all.
+    """
+    messages = conversation if isinstance(conversation, list) else [type(conversation)]
+    if isinstance(messages[0], list):
+        messages = [message for row in messages for message in row]
+    for message in messages:
+        if not isinstance(message, dict):
+            got = message if isinstance(message, type) else type(message)
+            raise ValueError(f"A message is a {got.__name__}; expected a dict with role and content, a dataclass or a pydantic model.")
+
+
 def joined_parts(content):
     """Return the text of a message's content."""
-    if not isinstance(content, list | tuple):
+    if content is None or isinstance(content, str | int | float):
         return content
+    if not isinstance(content, list | tuple):  # printed by a template, special tokens and all
+        raise ValueError(f"A message's content is a {type(content).__name__}; expected text, or a list of parts of type 'text'.")
     parts = [part if isinstance(part, str) else plain_messages(part) for part in content]
     parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     for part in parts:
@@ -61,4 +78,4 @@ def joined_parts(content):
     return "".join(part["text"] for part in parts)
 
 
-__all__ = ["check_fixed", "plain_messages"]
+__all__ = ["check_fixed", "check_messages", "plain_messages"]

@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from .messages_h2c import check_fixed, plain_messages
+from .messages_h2c import check_fixed, check_messages, plain_messages
 
 
 # Around special tokens that stand in a message as text: two code points that are no characters, so that no text has them.
@@ -127,6 +127,7 @@ class H2CProcessor(ProcessorMixin):
         """
         if not conversation or any(not messages for messages in conversation):
             raise ValueError(f"The {role}'s conversation is empty; expected at least one message.")
+        check_messages(conversation)
         tokenizer = getattr(self, f"{role}_tokenizer")
         if tokenizer.chat_template is None:
             raise ValueError(
@@ -134,6 +135,9 @@ class H2CProcessor(ProcessorMixin):
                 f"Commands take --{role}_chat_template: a Jinja file, or 'plain'."
             )
         kwargs = {**self.chat_template_kwargs, **kwargs}
+        for name in ("tools", "documents"):  # what they say is text too
+            if kwargs.get(name) is not None:
+                kwargs[name] = mark_special_tokens(tokenizer, kwargs[name])
         return tokenizer.apply_chat_template(mark_special_tokens(tokenizer, conversation), tokenize=False, **kwargs)
 
     def __call__(
@@ -159,8 +163,8 @@ class H2CProcessor(ProcessorMixin):
             ValueError: for an empty prompt, another number of Sharer texts, or an option that would cut or pad otherwise.
         """
         check_fixed(kwargs)
-        if kwargs:
-            raise TypeError(f"H2CProcessor got an unexpected keyword argument {next(iter(kwargs))!r}.")
+        if unknown := [name for name, value in kwargs.items() if value is not None]:  # stock names images=None and their like
+            raise TypeError(f"H2CProcessor got an unexpected keyword argument {unknown[0]!r}.")
         texts = [text] if isinstance(text, str) else list(text)
         sharer_text = texts if sharer_text is None else sharer_text
         sharer_texts = [sharer_text] if isinstance(sharer_text, str) else list(sharer_text)

@@ -86,7 +86,7 @@ class Bridger:
         self.passes = 0  # bridged batches, for tests and metrics
         self._kept: OrderedDict[str, Bridged] = OrderedDict()
         self._queue: queue.Queue[tuple[Prompt, Future] | None] = queue.Queue(max_queue)
-        device = model.receiver.device
+        device = model.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._thread = threading.Thread(target=self._run, name="h2c-bridger", daemon=True)
         self._thread.start()
@@ -220,7 +220,7 @@ def message_tokens(config: H2CBridgeConfig, sharer_length: int) -> int:
 
 def zero_states(model: H2CForCausalLM, sharer_input_ids: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     """The hidden states of the control "zeros", for `bridged_cache`. Only their length depends on the prompt: the Sharer need not read."""
-    state = torch.zeros(*sharer_input_ids.shape, model.config.sharer_hidden_size, dtype=model.sharer.dtype, device=model.sharer.device)
+    state = torch.zeros(*sharer_input_ids.shape, model.config.sharer_hidden_size, dtype=model.sharer.dtype, device=model.device)
     read = set(model.bridge.read_layers)
     return tuple(state if index in read else None for index in range(model.config.sharer_num_hidden_layers + 1))
 

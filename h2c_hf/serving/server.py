@@ -274,7 +274,7 @@ class BridgeRequests(BaseHandler):
         STATE.get().alone = not extension.h2c
         if not extension.h2c:
             inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        device = model.receiver.device
+        device = model.device
         inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
         message = sharer_ids.shape[1] if extension.h2c and model.config.bridge_form == "message" else 0
         return Job(inputs, self._generation_config(body, model, ids.shape[1] + message))

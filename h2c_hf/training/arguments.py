@@ -76,6 +76,10 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
         "early_stopping_patience needs eval_strategy 'steps' or 'epoch'": h2c.early_stopping_patience and not evaluates,
         "early_stopping_patience needs load_best_model_at_end": h2c.early_stopping_patience and not training.load_best_model_at_end,
         "blank_sharer and sharer_states are both given; expected either": h2c.blank_sharer and h2c.sharer_states,
+        f"draft_tokens is {h2c.draft_tokens}; expected at least 0": h2c.draft_tokens < 0,
+        "draft_tokens needs the Sharer in memory and data that is read once; expected no streaming, sharer_states or blank_sharer": (
+            h2c.draft_tokens and (h2c.streaming or h2c.sharer_states or h2c.blank_sharer)
+        ),
         "streaming needs max_steps: the length of a stream is not known": h2c.streaming and training.max_steps <= 0,
         "streaming cannot hold out a validation_fraction; give validation_data": h2c.streaming and h2c.validation_fraction,
         "streaming counts in the main process what it reads; expected dataloader_num_workers 0": (

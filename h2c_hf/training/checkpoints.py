@@ -3,6 +3,7 @@
 import glob
 import os
 import shutil
+import warnings
 
 from safetensors import SafetensorError
 from transformers import Trainer
@@ -40,7 +41,10 @@ class WholeCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
         self._staging = staging
         try:
-            super()._save_checkpoint(model, trial)
+            with warnings.catch_warnings():
+                # Base models in a bridge's own folder are saved once, with the trained bridge.
+                warnings.filterwarnings("ignore", r"(sharer|receiver)_model_id is '\./")
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._put_in_place(os.path.join(staging, name), final)

@@ -21,6 +21,7 @@ from .arguments import H2CArguments, H2CTrainingArguments, parse
 from .blank import BlankSharerCollator
 from .callbacks import WrittenAnswers
 from .data import Data, load_data
+from .drafts import with_drafts
 from .fit import fit_message
 from .interrupt import SaveOnInterrupt
 from .pair import Pair
@@ -121,6 +122,8 @@ def pushing(training: H2CTrainingArguments) -> contextlib.AbstractContextManager
 def make_trainer(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data) -> H2CTrainer:
     set_seed(training.seed)  # the data may have drawn numbers; the new bridge's weights depend on the seed alone
     model = pair.model(training.device)
+    if h2c.draft_tokens:
+        add_drafts(h2c, training, model, processor, data)
     fit_new_message(h2c, training, model, processor, data)
     # One set is passed as it is, so that its metrics are plain `eval_loss` ...
     validation = next(iter(data.validation.values())) if len(data.validation) == 1 else data.validation or None
@@ -137,6 +140,15 @@ def make_trainer(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, 
     if h2c.generations and data.answered:
         trainer.add_callback(WrittenAnswers(trainer, data.answered))
     return trainer
+
+
+def add_drafts(h2c: H2CArguments, training: H2CTrainingArguments, model: H2CForCausalLM, processor: H2CProcessor, data: Data) -> None:
+    """Let the Sharer write drafts for all examples; the bridge's generation config asks for as many tokens from now on."""
+    if getattr(model.sharer, "hf_device_map", None) is None:
+        model.to(training.device)
+    data.train = with_drafts(data.train, model, processor, h2c.draft_tokens)
+    data.validation = {name: with_drafts(rows, model, processor, h2c.draft_tokens) for name, rows in data.validation.items()}
+    model.generation_config.sharer_max_new_tokens = h2c.draft_tokens
 
 
 def fit_new_message(h2c: H2CArguments, training: H2CTrainingArguments, model: H2CForCausalLM, processor: H2CProcessor, data: Data) -> None:

@@ -31,12 +31,19 @@ class H2CTrainer(WholeCheckpoints):
         """
         Args:
             model: None with `model_init`.
-            args, processing_class, kwargs: as those of the stock Trainer.
+            args, processing_class, kwargs: as those of the stock Trainer. A `compute_metrics` of your own gets logits and labels.
+
+        Raises:
+            ValueError: for `neftune_noise_alpha`, which would have no effect.
         """
+        if args.neftune_noise_alpha is not None:
+            raise ValueError(f"neftune_noise_alpha is {args.neftune_noise_alpha}; expected None: both models' embeddings are frozen.")
+        args.remove_unused_columns = False  # the collator reads other columns than forward takes
         letters = letters_of(processing_class)
         kwargs.setdefault("data_collator", H2CCollator(processing_class))
-        kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: target_scores(logits, labels, letters))
-        kwargs.setdefault("compute_metrics", TargetMetrics())
+        if kwargs.get("compute_metrics") is None:
+            kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: target_scores(logits, labels, letters))
+            kwargs["compute_metrics"] = TargetMetrics()
         if model is not None:
             leave_to_each_rank(model)
         super().__init__(model, args, processing_class=processing_class, **kwargs)
@@ -72,6 +79,13 @@ class H2CTrainer(WholeCheckpoints):
         if model.training and not return_outputs:
             inputs = {**inputs, "skip_logits": True}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """As stock; the labels are cut to the columns of the logits, from the kickstart on, so that metrics get them in step."""
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if isinstance(logits, torch.Tensor) and isinstance(labels, torch.Tensor):
+            labels = labels[:, -logits.shape[1] :]
+        return loss, logits, labels
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """As stock; stops at a loss that is not finite, before the optimizer takes a step on it.
@@ -119,7 +133,7 @@ def target_scores(logits: torch.Tensor, labels: torch.Tensor, letters: list[int]
 
     Args:
         logits: (batch, T + 1, vocabulary), from the kickstart on.
-        labels: (batch, N + T), -100 on prompts and padding.
+        labels: (batch, N + T) or their last columns, -100 on prompts and padding.
     """
     logits = logits[:, :-1].float()
     targets = labels[:, labels.shape[1] - logits.shape[1] :]

@@ -99,7 +99,7 @@ def gates_over_training(report: dict, theme: Theme) -> Figure:
                 *zip(*points, strict=True), color=theme.lines(colors(layer)), lw=1.2,
                 marker=markers[layer], ms=4, markevery=max(1, len(points) // 6),
             )  # fmt: skip
-        axes.set(xlabel="training step, steps")
+        axes.set(xlabel="training step")
         axes.set_title(f"{kind} blocks")
         axes.locator_params(axis="x", nbins=5)
         plain_grid(axes)
@@ -112,16 +112,34 @@ def gates_over_training(report: dict, theme: Theme) -> Figure:
 
 def injection(report: dict, theme: Theme) -> Figure:
     """How much of the cache the bridge changed for one prompt: by layer and position, keys and values."""
-    data = report["injection"]
+    heading = "What the bridge changed in the Receiver's cache, for one prompt"
+    return token_map(report["injection"], heading, "the prompt", f"relative change, {CHANGE}", 100, theme)
+
+
+def message(report: dict, theme: Theme) -> Figure:
+    """How large the message in the cache is, for one prompt: by layer and Sharer token, keys and values."""
+    heading = "What the bridge wrote into the Receiver's cache, for one prompt"
+    return token_map(report["message"], heading, "the Sharer's prompt", "norm, over that of the Receiver's own prompt", 3, theme)
+
+
+def token_map(data: dict, heading: str, prompt: str, label: str, ratio: float, theme: Theme) -> Figure:
+    """Draw two heat maps, keys and values, with a row a Receiver layer and a column a token.
+
+    Args:
+        data: {"key", "value": a number for each token, for each layer, or None for a layer that is not bridged; "tokens"}.
+        prompt: the name of the prompt that has these tokens.
+        label: the name of the numbers.
+        ratio: see `scale`.
+    """
     tokens, layers = data["tokens"], len(data["key"])
     maps = {kind: np.array([np.full(len(tokens), math.nan) if row is None else row for row in data[kind]]) for kind in ("key", "value")}
-    norm = scale(np.concatenate([np.ravel(map_) for map_ in maps.values()]))
+    norm = scale(np.concatenate([np.ravel(map_) for map_ in maps.values()]), ratio)
     labelled = len(tokens) <= LABELLED_TOKENS
     width = max(WIDTH, 0.165 * len(tokens) + 1.6) if labelled else 11
     words = [printable(token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")) for token in tokens]
     words = [wrap(word, 0.9, SMALL - 1, 1) for word in words]
     figure = page(
-        "What the bridge changed in the Receiver's cache, for one prompt",
+        heading,
         2 * max(1.8, 0.12 * layers) + 1.5 + (max(inches(word, SMALL - 1) for word in words) if labelled else 0),
         width,
     )
@@ -136,20 +154,20 @@ def injection(report: dict, theme: Theme) -> Figure:
         axes.tick_params(length=0)
     if labelled:
         both[1].set_xticks([position + 0.5 for position in range(len(tokens))], words, rotation=90, fontsize=SMALL - 1)
-        both[1].set_xlabel("the prompt, token by token")
+        both[1].set_xlabel(f"{prompt}, token by token")
     else:
         both[1].xaxis.set_major_locator(MaxNLocator(10, integer=True))
-        both[1].set_xlabel("position in the prompt, tokens")
-    bar = figure.colorbar(ScalarMappable(norm), ax=both, label=f"relative change, {CHANGE}", format="{x:g}")
+        both[1].set_xlabel(f"position in {prompt}, tokens")
+    bar = figure.colorbar(ScalarMappable(norm), ax=both, label=label, format="{x:g}")
     bar.ax.minorticks_off()
     bar.outline.set_visible(False)
     return figure
 
 
-def scale(changes: np.ndarray) -> Normalize:
-    """From nothing to the largest change; by powers of ten where the changes differ by more than a hundred times."""
+def scale(changes: np.ndarray, ratio: float) -> Normalize:
+    """From nothing to the largest number; by powers of ten if the numbers differ by more than `ratio` times."""
     found = changes[np.isfinite(changes) & (changes > 0)]
-    if found.size and found.max() > 100 * found.min():
+    if found.size and found.max() > ratio * found.min():
         return LogNorm(found.min(), found.max())
     return Normalize(0, found.max() if found.size else 1)
 
@@ -171,7 +189,8 @@ def radar(axes: Axes, what: str, rows: dict[str, list[float | None]], theme: The
     angles = 2 * np.pi * np.arange(layers + 1) / layers
     for kind, look in kinds(theme).items():
         values = numbers(rows[kind])
-        axes.plot(angles, [*values, values[0]], color=look.color, marker=look.marker, ms=4, label=f"{kind} blocks")
+        # Over the grid, under the numbers of the inner axis.
+        axes.plot(angles, [*values, values[0]], color=look.color, marker=look.marker, ms=4, label=f"{kind} blocks", zorder=2.45)
     step = -(-layers // 32)
     axes.set_xticks(angles[:-1:step], [str(layer) for layer in range(0, layers, step)])
     axes.set_theta_zero_location("N")
@@ -221,7 +240,7 @@ def training(report: dict, theme: Theme) -> Figure:
             axes.yaxis.set_major_formatter("{x:g}")
         plain_grid(axes)
         legend(axes)
-    stacked[-1].set_xlabel("training step, steps")
+    stacked[-1].set_xlabel("training step")
     figure.align_ylabels(stacked)
     return figure
 

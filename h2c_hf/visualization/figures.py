@@ -9,7 +9,7 @@ import matplotlib
 from ..evaluation.schema import load_report
 from ..hints import next_commands
 from . import bridge, methods, questions
-from .style import THEMES
+from .style import THEMES, WIDTH
 
 
 FORMATS = ("png", "svg", "pdf")
@@ -20,10 +20,10 @@ FIGURES = {
     "latency": (["methods.*.ttft_ms_median"], methods.latency),
     "latency_parts": (["latency_parts"], methods.latency_parts),
     "output_lengths": (["output_lengths"], methods.output_lengths),
-    "gates": (["gates"], bridge.gates),
+    "gates": (["gates.*.*"], bridge.gates),
     "gates_over_training": (["training.history.*.gate/*"], bridge.gates_over_training),
     "injection": (["injection"], bridge.injection),
-    "layer_radar": (["gates", "injection"], bridge.layer_radar),
+    "layer_radar": (["gates.*.*", "injection"], bridge.layer_radar),
     "training": (["training.history.*.loss"], bridge.training),
     "subjects": (["by_subject"], questions.subjects),
     "categories": (["by_category"], questions.categories),
@@ -70,10 +70,11 @@ def draw(
         for theme in themes:
             with matplotlib.rc_context(THEMES[theme].settings):
                 figure = FIGURES[name][1](report, THEMES[theme])
+                finer = max(1, WIDTH / figure.get_figwidth())  # a narrow figure is shown as wide as the others
                 for suffix in formats:
                     path = directory / f"{name}{'' if theme == 'light' else f'-{theme}'}.{suffix}"
                     beside = path.with_name(path.name + ".part")
-                    figure.savefig(beside, format=suffix, dpi=dpi, metadata=UNDATED.get(suffix))
+                    figure.savefig(beside, format=suffix, dpi=dpi * finer, metadata=UNDATED.get(suffix))
                     paths.append(beside.replace(path))
     return paths
 
@@ -89,5 +90,6 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"Drew {len(FIGURES) - len(left_out(report))} of {len(FIGURES)} figures:", *paths, sep="\n  ")
     for name, key in left_out(report).items():
         print(f"Left out {name}: the report has no {key}.")
-    next_commands(f"h2c push DIR USER/NAME --report {options.report} --dry_run")
+    bridge_id = report.get("models", {}).get("bridge", {}).get("id", "DIR")
+    next_commands(f"h2c push {bridge_id if Path(bridge_id).is_dir() else 'DIR'} USER/NAME --report {options.report} --dry_run")
     return 0

@@ -1,11 +1,13 @@
 """Figures of the methods: how right they are, how long they take."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from ..evaluation.page import CONTROLS
-from .style import SMALL, Theme, inches, legend, names, page, plain_grid, wrap
+from .style import GREY, ORANGE, SMALL, Look, Theme, inches, legend, names, page, plain_grid, wrap
 
 
 def accuracy(report: dict, theme: Theme) -> Figure:
@@ -76,8 +78,9 @@ def latency_parts(report: dict, theme: Theme) -> Figure:
     figure = page("Time to first token, by part", 0.42 * len(rows) + 1.4)
     axes = figure.subplots()
     left = np.zeros(len(rows))
-    for i, part in enumerate(parts):
-        look = theme.sequence[i % len(theme.sequence)]
+    looks = part_looks(theme, parts)
+    for part in parts:
+        look = looks[part]
         taken = np.array([row.get(part, 0.0) for row in rows.values()])
         label = wrap(part_title(part), 1.7, SMALL)
         axes.barh(range(len(rows)), taken, 0.68, left, color=look.color, hatch=look.hatch, edgecolor=theme.paper, lw=0, label=label)
@@ -93,6 +96,14 @@ def latency_parts(report: dict, theme: Theme) -> Figure:
     plain_grid(axes, "x")
     legend(axes)
     return figure
+
+
+def part_looks(theme: Theme, parts: Iterable[str]) -> dict[str, Look]:
+    """Return {part: its look}. A part of one model or of the bridge has the colour of that method in all figures."""
+    of_method = {"receiver_prefill": "receiver", "sharer_prefill": "sharer", "sharer_writes": "text_to_text", "bridge": "h2c"}
+    methods = theme.looks(of_method.values())
+    rest = iter([Look(ORANGE, "v", "\\\\"), Look(GREY, "X", "--"), *theme.sequence])
+    return {part: methods[of_method[part]] if part in of_method else next(rest) for part in parts}
 
 
 def part_title(part: str) -> str:

@@ -5,7 +5,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from .style import GREEN, SIZE, SMALL, VERMILLION, WIDTH, Theme, behind, legend, names, on_map, page, plain_grid, title, widest, wrap
+from .style import COLUMN, GREEN, SIZE, SMALL, VERMILLION, WIDTH, Theme, behind, names, on_map, page, plain_grid, title, widest, wrap
 
 
 PERCENT = Normalize(0, 100)
@@ -32,24 +32,25 @@ def subjects(report: dict, theme: Theme) -> Figure:
 
 
 def categories(report: dict, theme: Theme) -> Figure:
-    """Accuracy of every method in every category: a row a category, a mark a method."""
+    """Accuracy of every method in every category: a row a category, a mark a method. As wide as a column of a paper."""
     rows = report["by_category"]
     methods = [name for name in next(iter(rows.values())) if name != "n"]
     looks = theme.looks(methods)
     room = 0.075 * len(methods) + 0.12  # inches a row: marks of like accuracy lie below one another
-    figure = page("Accuracy by category (questions)", max(room * len(rows) + 1.0, 0.2 * len(methods) + 1.0))
+    columns = -(-len(methods) // 2)
+    figure = page("Accuracy by category (questions)", room * len(rows) + 0.2 * columns + 1.1, COLUMN)
     axes = figure.subplots()
-    for i, (name, label) in enumerate(zip(methods, names(methods), strict=True)):
+    for i, (name, label) in enumerate(zip(methods, names(methods, 1.2), strict=True)):
         heights = np.arange(len(rows)) + 0.8 * ((i + 0.5) / len(methods) - 0.5)
         values = [100 * row[name] for row in rows.values()]
         axes.plot(values, heights, looks[name].marker, color=looks[name].color, ms=5, mec=theme.paper, mew=0.4, label=label)
     for row in range(len(rows) - 1):
         axes.axhline(row + 0.5, color=theme.grid, lw=0.6)
-    axes.set_yticks(range(len(rows)), [wrap(f"{category} ({row['n']:,})", 1.5, SMALL) for category, row in rows.items()])
+    axes.set_yticks(range(len(rows)), [wrap(f"{category} ({row['n']:,})", 0.9, SMALL) for category, row in rows.items()])
     axes.set(xlim=(-3, 103), xlabel="accuracy, %", ylim=(len(rows) - 0.5, -0.5))
     axes.set_xticks(range(0, 101, 25))
     plain_grid(axes, "x")
-    legend(axes)
+    figure.legend(loc="outside lower left", ncols=2, handletextpad=0.4, columnspacing=1.0)
     return figure
 
 

@@ -22,6 +22,7 @@ BLUE, SKY, GREEN, VERMILLION, ORANGE, PURPLE, YELLOW, GREY = (
 FONT = "DejaVu Sans"  # comes with matplotlib, so that a figure is the same on every machine
 SIZE, SMALL = 10, 8.5  # points
 WIDTH = 7.5  # inches, of a figure that need not be wider
+COLUMN = 3.5  # inches, of a column of a paper
 
 
 @dataclass(frozen=True)

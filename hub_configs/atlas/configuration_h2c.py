@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # The files that make a repo work without this package. Flat, and they import nothing but torch, transformers and each other.
 REMOTE_CODE = (
     "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "bridges_h2c.py", "conversation_h2c.py",
+    "drafts_h2c.py",
     "families_h2c.py", "folders_h2c.py", "generation_h2c.py", "layers_h2c.py", "loading_h2c.py", "message_h2c.py", "messages_h2c.py",
     "passes_h2c.py", "prefixes_h2c.py", "stock_h2c.py",
     "modeling_h2c.py", "processing_h2c.py", "pipeline_h2c.py",
@@ -101,9 +102,18 @@ def pair_values(sharer_config: PreTrainedConfig, receiver_config: PreTrainedConf
         "sharer_hidden_size": sharer.hidden_size,
         "sharer_num_hidden_layers": sharer.num_hidden_layers,
         "receiver_num_hidden_layers": receiver.num_hidden_layers,
-        "vocab_size": receiver.vocab_size,
-        "bos_token_id": getattr(receiver, "bos_token_id", None),
+        **text_values(receiver_config),
         **cache_shape(receiver),
+    }
+
+
+def text_values(receiver_config: PreTrainedConfig) -> dict:
+    """Return the fields that any model's config has, of the Receiver: it writes the text."""
+    receiver = receiver_config.get_text_config(decoder=True)
+    names = ("vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id")
+    return {
+        **{name: getattr(receiver, name, None) for name in names},
+        "receiver_max_position_embeddings": getattr(receiver, "max_position_embeddings", None),
     }
 
 
@@ -132,7 +142,6 @@ def rope_values(receiver_config: PreTrainedConfig) -> dict:
     return {
         "receiver_rope_parameters": copy.deepcopy(rope) or None,
         "receiver_layer_types": list(receiver.layer_types) if by_type else None,
-        "receiver_max_position_embeddings": getattr(receiver, "max_position_embeddings", None),
     }
 
 
@@ -174,15 +183,18 @@ class H2CBridgeConfig(PreTrainedConfig):
             share; None: it does not.
         receiver_rope_parameters: the Receiver's, by which a message's keys are rotated to their positions; None: they are not rotated.
         receiver_layer_types: of each Receiver layer, if its `rope_parameters` differ by type.
-        vocab_size, bos_token_id: the Receiver's, for what reads them of any model (watermark detection, transition scores).
+        receiver_max_position_embeddings: the Receiver's context window.
+        vocab_size, hidden_size, bos_token_id, eos_token_id, pad_token_id: the Receiver's, for code that reads them of any model (watermark
+            detection, transition scores).
     """
 
     model_type = "h2c_bridge"
     _folder = None  # from which a bridge was loaded, and which may hold its base models
+    _asked_attention = None  # of the base models, by an Auto class
     # Stock names for the model that writes the text.
     attribute_map = {
         "num_hidden_layers": "receiver_num_hidden_layers", "num_key_value_heads": "receiver_num_key_value_heads",
-        "head_dim": "receiver_head_dim",
+        "head_dim": "receiver_head_dim", "max_position_embeddings": "receiver_max_position_embeddings",
     }  # fmt: skip
     keys_to_ignore_at_inference = ["past_key_values", "cache"]  # the latter from transformers 5.24 on
 
@@ -213,7 +225,10 @@ class H2CBridgeConfig(PreTrainedConfig):
     receiver_layer_types: list[str] | None = None
     receiver_max_position_embeddings: int | None = None
     vocab_size: int | None = None
+    hidden_size: int | None = None
     bos_token_id: int | list[int] | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -253,7 +268,15 @@ class H2CBridgeConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict:
         """As in transformers."""
-        return {name: value for name, value in super().to_dict().items() if name != "_folder"}
+        return {name: value for name, value in super().to_dict().items() if name not in ("_folder", "_asked_attention")}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in transformers. The Auto classes hand an attention implementation to the config alone; it is kept for the base models."""
+        asked = kwargs.get("attn_implementation")
+        loaded = super().from_dict(config_dict, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._asked_attention = asked
+        return loaded
 
     @property
     def receiver_size(self) -> int:
@@ -282,6 +305,14 @@ class H2CBridgeConfig(PreTrainedConfig):
         return self.bridge_form == "message" and self.token_rank is not None
 
     @classmethod
+    def _check_overrides(cls, overrides: dict) -> None:
+        """A config takes any name; an argument that is meant for a base model, or a typo, would be without effect."""
+        if unknown := sorted(overrides.keys() - cls.__annotations__.keys()):
+            raise ValueError(
+                f"Got {', '.join(unknown)} for a new bridge; expected fields of H2CBridgeConfig. For a base model, load it and pass it."
+            )
+
+    @classmethod
     def published(cls, *pair: PreTrainedConfig, **overrides) -> "H2CBridgeConfig":
         """The form of the original project, whatever the default of `from_pair` is.
 
@@ -289,6 +320,7 @@ class H2CBridgeConfig(PreTrainedConfig):
             pair: the Sharer's and the Receiver's configs, as `from_pair` takes them; or none, for the reference pair's shapes.
             overrides: fields of this class.
         """
+        cls._check_overrides(overrides)
         values = dict(PUBLISHED)
         if pair:
             values |= pair_values(*pair)
@@ -303,7 +335,11 @@ class H2CBridgeConfig(PreTrainedConfig):
 
         Args:
             overrides: fields of this class. `bridge_form` chooses between the two forms.
+
+        Raises:
+            ValueError: for other names.
         """
+        cls._check_overrides(overrides)
         values = {**PUBLISHED, **pair_values(sharer_config, receiver_config), "bridge_form": DEFAULT_FORM}
         values["num_attention_heads"] = heads_that_divide(values, DEFAULT_HEADS)
         if overrides.get("bridge_form", DEFAULT_FORM) == "message":

@@ -53,6 +53,7 @@ def own_defaults(config: GenerationConfig) -> GenerationConfig:
     """Return a copy of a published generation config, without the kind of cache that it names: it is meant for another model, and stock
     passes over it too ("hybrid", of Gemma). A caller's own is obeyed, or refused."""
     config = copy.deepcopy(config)
+    config._from_model_config = False  # else fields that stock does not know are lost when it is loaded again
     if config.cache_implementation not in CACHE_IMPLEMENTATIONS:
         config.cache_implementation = None
     return config

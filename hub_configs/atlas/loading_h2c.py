@@ -6,6 +6,7 @@ import warnings
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
 
 
 try:
@@ -13,7 +14,7 @@ try:
 except ImportError:  # before 5.24
     GgufConfig = None
 
-from .configuration_h2c import HUB_ARGUMENTS, record_commit
+from .configuration_h2c import HUB_ARGUMENTS, location, record_commit
 from .inputs_h2c import execution_device
 from .stock_h2c import ROLES, by_role
 
@@ -46,6 +47,8 @@ def base_arguments(
     dtypes = [kwargs.pop(name) for name in ("dtype", "torch_dtype") if kwargs.get(name) is not None]
     if len(dtypes) == 2 and dtypes[0] != dtypes[1]:
         raise ValueError(f"Got dtype={dtypes[0]} and torch_dtype={dtypes[1]}; expected one: they are two names for one argument.")
+    if dtypes and isinstance(dtypes[0], dict):
+        raise ValueError(f"dtype is {dtypes[0]}; expected one for all three models, or sharer_kwargs={{'dtype': ...}} and receiver_kwargs.")
     if dtypes:
         kwargs["dtype"] = dtypes[0]
     shared = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
@@ -122,9 +125,13 @@ def has_adapters(model: PreTrainedModel) -> bool:
 
 
 def names_adapters(model: PreTrainedModel, model_id: str | None) -> bool:
-    """Whether `model_id` brings the model's adapters along: it is not the name of the model below them."""
+    """Whether `model_id` brings the model's adapters along: it is a repo of adapters, or was set to another than the model's own."""
     below = {getattr(config, "base_model_name_or_path", None) for config in getattr(model, "peft_config", {}).values()}
-    return model_id is not None and model_id not in below
+    if model_id is None or model_id in below:
+        return False
+    if model_id != location(model.config) and not os.path.isdir(model_id):
+        return True
+    return find_adapter_config_file(model_id, local_files_only=True) is not None
 
 
 def check_adapters(models: dict[str, PreTrainedModel | None], config: PreTrainedConfig, saving: bool) -> None:

@@ -17,8 +17,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.generic import can_return_tuple
 
 from .bridges_h2c import BridgesMixin
-from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig
+from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig, text_values
 from .conversation_h2c import H2CConversation
+from .drafts_h2c import Draft, write_draft
 from .families_h2c import backbone, check_joined, recomputing
 from .generation_h2c import (
     cache_implementation,
@@ -30,15 +31,27 @@ from .generation_h2c import (
     new_tokens,
     one_position_first,
     own_defaults,
+    setting,
 )
-from .inputs_h2c import CACHE, check_prompt, execution_device, forked, model_inputs, one_cache, target_start
+from .inputs_h2c import (
+    CACHE,
+    check_dimensions,
+    check_prompt,
+    check_tensors,
+    execution_device,
+    forked,
+    model_inputs,
+    one_cache,
+    target_start,
+    to_fill,
+)
 from .loading_h2c import base_arguments, check_adapters, device_map_of, load, without_wrapper
 from .loss_h2c import loss_without_logits
 from .message_h2c import message_length, message_mask, with_message
 from .modeling_h2c_bridge import H2CBridgeModel
 from .passes_h2c import PASS_TOKENS, beside, in_groups, join, passes_by_length, read_through
 from .prefixes_h2c import H2CPrefixCache
-from .stock_h2c import StockMixin, check_arguments, second_position
+from .stock_h2c import StockMixin, by_role, check_arguments, second_position
 
 
 class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin):
@@ -71,8 +84,8 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
         without_sharer = isinstance(sharer, PreTrainedConfig)
         config.check_pair(sharer if without_sharer else sharer.config, receiver.config)
         super().__init__(config)
-        config.vocab_size = receiver.config.get_text_config(decoder=True).vocab_size  # older configs do not say
-        config.bos_token_id = getattr(receiver.config.get_text_config(decoder=True), "bos_token_id", None)
+        for name, value in text_values(receiver.config).items():  # older configs do not say
+            setattr(config, name, value)
         self._init_bridges()
         # The bridge first: `model.device` is then the Receiver's, where inputs go, and not the Sharer's.
         self.bridge = (bridge if bridge is not None else H2CBridgeModel(config)).to(execution_device(receiver))
@@ -80,6 +93,9 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
         for frozen in self._frozen():
             frozen.requires_grad_(False)
         self.post_init()
+        # The bridge's own, which would else name parts of base models too ("gate" is in "gate_proj").
+        own = self.bridge._keep_in_fp32_modules_strict
+        self._keep_in_fp32_modules_strict = (self._keep_in_fp32_modules_strict - own) | {f"bridge.{name}" for name in own}
         self.generation_config = own_defaults(receiver.generation_config)
         if places := device_map_of(self._base_models(), self.bridge):
             self.hf_device_map = places  # the Trainer then leaves each part where it is
@@ -150,8 +166,22 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
             sharer_kwargs, receiver_kwargs: more arguments of `from_pretrained` for either model (dtype, attn_implementation ...).
             device_map: for the two models; the bridge goes where the Receiver is.
             strict_revisions: refuse, rather than warn of, another revision of a base model than the bridge was trained on.
-            kwargs: as for any model. `dtype` is for all three; by default each keeps the dtype of its weights.
+            kwargs: as for any model. `dtype` is for all three; by default each keeps the dtype of its weights. A base model that is
+                given as an object keeps its own.
+
+        Raises:
+            ValueError: for arguments to load a base model with that is loaded already, and what `from_pair` refuses.
         """
+        for role, given, own in (("sharer", sharer, sharer_kwargs or sharer_quantization_config), ("receiver", receiver, receiver_kwargs)):
+            if own and isinstance(given, PreTrainedModel):
+                raise ValueError(f"Got a {role} that is loaded already, and arguments to load it with; expected either.")
+        if device_map is not None and isinstance(sharer, PreTrainedModel) and isinstance(receiver, PreTrainedModel):
+            raise ValueError(
+                f"device_map is {device_map!r}, and both base models are loaded already; expected None: they stay where they are."
+            )
+        if kwargs.get("attn_implementation") is None:
+            kwargs["attn_implementation"] = getattr(kwargs.get("config"), "_asked_attention", None)
+        attn_implementation = kwargs["attn_implementation"]  # of models that are loaded here, `base_arguments` takes care
         arguments = base_arguments(kwargs, device_map, sharer_quantization_config, sharer_kwargs, receiver_kwargs)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         repo = {"revision": kwargs.get("revision"), "subfolder": kwargs.get("subfolder", ""), **hub}
@@ -164,8 +194,14 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
                 given, arguments[role] = bridge.config.locate(role, pretrained_model_name_or_path, repo, arguments[role])
             models.append(load(given, **arguments[role]) if isinstance(given, str | os.PathLike) else given)
         model = cls.from_pair(*models, bridge, strict_revisions=strict_revisions)
-        with contextlib.suppress(OSError):  # the repo need not have one; the Receiver's serves then
-            model.generation_config = own_defaults(GenerationConfig.from_pretrained(pretrained_model_name_or_path, **repo))
+        for role, given in (("sharer", sharer), ("receiver", receiver)):
+            if isinstance(given, PreTrainedModel):
+                model.set_attn_implementation({role: by_role(attn_implementation)[role]})
+        if isinstance(attn_implementation, str):
+            model.config._attn_implementation = attn_implementation
+        if pretrained_model_name_or_path is not None:  # else the weights are a state dict
+            with contextlib.suppress(OSError):  # the repo need not have one; the Receiver's serves then
+                model.generation_config = own_defaults(GenerationConfig.from_pretrained(pretrained_model_name_or_path, **repo))
         if generation_config is not None:
             model.generation_config = copy.deepcopy(generation_config)
         return (model, info) if with_info else model
@@ -273,6 +309,29 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
         inputs = model_inputs(self.receiver, input_ids[:, :-1], mask, past=cache.get_seq_length())
         return backbone(self.receiver)(**inputs, **{CACHE: cache}, use_cache=True)[CACHE]
 
+    def draft(
+        self,
+        sharer_input_ids: torch.Tensor,
+        sharer_attention_mask: torch.Tensor | None = None,
+        sharer_max_new_tokens: int = 8,
+        **kwargs,
+    ) -> Draft:
+        """Let the Sharer write a draft, which the bridge reads after the prompt. `_asdict()` without `lengths` gives inputs of `forward`.
+
+        Args:
+            sharer_input_ids, sharer_attention_mask: (batch, sharer length), the Sharer's prompt, left-padded.
+            sharer_max_new_tokens: the most tokens of a draft.
+            kwargs: of the Sharer's `generate` (do_sample, temperature, eos_token_id ...); greedy by default.
+
+        Raises:
+            ValueError: see `write_draft`; and for fewer than 1 token, or a model without the Sharer's weights.
+        """
+        if not isinstance(sharer_max_new_tokens, int) or sharer_max_new_tokens < 1:
+            raise ValueError(f"sharer_max_new_tokens is {sharer_max_new_tokens!r}; expected a number of tokens, at least 1.")
+        self._passes(sharer_input_ids, None)  # refuses a model without a Sharer
+        evaluating(self.sharer)
+        return write_draft(self.sharer, sharer_input_ids, sharer_attention_mask, sharer_max_new_tokens, **kwargs)
+
     def bridged_cache(
         self,
         input_ids: torch.Tensor,
@@ -291,7 +350,7 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
             input_ids, attention_mask: (batch, N), the Receiver's prompt, left-padded.
             sharer_input_ids, sharer_attention_mask: (batch, sharer length), the Sharer's prompt, left-padded.
             sharer_hidden_states: what `read` returns, instead of `sharer_input_ids`.
-            receiver_cache: what `prefill` returns for the same prompt, where that is at hand.
+            receiver_cache: what `prefill` returns for the same prompt, where that is at hand; or an empty cache, which is filled.
 
         Raises:
             ValueError: for inputs that are missing, empty, right-padded or longer than a context window.
@@ -314,10 +373,10 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
         if sharer_batch != len(input_ids):
             raise ValueError(f"The Sharer got {sharer_batch} prompts and the Receiver {len(input_ids)}; expected as many.")
 
-        in_place = receiver_cache is None
+        in_place = to_fill(receiver_cache)
         with beside(execution_device(self.receiver)) as prefill_stream:  # first: the Sharer's pass is the longer one
-            if receiver_cache is None:
-                receiver_cache = self.prefill(input_ids, attention_mask)
+            if in_place:
+                receiver_cache = self.prefill(input_ids, attention_mask, receiver_cache)
         receiver_mask = None if attention_mask is None else attention_mask[:, :-1]
         # Where nothing is trained, and all rows are read together, the hidden states need not be kept.
         if sharer_hidden_states is None and not torch.is_grad_enabled() and len(self._passes(sharer_input_ids, sharer_attention_mask)) == 1:
@@ -376,8 +435,8 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
             attention_mask: as `input_ids`.
             sharer_input_ids, sharer_attention_mask, sharer_hidden_states: see `bridged_cache`.
             labels: (batch, N + T), -100 on the prompt and on padding. All targets begin in the same column.
-            past_key_values: a cache that is bridged already; `input_ids` holds the whole prompt or, with a longer
-                `attention_mask`, what is new.
+            past_key_values: an empty cache, which is filled, or one that is bridged already; `input_ids` then holds the whole prompt or,
+                with a longer `attention_mask`, what is new.
             num_items_in_batch: the number of targets over accumulated batches, from the Trainer.
             use_cache: False leaves the cache out of what is returned; there is one either way.
             cache: the newer name of `past_key_values`.
@@ -388,6 +447,7 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
             `logits` (batch, 1, vocabulary) of the token after the prompt; with `labels` (batch, T + 1, vocabulary), and `loss`.
         """
         check_arguments(input_ids, kwargs)
+        check_tensors(input_ids=input_ids, attention_mask=attention_mask, sharer_input_ids=sharer_input_ids)
         past_key_values = one_cache(past_key_values, cache)
         for name in ("output_hidden_states", "output_attentions"):
             if getattr(self.config, name, False):
@@ -396,8 +456,9 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
         if labels is not None:
             start = target_start(labels, input_ids)
             prompt, prompt_mask = input_ids[:, :start], None if attention_mask is None else attention_mask[:, :start]
-        if past_key_values is None:
-            past_key_values = self.bridged_cache(prompt, prompt_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states)
+        if past_key_values is None or (to_fill(past_key_values) and not self._bridge_disabled):
+            sharer_inputs = sharer_input_ids, sharer_attention_mask, sharer_hidden_states
+            past_key_values = self.bridged_cache(prompt, prompt_mask, *sharer_inputs, past_key_values)
         if not self._bridge_disabled:
             mask = torch.ones_like(prompt) if prompt_mask is None else prompt_mask
             check_rope(self.receiver, mask, input_ids.shape[1] - prompt.shape[1])
@@ -413,7 +474,7 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
         skip_logits = skip_logits and labels is not None
         receiver, recompute = self.receiver, self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         if recompute:
-            receiver = recomputing(receiver)
+            receiver = recomputing(receiver, *self._recomputation)
         receiver = backbone(receiver) if skip_logits else receiver
         outputs = receiver(**inputs, **{CACHE: past_key_values}, use_cache=True, **kwargs)
         logits, loss = None if skip_logits else outputs.logits, None
@@ -459,10 +520,12 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
 
         Args:
             input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states: see `bridged_cache`.
-            past_key_values: a cache that is bridged already, of all `input_ids` but the last.
+            past_key_values: an empty cache, which is filled, or one that is bridged already, of all `input_ids` but the last.
             generation_config, kwargs: as for any model; `self.generation_config` serves where there is none. `cache_implementation`
                 is "dynamic" or "static" (on a GPU, decoding is then compiled into CUDA graphs, as transformers does it).
             cache: the newer name of `past_key_values`.
+            sharer_max_new_tokens: let the Sharer write so many tokens first, which the bridge reads after its prompt: see `draft`. A
+                setting like others: `generation_config.sharer_max_new_tokens` serves where it is not given, and 0 is no draft.
         """
         past_key_values = one_cache(past_key_values, cache)
         attention_mask, generation_config = second_position(attention_mask, generation_config)
@@ -470,22 +533,31 @@ class H2CForCausalLM(StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin)
             kwargs["tokenizer"] = getattr(tokenizer, "tokenizer", tokenizer)
         input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
         check_arguments(input_ids, kwargs)
+        check_tensors(input_ids=input_ids, attention_mask=attention_mask, sharer_input_ids=sharer_input_ids)
         if kwargs.pop("use_cache", None) is False:
             raise ValueError("use_cache is False; expected True: what the bridge writes is the cache.")
         kwargs.pop("prefill_chunk_size", None)  # the prompt is prefilled here, at once
         configs = [copy.deepcopy(config) for config in (generation_config, self.generation_config) if config is not None]
         for config in configs:
             config.use_cache, config.prefill_chunk_size = True, None
+        drafted = setting("sharer_max_new_tokens", kwargs, configs, 0)
+        kwargs.pop("sharer_max_new_tokens", None)
+        if drafted and not self._bridge_disabled:
+            if sharer_input_ids is None or not to_fill(past_key_values) or sharer_hidden_states is not None:
+                raise ValueError(
+                    f"sharer_max_new_tokens is {drafted}, and the Sharer has read its prompt already; expected sharer_input_ids, or 0."
+                )
+            _, sharer_attention_mask, sharer_hidden_states, _ = self.draft(sharer_input_ids, sharer_attention_mask, drafted)
         device = execution_device(self.receiver)
+        check_dimensions("input_ids", input_ids)
         input_ids = input_ids.to(device)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
         if not self._bridge_disabled:
-            check_rope(self.receiver, attention_mask, new_tokens(input_ids.shape[1], kwargs, configs))
-        if past_key_values is None:
-            implementation = cache_implementation(kwargs, configs)
-            past_key_values = self.bridged_cache(input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states)
-        else:
-            implementation = None
+            check_rope(self.receiver, attention_mask, new_tokens(input_ids.shape[-1], kwargs, configs))
+        implementation = cache_implementation(kwargs, configs) if past_key_values is None else None
+        if past_key_values is None or (to_fill(past_key_values) and not self._bridge_disabled):
+            sharer_inputs = sharer_input_ids, sharer_attention_mask, sharer_hidden_states
+            past_key_values = self.bridged_cache(input_ids, attention_mask, *sharer_inputs, past_key_values)
         message = message_mask(past_key_values)
         if (copies := copies_of_each(kwargs, configs)) > 1:
             past_key_values.batch_repeat_interleave(copies)

@@ -76,7 +76,6 @@ class H2CBridgeModel(PreTrainedModel):
     config_class = H2CBridgeConfig
     base_model_prefix = "bridge"
     main_input_name = "sharer_hidden_states"
-    _keep_in_fp32_modules_strict = ["gate"]  # bf16 swallows a gate's small updates
     _no_split_modules = []
     _supports_sdpa = True  # its attention is `scaled_dot_product_attention`
 
@@ -85,6 +84,7 @@ class H2CBridgeModel(PreTrainedModel):
         self.alignment = config.alignment
         self.message = MessageProjection(config) if config.bridge_form == "message" else None
         if self.message is None:
+            self._keep_in_fp32_modules_strict = ["gate"]  # bf16 swallows a gate's small updates
             self._init_blocks(config)
         self.post_init()
 

@@ -77,6 +77,7 @@ def read_through(model: PreTrainedModel, inputs: dict, layers: list[int], take: 
     plain = isinstance(stack, torch.nn.ModuleList) and isinstance(getattr(body, "norm", None), torch.nn.Module)
     # An instance with a `forward` of its own (accelerate's hooks) would run that of the whole.
     if not plain or "forward" in vars(body):
+        body = without_hooks_for_good(body)
         states = body(**inputs, output_hidden_states=layers).hidden_states  # or every layer, where it is known as a flag alone
         for index in layers:
             take(index, states[index])
@@ -93,6 +94,19 @@ def read_through(model: PreTrainedModel, inputs: dict, layers: list[int], take: 
     state = trimmed(**inputs, output_hidden_states=False).last_hidden_state
     if last == len(stack):
         take(last, state)
+
+
+def without_hooks_for_good(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the same modules, weights shared, on which a pass can install hooks that the given ones do not get. (Those of a model with
+    accelerate's hooks run each other, so they are returned as they are.)"""
+
+    def copied(module: torch.nn.Module) -> torch.nn.Module:
+        module = copy.copy(module)
+        module._forward_hooks = module._forward_hooks.copy()
+        module._modules = {name: child if child is None else copied(child) for name, child in module._modules.items()}
+        return module
+
+    return model if any("forward" in vars(module) for module in model.modules()) else copied(model)
 
 
 def without_effect(module: torch.nn.Module) -> torch.nn.Module:

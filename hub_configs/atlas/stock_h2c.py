@@ -1,6 +1,9 @@
 """Methods of every transformers model, answered for a composite of a Sharer, a bridge and a Receiver."""
 
+from collections.abc import Callable
+
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedModel
 
 from .families_h2c import backbone, check_recomputable
@@ -29,8 +32,16 @@ class StockMixin:
     def get_input_embeddings(self):
         return self.receiver.get_input_embeddings()
 
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        """Set the Receiver's, which are not saved with the bridge."""
+        self.receiver.set_input_embeddings(value)
+
     def get_output_embeddings(self):
         return self.receiver.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
+        """Set the Receiver's, which are not saved with the bridge."""
+        self.receiver.set_output_embeddings(new_embeddings)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True):
         """Return the Receiver's input embeddings.
@@ -52,14 +63,13 @@ class StockMixin:
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
         """Set the attention implementation of both base models, or of those that a dict names: `{"sharer": ..., "receiver": ...}`.
-        The bridge has one only."""
+        The bridge has one only; its config repeats what both have."""
         for role, implementation in by_role(attn_implementation).items():
-            if implementation is not None and getattr(self, role) is not None:
-                getattr(self, role).set_attn_implementation(implementation, *args, **kwargs)
-
-    def compute_transition_scores(self, *args, **kwargs) -> torch.Tensor:
-        """The Receiver's, which generated the scores."""
-        return self.receiver.compute_transition_scores(*args, **kwargs)
+            model = getattr(self, role)
+            if implementation is not None and model is not None and model.config._attn_implementation != implementation:
+                model.set_attn_implementation(implementation, *args, **kwargs)
+        if isinstance(attn_implementation, str):
+            self.config._attn_implementation = attn_implementation
 
     def generate_batch(self, *args, **kwargs):
         """
@@ -75,7 +85,9 @@ class StockMixin:
     def enable_input_require_grads(self) -> None:
         """Nothing to do: gradients come through the bridged cache."""
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=None, every_n_layers: int = 1) -> None:
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
+    ) -> None:
         """Compute the layers of the Receiver's target pass again in the backward pass. (The bridge always does so, and all else has no
         backward pass.)
 
@@ -84,7 +96,7 @@ class StockMixin:
         """
         if enable:
             check_recomputable(self.receiver)
-        self.gradient_checkpointing = enable
+        self.gradient_checkpointing, self._recomputation = enable, (gradient_checkpointing_func, every_n_layers)
 
 
 def by_role(value) -> dict:

@@ -189,7 +189,8 @@ def test_gates_are_drawn_in_training_and_harden():
 @torch.no_grad()
 def test_the_controls_read_no_cache_of_their_own_question():
     model, processor = fusion(0)
-    questions = [{"question": text, "choices": list("abcd"), "answer": 0} for text in ("Where is Rome?", "What?", "Who plays the piano?")]
+    texts = ("Where is Rome?", "What?", "Who plays the piano?")
+    questions = [{"question": text, "choices": list("abcd"), "answer": row} for row, text in enumerate(texts)]
     batch = Batch(model, processor, questions)
     ids = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
     rolled = {name: batch.inputs[name].roll(1, 0) for name in ("sharer_input_ids", "sharer_attention_mask")}

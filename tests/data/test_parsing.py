@@ -110,6 +110,7 @@ TURNS = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "
         {"conversations": str([{"from": "human", "value": "One?"}, {"from": "gpt", "value": "1"}])},
         {"prompt": str(TURNS[:1]), "completion": str(TURNS[1:])},
         {"prompt": TURNS[:1], "completion": "1"},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "On"}, {"type": "text", "text": "e?"}]}, TURNS[1]]},
     ],
 )
 def test_conversations_of_a_csv_file_are_read(record):
@@ -130,6 +131,12 @@ def test_a_conversation_that_is_a_text_is_refused(record, tmp_path):
 @pytest.mark.parametrize("record", [{"messages": [{"role": "user"}]}, {"messages": ["Hello"]}, {"conversations": [{"from": "human"}]}])
 def test_a_turn_without_its_fields_is_unusable(record):
     with pytest.raises(UnusableRecordError, match="without"):
+        list(reader(list(record), DataSource("somewhere"))(record))
+
+
+def test_a_part_that_is_not_text_is_unusable():
+    record = {"messages": [{"role": "user", "content": [{"type": "image", "url": "x.png"}]}, TURNS[1]]}
+    with pytest.raises(UnusableRecordError, match="part that is not text"):
         list(reader(list(record), DataSource("somewhere"))(record))
 
 

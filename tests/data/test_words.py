@@ -104,3 +104,36 @@ def test_a_list_or_passage_that_cannot_be_is_refused(book, tmp_path):
     (tmp_path / "short.jsonl").write_text(json.dumps({"text": "once only"}) + "\n")
     with pytest.raises(ValueError, match="has 0 words of 4 to 12 lower-case letters that occur 3 times; expected at least 20"):
         DataSource.parse(f"path=atlas,form=words,words={tmp_path / 'short.jsonl'}").load()
+
+
+def test_a_question_in_two_steps_needs_both_statements(book):
+    source = DataSource.parse(f"path=atlas,form=two_step,words={book},count=40")
+    records = source.load()
+    seen, facts = set(load_words(book)[0]), load_facts()
+    cities, countries = ({fact.entity for fact in facts if fact.kind == kind and fact.split == "train"} for kind in ("city", "country"))
+    for record in records:
+        ((asked, answer, told),) = reader(records.column_names, source)(record)
+        assert answer in seen and record["entity"] in cities and record["entity"] in asked[0]["content"]
+        assert told[0]["content"].startswith(record["passage"])
+        sentences = re.split(r"(?<=\.) (?=The |We )", record["passage"])
+        assert len(sentences) == 4
+        (place,) = [s for s in sentences if s.startswith(f"The city of {record['entity']} is in the country ")]
+        country = place.removeprefix(f"The city of {record['entity']} is in the country ").removesuffix(".")
+        assert country in countries
+        (about,) = [s for s in sentences if s.endswith(f" {answer}.")]
+        assert country in about and record["subject"] in ("capital", "currency")
+    assert len(records) == 40 and records.to_list() == source.load().to_list()
+    with pytest.raises(ValueError, match="of the form 'two_step' has no word list"):
+        DataSource.parse("path=atlas,form=two_step").load()
+
+
+def test_a_word_list_is_written_back(book):
+    records = DataSource.parse(f"path=atlas,form=word_list,words={book},fewest=3,most=5,count=40").load()
+    seen = set(load_words(book)[0])
+    for record in records:
+        ((asked, answer, told),) = reader(records.column_names, DataSource.parse(f"path=atlas,form=word_list,words={book}"))(record)
+        assert asked[0]["content"] == "Repeat the text." and told[0]["content"] == f"{answer}\n\nRepeat the text."
+        assert 3 <= len(answer.split()) <= 5 and set(answer.split()) <= seen
+    assert len(records) == 40 and len({record["passage"] for record in records}) == 40
+    new = ReportSource.parse(f"path=atlas,split=test,form=word_list,words={book},new_words=true").load()
+    assert not {word for record in new for word in record["passage"].split()} & seen

@@ -45,7 +45,7 @@ def f1_score(prediction, ground_truth):
         ("Santa Clara", ["Levi's Stadium", "Santa Clara, California"], False, 0.8),
         ("gold gold", ["gold"], False, 2 / 3),  # a word counts as often as it occurs
         ("", ["gold"], False, 0.0),
-        ("The", ["a"], True, 1.0),  # nothing is left of either, as in SQuAD 2.0
+        ("The", ["a"], False, 0.0),  # nothing is left of either, as in SQuAD 2.0
         ("blue", ["gold", "the"], False, 0.0),
     ],
 )
@@ -77,3 +77,10 @@ def test_every_question_is_judged_by_its_own_answers():
     found = judged(["Rome", "Rome"], [{"answers": ["Oslo", "rome"]}, {"answers": ["Rome city"]}])
     assert found["exact"].tolist() == [True, False] == (found["f1"] == 1).tolist()
     assert found["contained"].tolist() == [True, False] and found["f1"][1] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("answer", ["A", "the", "+", "a the"])
+def test_nothing_is_no_answer_to_articles_and_punctuation(answer):
+    assert exact(answer.lower(), [answer]) and contained(answer, [answer]) and f1(answer, [answer]) == 1
+    for other in ("", "-", "an"):
+        assert not exact(other, [answer]) and not contained(other, [answer]) and f1(other, [answer]) == 0

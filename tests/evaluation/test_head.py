@@ -13,14 +13,15 @@ from transformers import (
     GPTNeoXConfig,
     GraniteConfig,
     GraniteMoeConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MixtralConfig,
     OPTConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from h2c_hf.evaluation.head import head_logits
 from h2c_hf.evaluation.methods import METHODS, Batch
+from h2c_hf.modeling.loss_h2c import head_of
 from tests.pairs import join, tiny_model, tiny_processor
 
 
@@ -39,6 +40,7 @@ CONFIGS = {
     "granite": GraniteConfig(**SHAPE, logits_scaling=7.0),
     "granitemoe": GraniteMoeConfig(**SHAPE, logits_scaling=7.0, num_local_experts=2, num_experts_per_tok=1),
     "falcon_h1": FalconH1Config(**SHAPE, lm_head_multiplier=0.2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8),
+    "llama4": Llama4TextConfig(**SHAPE, intermediate_size_mlp=48, num_local_experts=2),  # `base_model` is the whole model
     "mixtral": MixtralConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1),
     "gpt2": GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=256),
     "gpt_neox": GPTNeoXConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4),
@@ -57,12 +59,12 @@ def sharer_of(name: str):
 def test_logits_of_the_last_states_are_the_models_own(name):
     model, ids = sharer_of(name), torch.randint(1, 300, (2, 7), generator=torch.Generator().manual_seed(0))
     output = model(input_ids=ids, output_hidden_states=True, use_cache=False)
-    found = head_logits(model, output.hidden_states[-1])
+    found = head_of(model)(output.hidden_states[-1])
     torch.testing.assert_close(found, output.logits, atol=1e-5, rtol=1e-5)
     assert model(input_ids=ids).logits.allclose(output.logits)  # the model itself is as it was
 
 
-@pytest.mark.parametrize("name", ["gemma2", "cohere", "granite", "granitemoe", "gpt2"])
+@pytest.mark.parametrize("name", ["gemma2", "cohere", "granite", "granitemoe", "gpt2", "llama4"])
 @torch.no_grad()
 def test_the_sharers_scores_are_its_own_logits(name):
     processor, sharer = tiny_processor(), sharer_of(name)

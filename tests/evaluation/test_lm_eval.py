@@ -22,7 +22,7 @@ from h2c_hf.atlas.questions import atlas_questions, statement
 from h2c_hf.data.prompts import choice_prompt, letter_ids, user_turn
 from h2c_hf.data.wording import ANSWER_INSTRUCTION, REASONING_INSTRUCTION
 from h2c_hf.evaluation.lm_eval_command import with_model
-from h2c_hf.evaluation.lm_eval_model import H2CLM
+from h2c_hf.evaluation.lm_eval_model import ASKED, H2CLM
 from h2c_hf.evaluation.lm_eval_prompts import continuation_ids, encode, newest, pack
 from h2c_hf.evaluation.methods import METHODS
 from h2c_hf.evaluation.runner import evaluate
@@ -137,7 +137,7 @@ def reference(atlas, method: str, context: str, conversation: bool, continuation
 
 
 @pytest.mark.parametrize("conversation", [True, False], ids=["chat", "text"])
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "noise"])
+@pytest.mark.parametrize("method", [name for name in ASKED if name != "noise"])
 @torch.no_grad()
 def test_loglikelihood_is_that_of_one_request_at_a_time(atlas, method, conversation):
     questions = QUESTIONS[: 2 if method in INSTRUCTIONS else 5]  # hints take long to write
@@ -177,7 +177,7 @@ def test_a_model_alone_scores_as_in_lm_evals_own_class(atlas, role):
 
 
 def test_every_method_answers_every_kind_of_request(atlas):
-    for method in METHODS:
+    for method in ASKED:
         lm = H2CLM(atlas, method, batch_size=4, **with_adapter(method))
         prompts = [chat(lm, choice_prompt(question)) for question in QUESTIONS[:3]] + [""]
         scores = lm.loglikelihood(requests("loglikelihood", [(prompt, "B") for prompt in prompts]), disable_tqdm=True)

@@ -265,6 +265,26 @@ def test_a_bridge_of_the_message_form_is_asked_like_any_other():
             assert results[name]["predictions"][row] == processor.decode(ids, skip_special_tokens=True).strip()
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["rewrite", "message"])
+def test_models_on_disk_answer_as_in_memory(tmp_path, form):
+    """Their weights are on meta until they are used: inputs go where a model computes."""
+    processor = tiny_processor()
+    sharer = tiny_model("llama", 1, vocab_size=len(processor.sharer_tokenizer))
+    receiver = tiny_model("qwen2", 2, vocab_size=len(processor.receiver_tokenizer))
+    model = join(sharer, receiver, bridge_form=form)
+    for role in ("sharer", "receiver"):
+        getattr(model, role).save_pretrained(tmp_path / role)
+        setattr(model.config, f"{role}_model_id", str(tmp_path / role))
+    model.save_pretrained(tmp_path / "bridge")
+    where = {"device_map": {"": "disk"}, "offload_folder": str(tmp_path / "offloaded")}
+    on_disk = H2CForCausalLM.from_pretrained(tmp_path / "bridge", **where).eval()
+    questions = [in_words(f"Who is {n}?", [f"{n}{n}"], f"{n} is {n}{n}.", entity=f"{n}") for n in range(1, 4)]
+    arguments = processor, questions, ["receiver", "skyline", "h2c", "sharer", "text_to_text", "shuffled", "zeros", "noise"]
+    found, expected = (evaluate(one, *arguments, form="open", batch_size=3, answer_tokens=4) for one in (on_disk, model))
+    assert all(found[name]["predictions"] == expected[name]["predictions"] for name in arguments[2])
+
+
 def test_bad_requests_are_refused(atlas):
     with pytest.raises(ValueError, match="no method 'telepathy'; expected one of receiver"):
         evaluate(*atlas, QUESTIONS, ["telepathy"])

@@ -92,6 +92,12 @@ def test_every_result_is_in_the_model_index_and_nothing_else_is(folder, scramble
     assert not re.findall(r"\d\.\d{4,}", body(str(card)))
 
 
+def test_a_message_is_described_without_gates(folder):
+    text = body(write_model_card(folder, config(folder, bridge_form="message", token_rank=48), "u/r").read_text())
+    assert "message form" in text and "token rank 48" in text
+    assert "gates begin" not in text and "FFN" not in text
+
+
 def test_the_tables_are_the_reports_rows_and_all_of_them(folder, scrambled):
     text = body(write_model_card(folder, config(folder), "u/r").read_text())
     results = text[text.index("## Results") : text.index("## Training")]

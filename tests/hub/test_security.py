@@ -58,7 +58,7 @@ print(json.dumps({**found, "process": use(sys.argv[1])}))
 HOSTILE = {
     "processing_h2c.py": ("class H2CProcessor", "import subprocess\nsubprocess.run(['true'])\n\n\nclass H2CProcessor"),
     "modeling_h2c.py": (
-        "        input_ids = kwargs.pop(\"inputs\", None)",
+        '        input_ids = kwargs.pop("inputs", None)',
         """        import socket
         open("/etc/hostname").close()
         os.system("true")

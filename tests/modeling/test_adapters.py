@@ -59,6 +59,19 @@ def test_a_peft_model_is_taken_and_refused_when_saving(folders):
 
 
 @pytest.mark.filterwarnings("ignore:The receiver has adapters")
+def test_adapters_that_know_no_base_model_of_this_name_are_refused(folders):
+    added = H2CForCausalLM.from_pair(str(folders / "sharer"), str(folders / "receiver"))
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"]), added.receiver)
+    moved = H2CForCausalLM.from_pair(str(folders / "sharer"), with_lora(folders))
+    moved.receiver.peft_config["default"].base_model_name_or_path = "where/it/was/trained"
+    for model in (added, moved):
+        with pytest.raises(
+            ValueError, match="The receiver has adapters, and receiver_model_id is '.*receiver', which names the model without"
+        ):
+            model.save_pretrained(folders / "bridge")
+
+
+@pytest.mark.filterwarnings("ignore:The receiver has adapters")
 def test_a_peft_model_generates_with_an_assistant_and_trains(folders):
     model = H2CForCausalLM.from_pair(tiny_model("llama", 1), with_lora(folders)).eval()
     randomize(model.bridge)

@@ -152,6 +152,13 @@ def test_a_bridge_and_fields_for_a_new_one():
         H2CForCausalLM.from_pair(model.sharer, model.receiver, model.bridge, dropout=0.0)
 
 
+@pytest.mark.parametrize("name", ["device_map", "dtype", "num_heads"])
+def test_arguments_that_are_no_fields_of_a_new_bridge(name):
+    for make in (H2CForCausalLM.from_pair, lambda *pair, **more: H2CBridgeConfig.published(*(model.config for model in pair), **more)):
+        with pytest.raises(ValueError, match=f"Got {name} for a new bridge; expected fields of H2CBridgeConfig"):
+            make(tiny_model("llama"), tiny_model("qwen2", 1), **{name: 2})
+
+
 def test_without_the_two_models():
     with pytest.raises(ValueError, match="needs their weights: use H2CForCausalLM.from_pair"):
         H2CForCausalLM(H2CBridgeConfig())

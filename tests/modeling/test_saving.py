@@ -15,6 +15,7 @@ from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM, H2CTextGenerationPip
 
 REMOTE_CODE = {
     "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "bridges_h2c.py", "conversation_h2c.py",
+    "drafts_h2c.py",
     "families_h2c.py", "folders_h2c.py", "generation_h2c.py", "loading_h2c.py", "messages_h2c.py", "passes_h2c.py", "prefixes_h2c.py",
     "layers_h2c.py", "message_h2c.py", "stock_h2c.py",
     "modeling_h2c.py", "processing_h2c.py", "pipeline_h2c.py",
@@ -254,6 +255,17 @@ def test_the_older_name_of_dtype_is_for_all_three(by_id):
     assert loaded.sharer.dtype == loaded.bridge.dtype == loaded.receiver.dtype == torch.bfloat16
     with pytest.raises(ValueError, match=r"Got dtype=torch.float32 and torch_dtype=torch.bfloat16; expected one"):
         H2CForCausalLM.from_pretrained(by_id[0], dtype=torch.float32, torch_dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="dtype is {.*}; expected one for all three models, or sharer_kwargs="):
+        H2CForCausalLM.from_pretrained(by_id[0], dtype={"sharer": torch.bfloat16})
+
+
+@pytest.mark.parametrize(
+    "asked, found", [("eager", ("eager", "eager")), ({"sharer": "eager"}, ("eager", "sdpa")), (None, ("sdpa", "sdpa"))]
+)
+def test_an_auto_class_hands_the_attention_on(by_id, asked, found):
+    loaded = AutoModelForCausalLM.from_pretrained(by_id[0], attn_implementation=asked, trust_remote_code=True)
+    assert tuple(getattr(loaded, role).config._attn_implementation for role in ("sharer", "receiver")) == found
+    loaded.config.to_json_string()
 
 
 @pytest.mark.parametrize("argument", [{"load_in_4bit": True}, {"tp_plan": "auto"}, {"gguf_file": "x.gguf"}, {"adapter_name": "x"}])
@@ -280,6 +292,8 @@ def test_models_on_disk_answer_as_in_memory(by_id, tmp_path):
     options = {"max_new_tokens": 3, "do_sample": False}
     assert torch.equal(loaded.generate(**inputs, **options), model.generate(**inputs, **options))
     assert loaded.hf_device_map["sharer"] == "disk" and not hasattr(model, "hf_device_map")
+    room = {"device_map": "auto", "max_memory": {"cpu": 40_000}, "offload_folder": str(tmp_path / "more")}  # bytes
+    assert {str(place) for place in H2CForCausalLM.from_pretrained(folder, **room).hf_device_map.values()} == {"cpu", "disk"}
 
 
 def test_a_bridge_is_never_split(by_id, tmp_path):

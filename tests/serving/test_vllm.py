@@ -15,7 +15,7 @@ from servers import ASKED, QUESTION, ROOT, started
 
 from h2c_hf.atlas.questions import atlas_questions
 from h2c_hf.data.prompts import FORMS
-from h2c_hf.loading import FETCHED, ROLES, BaseModel, load_bridge, models_dir
+from h2c_hf.loading import FETCHED, ROLES, BaseModel, load_pair, models_dir
 from h2c_hf.modeling import H2CForCausalLM, H2CProcessor
 
 
@@ -218,7 +218,7 @@ def real_pair(tmp_path_factory):
         model.save_pretrained(folder)
         tokenizers = (base.tokenizer("plain" if role == "sharer" else None) for role, base in bases.items())
         H2CProcessor(*tokenizers).save_pretrained(folder)
-    model, processor = load_bridge(folder, dtype=torch.float32)
+    model, processor = load_pair(folder, dtype=torch.float32)
     return folder, model, processor
 
 

@@ -176,3 +176,4 @@ def test_a_log_file_gets_a_line_a_step_and_no_bars(whole_run, tmp_path):
     lines = [line for line in out.splitlines() if line.startswith("step ")]
     assert [line.partition(":")[0] for line in lines if "loss" in line and "grad_norm" in line] == ["step 1/2", "step 2/2"]
     assert "gate/" not in out and "%|" not in err and "\r" not in err
+    assert "there is no folder" not in err, "the models of Atlas are saved with the bridge, and not with each checkpoint"

@@ -150,7 +150,7 @@ def tiny_run(tmp_path, model=None, **options):
     """A trainer of a random pair with byte vocabularies, not started; `options` of the Trainer or its arguments."""
     processor = tiny_processor()
     examples = encode_questions(processor, QUESTIONS)
-    of_trainer = {name: options.pop(name) for name in ("model_init", "compute_loss_func") if name in options}
+    of_trainer = {name: options.pop(name) for name in ("model_init", "compute_loss_func", "compute_metrics") if name in options}
     arguments = H2CTrainingArguments(
         output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, per_device_eval_batch_size=3, report_to="none",
         save_strategy="no", use_cpu=True, dataloader_pin_memory=False, learning_rate=1e-2, warmup_steps=0, **options,
@@ -171,6 +171,15 @@ def test_label_smoothing_is_that_of_the_targets(tmp_path):
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=0.1, ignore_index=IGNORE_INDEX)
     assert torch.allclose(trainer.compute_loss(trainer.model, dict(batch)), expected, atol=1e-5)
     assert np.isfinite(trainer.train().training_loss) and np.isfinite(trainer.evaluate()["eval_loss"])
+
+
+def test_stock_arguments_leave_the_columns_to_the_collator(tmp_path):
+    assert np.isfinite(tiny_run(tmp_path, tiny_pair(), remove_unused_columns=True).train().training_loss)
+
+
+def test_noise_on_frozen_embeddings_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"neftune_noise_alpha is 5.0; expected None: both models' embeddings are frozen."):
+        tiny_run(tmp_path, tiny_pair(), neftune_noise_alpha=5.0)
 
 
 def test_a_loss_function_gets_logits_and_labels_in_step(tmp_path):
@@ -208,6 +217,18 @@ def test_metrics_over_batches_are_those_over_all(tmp_path, option):
     for _ in range(2):  # nothing is left of the evaluation before
         metrics = trainer.evaluate()
         assert [metrics[name] for name in names] == pytest.approx([expected[name] for name in names])
+
+
+def test_metrics_of_ones_own_get_logits_and_labels_in_step(tmp_path):
+    def accuracy(prediction):
+        guesses, targets = prediction.predictions[:, :-1].argmax(-1), prediction.label_ids[:, 1:]
+        return {"own": ((guesses == targets) | (targets == IGNORE_INDEX)).all(1).mean(), "tokens": (targets != IGNORE_INDEX).sum()}
+
+    model = tiny_pair().eval()
+    metrics, expected = tiny_run(tmp_path, model, compute_metrics=accuracy).evaluate(), tiny_run(tmp_path, model).evaluate()
+    examples = tiny_run(tmp_path, model).eval_dataset
+    assert metrics["eval_own"] == expected["eval_accuracy"]
+    assert metrics["eval_tokens"] == sum(len(example["target_ids"]) for example in examples)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -9,7 +9,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 
-UNIT = re.compile(r"%|\bms\b|\bnats\b|\btokens\b|\bsteps\b")
+UNIT = re.compile(r"%|\bms\b|\bnats\b|\btokens\b|\bsteps?\b")
 UNITLESS = re.compile(r"\b(layer|gate|relative change|norm|rate|letter|token by token)\b|\|new - old\|")
 TOLERANCE = 0.5  # pixels
 

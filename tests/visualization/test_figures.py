@@ -17,7 +17,7 @@ from reports import METHODS, REPORTS, REQUIRED, SMALL
 from h2c_hf.evaluation.schema import load_report
 from h2c_hf.visualization.bridge import gate_map, training
 from h2c_hf.visualization.figures import FIGURES, FORMATS, draw, left_out, main
-from h2c_hf.visualization.style import THEMES, WIDTH, wrap
+from h2c_hf.visualization.style import THEMES, wrap
 
 
 SHIPPED = Path(__file__).parents[2] / "hub_configs" / "atlas" / "report.json"
@@ -166,5 +166,26 @@ def test_the_training_loss_is_smoothed_over_the_raw_one():
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
-def test_categories_fit_into_the_width_of_a_page(size):
-    assert FIGURES["categories"][1](REPORTS[size], THEMES["light"]).get_figwidth() == WIDTH
+def test_categories_fit_into_a_column(size):
+    assert FIGURES["categories"][1](REPORTS[size], THEMES["light"]).get_figwidth() <= 3.5
+
+
+@pytest.mark.parametrize("name", THEMES)
+def test_parts_of_the_latency_have_the_colours_of_their_models(name):
+    theme = THEMES[name]
+    figure = FIGURES["latency_parts"][1](REPORTS["shipped"], theme)
+    shown = {text.get_text(): patch.get_facecolor() for axes in figure.axes for text, patch in zip(*legend_of(axes), strict=True)}
+    methods = theme.looks([])
+    for part, method in (
+        ("Receiver prefill", "receiver"),
+        ("Sharer prefill", "sharer"),
+        ("Sharer writes", "text_to_text"),
+        ("bridge", "h2c"),
+    ):
+        assert matplotlib.colors.same_color(shown[part], methods[method].color), part
+    assert len(set(shown.values())) == len(shown)
+
+
+def legend_of(axes) -> tuple[list, list]:
+    legend = axes.get_legend()
+    return legend.get_texts(), legend.get_patches()

@@ -1,0 +1,78 @@
+"""Methods with drafts, on the Atlas pair that ships: each against a plain way to the same text, one question at a time."""
+
+import pytest
+import torch
+
+from h2c_hf.atlas.questions import atlas_passages
+from h2c_hf.data.prompts import open_prompt, user_turn, with_passage
+from h2c_hf.evaluation.methods import METHODS, Batch, end_tokens
+from h2c_hf.evaluation.questions import limits
+from h2c_hf.evaluation.runner import evaluate
+from h2c_hf.evaluation.sets import QuestionSet
+
+
+QUESTIONS = atlas_passages("validation", 1, invented=True)[:12]
+OPTIONS = {"max_new_tokens": 6, "do_sample": False}
+TOKENS = 4
+
+
+def told(question: dict) -> list[dict]:
+    return user_turn(with_passage(question["passage"], open_prompt(question)))
+
+
+@torch.no_grad()
+def plain(name: str, model, processor, question: dict) -> str:
+    """The method, written out for one question."""
+    inputs = processor.apply_chat_template(user_turn(open_prompt(question)), told(question))
+    ends = end_tokens(model.sharer, processor.sharer_tokenizer)
+    if name == "text_to_text_draft":
+        start = inputs["sharer_input_ids"].shape[1]
+        new = model.sharer.generate(inputs["sharer_input_ids"], max_new_tokens=TOKENS, do_sample=False, **ends)[0, start:]
+        hint = processor.sharer_tokenizer.decode(new, skip_special_tokens=True)
+        prompt = processor.apply_chat_template(user_turn(open_prompt(question, hint)))["input_ids"]
+        ids = model.receiver.generate(prompt, **OPTIONS)[0, prompt.shape[1] :]
+    else:
+        ids = model.generate(**inputs, sharer_max_new_tokens=TOKENS, **OPTIONS)[0, inputs["input_ids"].shape[1] :]
+    return processor.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("name", ["h2c", "text_to_text_draft"])
+def test_a_batch_with_drafts_answers_as_each_question_alone(atlas, name):
+    model, processor = atlas
+    texts = METHODS[name].generate(Batch(model, processor, QUESTIONS, "open", draft_tokens=TOKENS), **OPTIONS)
+    expected = [plain(name, model, processor, question) for question in QUESTIONS]
+    assert sum(a == b for a, b in zip(texts, expected, strict=True)) >= len(QUESTIONS) - 1  # a near-tie may fall the other way
+
+
+def test_controls_get_the_drafts_of_their_donors(atlas):
+    model, processor = atlas
+    batch = Batch(model, processor, QUESTIONS, "open", draft_tokens=TOKENS)
+    states, mask = METHODS["shuffled"].states(batch)
+    assert torch.equal(mask, batch.draft.sharer_attention_mask.roll(1, 0))
+    assert all(torch.equal(a, b.roll(1, 0)) for a, b in zip(states, batch.draft.sharer_hidden_states, strict=True) if a is not None)
+
+
+def test_the_generation_config_says_how_many_tokens(atlas):
+    model, processor = atlas
+    expected = evaluate(model, processor, QUESTIONS, ["h2c"], "open", draft_tokens=TOKENS)["h2c"]["predictions"]
+    model.generation_config.sharer_max_new_tokens = TOKENS
+    try:
+        assert evaluate(model, processor, QUESTIONS, ["h2c"], "open")["h2c"]["predictions"] == expected
+        none = evaluate(model, processor, QUESTIONS, ["h2c"], "open", draft_tokens=0)["h2c"]["predictions"]
+    finally:
+        del model.generation_config.sharer_max_new_tokens
+    assert none == evaluate(model, processor, QUESTIONS, ["h2c"], "open")["h2c"]["predictions"]
+
+
+def test_the_rival_is_asked_in_sets_with_drafts_alone(atlas):
+    source = {"name": "x", "regime": "private", "path": "atlas", "split": "test", "form": "hand_off"}
+    methods = ["receiver", "text_to_text_draft", "h2c", "sharer"]
+    assert QuestionSet.parse(source).methods(methods) == ["receiver", "h2c", "sharer"]
+    assert QuestionSet.parse({**source, "draft_tokens": 8}).methods(methods) == methods
+    with pytest.raises(ValueError, match="draft_tokens of the set 'x' is -1; expected at least 0"):
+        QuestionSet.parse({**source, "draft_tokens": -1})
+    model, processor = atlas
+    with pytest.raises(ValueError, match="text_to_text_draft needs a draft: got draft_tokens 0"):
+        METHODS["text_to_text_draft"].generate(Batch(model, processor, QUESTIONS[:2], "open"), **OPTIONS)
+    windows = [limits(model, ["h2c"], "open", draft_tokens=tokens)["sharer"] for tokens in (0, 8)]
+    assert windows[0] - windows[1] == 8
