@@ -139,7 +139,9 @@ def test_bridged_plain_and_controlled_requests_in_one_batch(atlas, questions, tm
 def test_n_answers_are_bridged_once(atlas, questions, tmp_path):
     model, processor = atlas
     one = inputs_of(processor, questions[0])
-    result = vllm(tmp_path, [[request(one, n=4)], [request(one)]])
+    # vLLM refuses several greedy answers; sampling among the one best token is the same.
+    several = request(one, n=4, temperature=1, sampling={"top_k": 1})
+    result = vllm(tmp_path, [[several], [request(one)]])
     assert result["waves"][0][0] == [answer(model, one)] * 4 and result["passes"] == 1
 
 
