@@ -165,6 +165,8 @@ def main(arguments: list[str] | None = None) -> int:
     from .parsers import quickstart as parser
 
     options = parser().parse_args(arguments)
+    if options.epochs <= 0:
+        raise ValueError(f"--epochs is {options.epochs:g}; expected more than 0.")
     if options.pair == "atlas":
         return quickstart(options.output, options.seed, options.epochs)
     from .quickstart_pair import quickstart_pair

@@ -154,7 +154,7 @@ def serve(tmp_path_factory, *command: str, **environment):
             [sys.executable, *command], cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)}, stdout=file, stderr=file
         )
     try:
-        address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
+        address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
         while True:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
             try:

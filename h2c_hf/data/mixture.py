@@ -1,8 +1,9 @@
 """The training mixture: sources encoded, filtered by length and weighed, with exact counts of what was kept and dropped."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 
 import datasets
 from datasets import Dataset, IterableDataset, Value
@@ -10,7 +11,7 @@ from jinja2 import TemplateError
 
 from ..modeling import H2CProcessor
 from .examples import Rendered, encode_rendered, render_example
-from .exchanges import UnusableRecordError
+from .exchanges import Exchange, UnusableRecordError
 from .files import told_of
 from .sources import DataSource, group_of, reader
 from .tables import share
@@ -184,7 +185,14 @@ class RecordEncoder:
         """max_length, together: see `build_dataset`."""
         self.processor, self.max_length, self.together, self.encoding = processor, max_length, together, ENCODING
         self.source = replace(source, weight=None)  # with the rest it is the key in the datasets cache, and weighs nothing here
-        self.read = reader(columns, self.source)
+        self.columns = columns
+        reader(columns, self.source)  # refuses columns that it cannot read
+
+    @cached_property
+    def read(self) -> Callable[[dict], Iterator[Exchange]]:
+        """The function that makes exchanges of a record. Made when it is used: the datasets cache pickles the encoder for its key, and
+        dill does not end on functions that call each other."""
+        return reader(self.columns, self.source)
 
     def __call__(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
         """

@@ -14,6 +14,7 @@ from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from ..data.prompts import FORMS, PROMPTS, Prompts, hint_prompt, user_turn, with_passage
+from ..loading import PLAIN
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.drafts_h2c import Draft
 from ..modeling.inputs_h2c import execution_device, forked
@@ -389,14 +390,16 @@ class Adapter(Zeros):
 
 
 def sharer_text(batch: Batch, inputs: BatchFeature, **kwargs) -> list[str]:
-    """The Sharer's text after its prompts in ``inputs``. Texts that ran on to their limit of tokens are counted in the batch."""
+    """The Sharer's text after its prompts in ``inputs``. Texts that ran on to their limit of tokens are counted in the batch. A base model
+    with the plain template goes on with more questions: its text is the first line."""
     sharer, tokenizer = batch.model.sharer, batch.processor.sharer_tokenizer
     ids, mask = (inputs[name].to(execution_device(sharer)) for name in ("sharer_input_ids", "sharer_attention_mask"))
     kwargs = {**end_tokens(sharer, tokenizer), **kwargs}
     new = sharer.generate(input_ids=ids, attention_mask=mask, **kwargs)[:, ids.shape[1] :]
     ends = torch.tensor(kwargs.get("eos_token_id", []), device=new.device)
     batch.cut_texts += int((~torch.isin(new, ends).any(1)).sum())
-    return tokenizer.batch_decode(new, skip_special_tokens=True)
+    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [text.strip().partition("\n")[0] for text in texts] if tokenizer.chat_template == PLAIN else texts
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:

@@ -211,6 +211,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.action == "list":
         print(listing())
         return 0
+    if options.name is None:
+        raise ValueError(f"The name of the model to fetch is missing; expected one of {', '.join(PUBLISHED)}.")
     if options.name in PUBLISHED and PUBLISHED[options.name].gemma:
         print(f"{GEMMA_NOTICE}. {GEMMA_RESTRICTIONS}\n", flush=True)
     folder = fetch(options.name, options.source)

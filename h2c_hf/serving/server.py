@@ -414,6 +414,8 @@ def build_app(name: str, model: H2CForCausalLM, processor: H2CProcessor, max_byt
 def main(arguments: list[str] | None = None) -> int:
     """`h2c serve`."""
     options = parser().parse_args(arguments)
+    if not 0 <= options.port <= 65535:
+        raise ValueError(f"--port is {options.port}; expected 0 to 65535, with 0 for any free port.")
     with contextlib.closing(socket.socket()) as listener:  # first: a port that is taken is told before the models are loaded
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -5,10 +5,11 @@ import torch
 
 from h2c_hf.atlas.questions import atlas_passages
 from h2c_hf.data.prompts import open_prompt, user_turn, with_passage
-from h2c_hf.evaluation.methods import METHODS, Batch, end_tokens
+from h2c_hf.evaluation.methods import METHODS, Batch, end_tokens, sharer_text
 from h2c_hf.evaluation.questions import limits
 from h2c_hf.evaluation.runner import evaluate
 from h2c_hf.evaluation.sets import QuestionSet
+from h2c_hf.loading import PLAIN
 
 
 QUESTIONS = atlas_passages("validation", 1, invented=True)[:12]
@@ -76,3 +77,13 @@ def test_the_rival_is_asked_in_sets_with_drafts_alone(atlas):
         METHODS["text_to_text_draft"].generate(Batch(model, processor, QUESTIONS[:2], "open"), **OPTIONS)
     windows = [limits(model, ["h2c"], "open", draft_tokens=tokens)["sharer"] for tokens in (0, 8)]
     assert windows[0] - windows[1] == 8
+
+
+def test_of_a_base_model_the_first_line_is_the_answer(atlas, monkeypatch):
+    model, processor = atlas
+    batch = Batch(model, processor, QUESTIONS[:3], "open")
+    tokenizer = processor.sharer_tokenizer
+    monkeypatch.setattr(type(tokenizer), "batch_decode", lambda *args, **kwargs: [" Peru\n\nWhere?", "a b", "\nx\ny"])
+    assert sharer_text(batch, batch.inputs, max_new_tokens=1) == [" Peru\n\nWhere?", "a b", "\nx\ny"]
+    monkeypatch.setattr(tokenizer, "chat_template", PLAIN)
+    assert sharer_text(batch, batch.inputs, max_new_tokens=1) == ["Peru", "a b", "x"]

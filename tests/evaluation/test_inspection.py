@@ -84,7 +84,7 @@ def test_probabilities_are_those_of_single_passes(atlas):
 
 def test_every_method_answers_and_the_model_is_left_as_it_was(atlas):
     model, processor = atlas
-    names = [name for name in METHODS if name not in ("adapter", "skyline", "lora")]
+    names = [name for name in METHODS if name not in ("adapter", "skyline", "lora", "text_to_text_draft")]
     model.train()
     try:
         seen = inspect(model, processor, QUESTIONS, 0, names)
