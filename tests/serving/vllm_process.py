@@ -1,11 +1,10 @@
-"""Runs in vLLM's environment: starts engines as a file of JSON says, and prints what they answered.
+"""Runs in vLLM's environment: starts an engine as a file of JSON says, and prints what it answered.
 
     python vllm_process.py SPECIFICATION.json
 
-The specification is a list of {"engine": arguments of LLM, "connector": extra config, "transfer": fields of the KV transfer config,
-"environment": variables, "waves": [[request, ...], ...], "restart": ...}; a request is {"ids", "params" (kv_transfer_params), "tokens",
-"n", "temperature", "sampling"}. For each engine it prints a line of JSON: {"waves": [[answers of a request]], "passes", "hits", "blocks",
-"error"}.
+The specification is {"engine": arguments of LLM, "connector": extra config, "transfer": fields of the KV transfer config,
+"environment": variables, "waves": [[request, ...], ...]}; a request is {"ids", "params" (kv_transfer_params), "tokens", "bias", "n",
+"temperature", "sampling"}. It prints a line of JSON: {"waves": [[answers of a request]], "passes", "hits", "blocks", "error"}.
 """
 
 import json
@@ -44,8 +43,8 @@ def run(specification: dict) -> dict:
         prompts = [TokensPrompt(prompt_token_ids=request["ids"]) for request in wave]
         sampling = [
             SamplingParams(
-                n=request.get("n", 1), temperature=request.get("temperature", 0), max_tokens=request.get("tokens", 16),
-                logit_bias=biases(request),
+                n=request.get("n", 1), temperature=request.get("temperature", 0),
+                max_tokens=request.get("tokens", 16), logit_bias=biases(request),
                 extra_args={"kv_transfer_params": request["params"]} if "params" in request else None, **request.get("sampling", {}),
             )
             for request in wave
