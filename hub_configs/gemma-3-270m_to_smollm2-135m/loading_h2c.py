@@ -1,0 +1,165 @@
+"""How base models come into memory: arguments of `from_pretrained` for each of them, adapters, and models in the bridge's own repo."""
+
+import contextlib
+import os
+import warnings
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
+
+
+try:
+    from transformers import GgufConfig
+except ImportError:  # before 5.24
+    GgufConfig = None
+
+from .configuration_h2c import HUB_ARGUMENTS, location, record_commit
+from .inputs_h2c import execution_device
+from .stock_h2c import ROLES, by_role
+
+
+# Arguments of stock `from_pretrained` that say how weights are placed: for both base models.
+PLACEMENT = (
+    "max_memory", "offload_folder", "offload_buffers", "use_kernels", "kernel_config", "allow_all_kernels", "experts_implementation",
+)  # fmt: skip
+# Arguments for a whole model that would say nothing, or something wrong, about a bridge.
+FOR_ONE_MODEL = (
+    "quantization_config", "load_in_4bit", "load_in_8bit", "gguf_file", "tp_plan", "tp_size", "device_mesh", "distributed_config",
+    "adapter_kwargs", "adapter_name",
+)  # fmt: skip
+
+
+def base_arguments(
+    kwargs: dict, device_map, sharer_quantization_config, sharer_kwargs: dict | None, receiver_kwargs: dict | None
+) -> dict[str, dict]:
+    """Return the arguments to load either base model with, by role. Those that do not concern the bridge are taken out of `kwargs`.
+
+    Raises:
+        ValueError: for an argument that is given under two names, or that is for one model and not for three.
+    """
+    if set(kwargs.get("adapter_kwargs") or {}) <= {"token", "revision"}:  # what the Auto classes pass on without being asked
+        kwargs.pop("adapter_kwargs", None)
+    for name in FOR_ONE_MODEL:
+        if kwargs.pop(name, None) is not None:
+            hint = "sharer_quantization_config" if name == "quantization_config" else f"sharer_kwargs={{{name!r}: ...}}"
+            raise ValueError(f"{name} is for a whole model, and these are three; use {hint}, or receiver_kwargs.")
+    dtypes = [kwargs.pop(name) for name in ("dtype", "torch_dtype") if kwargs.get(name) is not None]
+    if len(dtypes) == 2 and dtypes[0] != dtypes[1]:
+        raise ValueError(f"Got dtype={dtypes[0]} and torch_dtype={dtypes[1]}; expected one: they are two names for one argument.")
+    if dtypes and isinstance(dtypes[0], dict):
+        raise ValueError(f"dtype is {dtypes[0]}; expected one for all three models, or sharer_kwargs={{'dtype': ...}} and receiver_kwargs.")
+    if dtypes:
+        kwargs["dtype"] = dtypes[0]
+    shared = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+    shared |= {"dtype": kwargs.get("dtype") or "auto", "device_map": device_map}
+    shared |= {name: kwargs.pop(name) for name in PLACEMENT if name in kwargs}
+    attention = by_role(kwargs.pop("attn_implementation", None))
+    given = {"sharer": sharer_kwargs or {}, "receiver": receiver_kwargs or {}}
+    arguments = {}
+    for role in ROLES:
+        arguments[role] = dict(shared)
+        if shared.get("offload_folder") is not None:  # both models have files of the same names
+            arguments[role]["offload_folder"] = os.path.join(shared["offload_folder"], role)
+        if attention[role] is not None:
+            arguments[role]["attn_implementation"] = attention[role]
+        arguments[role] |= given[role]
+    if sharer_quantization_config is not None:
+        arguments["sharer"]["quantization_config"] = sharer_quantization_config
+    return arguments
+
+
+@contextlib.contextmanager
+def naming(model_id: str | os.PathLike):
+    """Name a base model in the errors of loading it; transformers' own need not."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise OSError(f"The base model {str(model_id)!r} could not be loaded: {reason}.") from error
+
+
+def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
+    """Load a base model that knows the commit it was read at. The id of an adapter's repo brings its base model along.
+
+    Args:
+        arguments: of `from_pretrained`. The weights of a `gguf_file` are dequantized unless `quantization_config` says otherwise:
+            transformers keeps them packed by default since 5.24, and always dequantized them before.
+
+    Raises:
+        OSError: naming the model, if there is none.
+    """
+    hub = {name: arguments[name] for name in ("revision", "subfolder", *HUB_ARGUMENTS) if name in arguments}
+    gguf_file = arguments.get("gguf_file")
+    if gguf_file is not None:
+        hub["filename"] = gguf_file
+        if GgufConfig is not None and arguments.get("quantization_config") is None:
+            arguments["quantization_config"] = GgufConfig(dequantize=True)
+        if os.path.isdir(model_id):  # by its path: transformers prefers a file of this name in the working directory
+            arguments["gguf_file"] = os.path.abspath(os.path.join(model_id, arguments.get("subfolder") or "", gguf_file))
+    with naming(model_id):
+        model = AutoModelForCausalLM.from_pretrained(model_id, **arguments)
+    if has_adapters(model):  # stock: the name of the base model alone
+        model.config._name_or_path, model.config._commit_hash = str(model_id), arguments.get("revision")
+    else:
+        record_commit(model.config, **hub)
+    return model
+
+
+def without_wrapper(model: PreTrainedModel | PreTrainedConfig) -> PreTrainedModel | PreTrainedConfig:
+    """Return the language model in a `PeftModel`, with its adapters in place; any other model as it is.
+
+    Raises:
+        ValueError: for adapters that are no part of the language model (prompt tuning, prefix tuning).
+    """
+    if isinstance(model, PreTrainedModel | PreTrainedConfig) or not hasattr(model, "get_base_model"):
+        return model
+    if kinds := [str(config.peft_type) for config in model.peft_config.values() if config.is_prompt_learning]:
+        raise ValueError(f"Got a model with {kinds[0]}, which is no part of its layers; expected adapters such as LoRA.")
+    return model.get_base_model()
+
+
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether layers of PEFT are in the model."""
+    return any(hasattr(module, "adapter_layer_names") for module in model.modules())
+
+
+def names_adapters(model: PreTrainedModel, model_id: str | None) -> bool:
+    """Whether `model_id` brings the model's adapters along: it is a repo of adapters, or was set to another than the model's own."""
+    below = {getattr(config, "base_model_name_or_path", None) for config in getattr(model, "peft_config", {}).values()}
+    if model_id is None or model_id in below:
+        return False
+    if model_id != location(model.config) and not os.path.isdir(model_id):
+        return True
+    return find_adapter_config_file(model_id, local_files_only=True) is not None
+
+
+def check_adapters(models: dict[str, PreTrainedModel | None], config: PreTrainedConfig, saving: bool) -> None:
+    """Compare the base models' adapters with the ids in a bridge's config.
+
+    Raises:
+        ValueError: when saving, if an id leaves adapters out: the bridge would be loaded for another model. (A warning before.)
+    """
+    for role, model in models.items():
+        model_id = getattr(config, f"{role}_model_id")
+        if model is not None and has_adapters(model) and not names_adapters(model, model_id):
+            message = (
+                f"The {role} has adapters, and {role}_model_id is {model_id!r}, which names the model without them: a saved bridge would "
+                f"be loaded for another model. Set config.{role}_model_id to the adapters' repo, or merge them and save the model."
+            )
+            if saving:
+                raise ValueError(message)
+            warnings.warn(message, stacklevel=3)
+
+
+def device_map_of(models: dict[str, PreTrainedModel | None], bridge: torch.nn.Module) -> dict | None:
+    """Return where all parts are, as `from_pretrained(device_map=...)` notes it, or None if all are on one device."""
+    places = {"bridge": bridge.device}
+    for role, model in models.items():
+        if model is not None:
+            parts = getattr(model, "hf_device_map", None) or {"": execution_device(model)}
+            places |= {f"{role}.{name}".rstrip("."): device for name, device in parts.items()}
+    return places if len({str(device) for device in places.values()}) > 1 else None
+
+
+__all__ = ["base_arguments", "check_adapters", "device_map_of", "load", "without_wrapper"]
