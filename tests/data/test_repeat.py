@@ -103,7 +103,7 @@ def test_parts_overlap_only_with_themselves_and_the_whole(chats):
         ("form=repeat,fewest=9,most=4", "fewest 9, most 4"),
         ("form=repeat,part=test", "part of .* is 'test': a test split is for reports"),
         ("form=repeat,part=dev", "expected one of train, validation, test"),
-        ("most=4", "most of .* is for the form repeat; got the form 'choice'"),
+        ("most=4", "most of .* is for the form repeat or word_list; got the form 'choice'"),
         ("form=repeat,most=few", "has most='few'; expected a whole number"),
         ("form=repeat,new_words=true", "new_words of .* is for the form words"),
     ],
