@@ -125,7 +125,7 @@ class Run:
         report = build_report(
             headline, timing.pop("latency"), asked, **more, **timing,
             counts=self.counts,
-            gates=self.model.gate_values() if self.model.bridge.message is None else None,  # a message has none
+            **gates(self.model),
             **training(options, self.model),
             models=models(options, self.model),
             config=options.to_dict(),
@@ -206,6 +206,11 @@ def models(options: EvaluationArguments, model: H2CForCausalLM) -> dict[str, dic
         name = getattr(options, role) or getattr(model.config, f"{role}_model_id") or config._name_or_path
         found[role] = {"id": name, "revision": getattr(config, "_commit_hash", None)}
     return found
+
+
+def gates(model: H2CForCausalLM) -> dict:
+    """{"gates": ...}; nothing for a bridge of the message form, which has none."""
+    return {} if model.bridge.message is not None else {"gates": model.gate_values()}
 
 
 def training(options: EvaluationArguments, model: H2CForCausalLM) -> dict:

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState, debug_launcher
+from pairs import join
 from scipy import stats
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from h2c_hf.atlas.questions import atlas_questions
 from h2c_hf.cli import main
 from h2c_hf.data.prompts import LETTERS
+from h2c_hf.evaluation.evaluate import gates
 from h2c_hf.evaluation.items import load_items
 from h2c_hf.evaluation.methods import METHODS
 from h2c_hf.evaluation.schema import load_report
@@ -235,3 +237,9 @@ def test_real_mmlu_questions_through_every_method(random_pair, real_data, tmp_pa
         assert stats.binomtest(round(row["accuracy"] * row["n"]), row["n"], 0.25).pvalue > 1e-3
     assert len(report["by_category"]) == 4 and sum(row["n"] for row in report["by_subject"].values()) == counts["asked"]
     assert json.loads((tmp_path / "out" / "report.json").read_text())["schema_version"] == 1
+
+
+def test_a_bridge_without_gates_has_none_in_its_report(atlas):
+    model, _ = atlas
+    assert set(gates(model)) == {"gates"}
+    assert gates(join(model.sharer, model.receiver, bridge_form="message")) == {}
