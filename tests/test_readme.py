@@ -87,6 +87,17 @@ def test_the_first_table_is_that_of_the_report(row, form):
     assert row.startswith(f"{methods['h2c']['n']:,} ")
 
 
+@pytest.mark.parametrize(("row", "name"), [("passages of an invented fact", "facts_1"), ("passages whose answer is a word", "words_new")])
+def test_the_rows_of_published_models_are_those_of_their_report(row, name):
+    found = json.loads((ROOT / "hub_configs" / "gemma-3-270m_to_smollm2-135m" / "report.json").read_text())["sets"][name]
+    (line,) = [line for line in README.splitlines() if line.startswith("|") and row in line]
+    methods = found["methods"]
+    control = max(("shuffled", "zeros", "noise"), key=lambda name: methods[name]["accuracy"])
+    expected = [methods[name]["accuracy"] for name in ("receiver", "h2c", control)] + [methods["sharer"]["contained"]]
+    assert re.findall(r"[\d.]+ %", line) == [f"{100 * value:.1f} %" for value in expected]
+    assert f" {found['n']} " in line
+
+
 def test_the_first_screen_comes_before_the_rest():
     first = README.partition("\n## ")[0]
     places = [first.index(part) for part in ("docs/h2c.svg", "best control", "```python", "./scripts/quickstart", "./scripts/test")]
