@@ -399,7 +399,7 @@ def sharer_text(batch: Batch, inputs: BatchFeature, **kwargs) -> list[str]:
     ends = torch.tensor(kwargs.get("eos_token_id", []), device=new.device)
     batch.cut_texts += int((~torch.isin(new, ends).any(1)).sum())
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [text.strip().partition("\n")[0] for text in texts] if tokenizer.chat_template == PLAIN else texts
+    return [text.strip().partition("\n")[0] for text in texts] if PLAIN in (tokenizer.chat_template or "") else texts
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:

@@ -85,5 +85,5 @@ def test_of_a_base_model_the_first_line_is_the_answer(atlas, monkeypatch):
     tokenizer = processor.sharer_tokenizer
     monkeypatch.setattr(type(tokenizer), "batch_decode", lambda *args, **kwargs: [" Peru\n\nWhere?", "a b", "\nx\ny"])
     assert sharer_text(batch, batch.inputs, max_new_tokens=1) == [" Peru\n\nWhere?", "a b", "\nx\ny"]
-    monkeypatch.setattr(tokenizer, "chat_template", PLAIN)
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ bos_token }}" + PLAIN)  # as it is saved
     assert sharer_text(batch, batch.inputs, max_new_tokens=1) == ["Peru", "a b", "x"]
