@@ -5,7 +5,7 @@ from typing import Literal
 
 from ..data.wording import ANSWER_INSTRUCTION, CHOICE_INSTRUCTION, HINT_INSTRUCTION, HINT_PREFIX, REASONING_INSTRUCTION, Prompts
 from ..fields import TEMPLATE_HELP, HfArg
-from .page import CONTROLS, ONLY_IN, TITLES
+from .page import CONTROLS, ONLY_IN_SETS, TITLES
 
 
 METHODS = tuple(TITLES)  # the names in `methods.METHODS`, whose import needs torch
@@ -32,7 +32,7 @@ class EvaluationArguments:
     chat_template_kwargs: dict | str | None = HfArg(default=None, help=TEMPLATE_HELP)
 
     methods: list[str] = HfArg(
-        default_factory=lambda: [name for name in METHODS if name not in (*NEED_WEIGHTS, *ONLY_IN, "text_to_text_draft")],
+        default_factory=lambda: [name for name in METHODS if name not in (*NEED_WEIGHTS, *ONLY_IN_SETS)],
         help=f"who answers: {', '.join(METHODS)}",
     )
     data: str = HfArg(default="atlas", help="multiple choice: 'atlas', a dataset in the columns of cais/mmlu, or 'none'")

@@ -23,14 +23,14 @@ from .donors import donor_row
 from .hand_off import hand_off_questions, hand_off_rows
 from .inspection import inspect
 from .latency import measure
-from .methods import METHODS, Batch
-from .page import TITLES, interval, percent
+from .methods import METHODS, Batch, own_draft_tokens
+from .page import ONLY_IN_SETS, TITLES, interval, percent
 from .perplexity import load_exchanges, perplexity
 from .progress import Progress
 from .questions import fit, limits, load_questions
 from .report import build_report, save_report
 from .runner import MAX_ANSWER_TOKENS, evaluate
-from .sets import ONLY_IN, QuestionSet, set_report
+from .sets import QuestionSet, set_report
 from .statistics import accuracy_row
 
 
@@ -135,11 +135,13 @@ class Run:
     @property
     def in_choice(self) -> list[str]:
         """The methods that answer questions without passages."""
-        return [name for name in self.options.methods if name not in (*ONLY_IN, "text_to_text_draft")]
+        return [name for name in self.options.methods if name not in ONLY_IN_SETS]
 
     def ask_set(self, one: QuestionSet) -> dict[str, dict]:
         with self.state.main_process_first():
             questions, counts = one.load(self.processor.receiver_tokenizer, self.processor.chat_template_kwargs)
+        if one.draft_tokens is None:
+            one.draft_tokens = own_draft_tokens(self.model)
         answers = self.ask(one.name, questions, "open", one.methods(self.options.methods), one.answer_tokens, one.draft_tokens)
         self.counts[one.name] |= counts
         return answers
@@ -154,7 +156,8 @@ class Run:
         draft_tokens: int | None = None,
     ) -> dict[str, dict]:
         options, methods = self.options, self.in_choice if methods is None else methods
-        longest = limits(self.model, methods, form, options.max_length, answer_tokens, draft_tokens or 0)
+        draft_tokens = own_draft_tokens(self.model) if draft_tokens is None else draft_tokens
+        longest = limits(self.model, methods, form, options.max_length, answer_tokens, draft_tokens)
         asked, counts = fit(questions, self.processor, longest, form, options.prompts, skyline="skyline" in methods)
         if len(asked) < 2:
             raise ValueError(

@@ -36,13 +36,14 @@ from ..modeling.inputs_h2c import CACHE, model_inputs
 from ..modeling.processing_h2c import left_pad, padding_id
 from . import lm_eval_prompts as prompts
 from .methods import H2C, METHODS, Batch, TextToText, sharer_text
+from .page import ONLY_IN_SETS
 
 
 logger = logging.getLogger(__name__)
 PREFIXES = {"receiver": "", "sharer": "sharer_"}  # of the names of each model's inputs
 IGNORE_INDEX = -100
 # Methods that a task can ask: it has no passages that only the Sharer reads, no adapter of the Receiver and no drafts.
-ASKED = tuple(name for name in METHODS if name not in ("skyline", "lora", "text_to_text_draft"))
+ASKED = tuple(name for name in METHODS if name not in (*ONLY_IN_SETS, "lora"))
 AUTO_BATCH_SIZE = 64  # what "auto" begins with, as in lm-eval's own models
 # Further arguments of `load_pair` that `--model_args` may give.
 LOADING = (

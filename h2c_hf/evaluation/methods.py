@@ -57,8 +57,7 @@ class Batch:
         """
         self.model, self.processor, self.questions, self.form, self.donor = model, processor, questions, form, donor
         self.adapter, self.prompts, self.lora, self.donor_rows = adapter, prompts, lora, donor_rows
-        own = getattr(model.generation_config, "sharer_max_new_tokens", None) or 0
-        self.draft_tokens = own if draft_tokens is None else draft_tokens
+        self.draft_tokens = own_draft_tokens(model) if draft_tokens is None else draft_tokens
         self.cut_texts = 0  # of the Sharer's texts, those that ran on to their limit of tokens
 
     @cached_property
@@ -115,6 +114,11 @@ class Batch:
             batch.__dict__.pop(computed, None)
         batch.inputs = inputs
         return batch
+
+
+def own_draft_tokens(model: H2CForCausalLM) -> int:
+    """Return how many tokens of a draft the bridge's generation config asks for."""
+    return getattr(model.generation_config, "sharer_max_new_tokens", None) or 0
 
 
 def conversation(question: dict, form: str, hint: str | None = None, prompts: Prompts = PROMPTS) -> list[dict]:
@@ -195,15 +199,18 @@ class TextToText(Method):
 
     def hinted(self, batch: Batch, **kwargs) -> Batch:
         """The batch that the Receiver answers: with the Sharer's words in its prompts. ``kwargs`` as for the Sharer's ``generate``."""
+        pairs = zip(batch.questions, self.hints(batch, **kwargs), strict=True)
+        return batch.with_inputs(batch.encode([conversation(question, batch.form, hint, batch.prompts) for question, hint in pairs]))
+
+    def hints(self, batch: Batch, **kwargs) -> list[str]:
+        """The Sharer's words on each question."""
         asked = [
             for_sharer(user_turn(hint_prompt(question, self.variant, batch.prompts, choices=batch.form == "choice")), question)
             for question in batch.questions
         ]
         inputs = batch.encode(asked)
         with batch.part("sharer_writes"):
-            hints = sharer_text(batch, inputs, max_new_tokens=self.max_tokens, do_sample=False, **kwargs)
-        pairs = zip(batch.questions, hints, strict=True)
-        return batch.with_inputs(batch.encode([conversation(question, batch.form, hint, batch.prompts) for question, hint in pairs]))
+            return sharer_text(batch, inputs, max_new_tokens=self.max_tokens, do_sample=False, **kwargs)
 
 
 @register
@@ -227,14 +234,12 @@ class TextToTextDraft(TextToText):
     name = "text_to_text_draft"
     max_tokens = 0  # beyond the draft's own
 
-    def hinted(self, batch: Batch, **kwargs) -> Batch:
+    def hints(self, batch: Batch, **kwargs) -> list[str]:
         if not batch.draft_tokens:
             raise ValueError("text_to_text_draft needs a draft: got draft_tokens 0, expected at least 1.")
         draft = batch.draft
         new = [ids[len(ids) - length :] for ids, length in zip(draft.sharer_input_ids, draft.lengths.tolist(), strict=True)]
-        hints = batch.processor.sharer_tokenizer.batch_decode(new, skip_special_tokens=True)
-        pairs = zip(batch.questions, hints, strict=True)
-        return batch.with_inputs(batch.encode([conversation(question, batch.form, hint, batch.prompts) for question, hint in pairs]))
+        return batch.processor.sharer_tokenizer.batch_decode(new, skip_special_tokens=True)
 
 
 @register

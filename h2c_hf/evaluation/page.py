@@ -8,6 +8,7 @@ TITLES = {
     "skyline": "skyline (Receiver reads the passage)", "lora": "Receiver with LoRA",
 }  # fmt: skip
 ONLY_IN = {"skyline": "private"}  # methods that answer in one regime only
+ONLY_IN_SETS = (*ONLY_IN, "text_to_text_draft")  # methods that need a passage or a draft
 CONTROLS = ("shuffled", "zeros", "noise", "adapter")
 PARTS = {
     "sharer_prefill": "Sharer prefill", "sharer_writes": "Sharer writes", "receiver_prefill": "Receiver prefill", "bridge": "bridge",

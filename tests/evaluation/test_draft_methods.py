@@ -1,13 +1,19 @@
 """Methods with drafts, on the Atlas pair that ships: each against a plain way to the same text, one question at a time."""
 
+import json
+import shutil
+
 import pytest
 import torch
+from conftest import ATLAS_BRIDGE
 
 from h2c_hf.atlas.questions import atlas_passages
+from h2c_hf.cli import main
 from h2c_hf.data.prompts import open_prompt, user_turn, with_passage
 from h2c_hf.evaluation.methods import METHODS, Batch, end_tokens, sharer_text
 from h2c_hf.evaluation.questions import limits
 from h2c_hf.evaluation.runner import evaluate
+from h2c_hf.evaluation.schema import load_report
 from h2c_hf.evaluation.sets import QuestionSet
 from h2c_hf.loading import PLAIN
 
@@ -87,3 +93,18 @@ def test_of_a_base_model_the_first_line_is_the_answer(atlas, monkeypatch):
     assert sharer_text(batch, batch.inputs, max_new_tokens=1) == [" Peru\n\nWhere?", "a b", "\nx\ny"]
     monkeypatch.setattr(tokenizer, "chat_template", "{{ bos_token }}" + PLAIN)  # as it is saved
     assert sharer_text(batch, batch.inputs, max_new_tokens=1) == ["Peru", "a b", "x"]
+
+
+def test_a_report_says_how_many_tokens_the_bridge_itself_drafts(tmp_path):
+    bridge, config = tmp_path / "bridge", tmp_path / "evaluation.yaml"
+    shutil.copytree(ATLAS_BRIDGE, bridge)
+    settings = json.loads((bridge / "generation_config.json").read_text())
+    (bridge / "generation_config.json").write_text(json.dumps({**settings, "_from_model_config": False, "sharer_max_new_tokens": 3}))
+    config.write_text(
+        f"model: {bridge}\noutput_dir: {tmp_path / 'out'}\ndata: none\ntimed_questions: 0\n"
+        "methods: [receiver, text_to_text_draft, h2c, sharer, shuffled]\n"
+        "sets: [{name: x, regime: private, path: atlas, split: test, form: hand_off, facts: 1, limit: 8}]\n"
+    )
+    assert main(["evaluate", str(config)]) == 0
+    (found,) = load_report(tmp_path / "out" / "report.json")["sets"].values()
+    assert found["draft_tokens"] == 3 and "text_to_text_draft" in found["methods"]
