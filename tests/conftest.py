@@ -8,11 +8,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from source import ATLAS_BRIDGE
 
 from h2c_hf.modeling import H2CForCausalLM, H2CProcessor
-
-
-ATLAS_BRIDGE = Path(__file__).parent.parent / "hub_configs" / "atlas"
 
 
 def pytest_collection_modifyitems(items):

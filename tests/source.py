@@ -1,10 +1,11 @@
-"""A copy of the repository's files, to be built or installed without writing into the tree."""
+"""The repository as the tests see it: its root, the bridge that ships with it, and a copy to build or install from."""
 
 import subprocess
 from pathlib import Path
 
 
 ROOT = Path(__file__).parent.parent
+ATLAS_BRIDGE = ROOT / "hub_configs" / "atlas"
 
 
 def copy_source(folder: Path) -> Path:

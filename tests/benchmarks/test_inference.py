@@ -3,9 +3,9 @@ import json
 
 import pytest
 import torch
+from pairs import VOCABULARY, tiny_model
 
 from h2c_hf.benchmarks import bridge, generate, main, train
-from tests.pairs import VOCABULARY, tiny_model
 
 
 SIZES = ["--pair=tiny", "--batches", "1", "2", "--tokens", "8", "16", "--rounds=2", "--most_tokens=16"]

@@ -3,13 +3,13 @@
 import gzip
 
 import pytest
+from pairs import join, tiny_model
 
 from h2c_hf.cli import main
 from h2c_hf.data.mixture import build_dataset
 from h2c_hf.data.sources import DataSource
 from h2c_hf.evaluation.questions import load_questions
 from h2c_hf.modeling import H2CForCausalLM
-from tests.pairs import join, tiny_model
 
 
 CONTENTS = {

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from pairs import LLAMA_TEMPLATE, byte_tokenizer, tiny_model
 
 from h2c_hf.arguments import read_template_kwargs
 from h2c_hf.cli import main
@@ -19,7 +20,6 @@ from h2c_hf.evaluation.lm_eval_prompts import encode
 from h2c_hf.evaluation.runner import evaluate
 from h2c_hf.modeling import H2CForCausalLM, H2CProcessor
 from h2c_hf.training.arguments import parse
-from tests.pairs import LLAMA_TEMPLATE, byte_tokenizer, tiny_model
 
 
 # As Qwen3's: the last assistant's turn has a thinking block, and the generation prompt has one if thinking is switched off.

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ATLAS_BRIDGE
+from source import ATLAS_BRIDGE
 
 from h2c_hf.atlas.questions import atlas_passages
 from h2c_hf.cli import main

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pairs import join, tiny_model, tiny_processor
 from transformers import (
     BloomConfig,
     Cohere2Config,
@@ -22,7 +23,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from h2c_hf.evaluation.methods import METHODS, Batch
 from h2c_hf.modeling.loss_h2c import head_of
-from tests.pairs import join, tiny_model, tiny_processor
 
 
 SHAPE = {

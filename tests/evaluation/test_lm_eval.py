@@ -15,6 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from source import ATLAS_BRIDGE
 from transformers import AutoTokenizer
 
 from h2c_hf.atlas.facts import load_facts
@@ -27,7 +28,6 @@ from h2c_hf.evaluation.lm_eval_prompts import continuation_ids, encode, newest, 
 from h2c_hf.evaluation.methods import METHODS
 from h2c_hf.evaluation.runner import evaluate
 from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM
-from tests.conftest import ATLAS_BRIDGE
 
 
 QUESTIONS = atlas_questions("test")[:200]

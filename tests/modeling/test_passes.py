@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from pairs import VOCABULARY, join, random_inputs, random_pair, tiny_model
 
 from h2c_hf.modeling import modeling_h2c_bridge, passes_h2c
-from tests.pairs import VOCABULARY, join, random_inputs, random_pair, tiny_model
 
 
 def assert_same(cache, expected):
