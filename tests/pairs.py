@@ -61,6 +61,9 @@ def join(sharer, receiver, seed: int = 0, **overrides) -> H2CForCausalLM:
     return model
 
 
+TOKEN_PATHS = ({}, {"token_rank": 12}, {"token_rank": 3, "token_hidden_size": 5})  # from the Sharer's embeddings to a message
+
+
 def random_pair(seed: int, form: str | None = None) -> H2CForCausalLM:
     """A Sharer and a Receiver of random families and shapes, joined by a bridge with random weights.
 
@@ -80,7 +83,7 @@ def random_pair(seed: int, form: str | None = None) -> H2CForCausalLM:
     sharer = tiny_model(rng.choice(["llama", "qwen2"]), seed, **shape())
     receiver = tiny_model(rng.choice(["llama", "qwen2", "gemma2"]), seed + 1, **shape())
     if (form or ("message" if seed % 3 == 2 else "rewrite")) == "message":
-        return join(sharer, receiver, seed, bridge_form="message", token_rank=rng.choice([None, 3, 12]))
+        return join(sharer, receiver, seed, bridge_form="message", **rng.choice(TOKEN_PATHS))
     size = receiver.config.num_key_value_heads * receiver.config.head_dim
     heads = rng.choice([n for n in range(1, size + 1) if size % n == 0])
     # Every other one in the published form.

@@ -97,7 +97,11 @@ def plain_message(model, hidden_states) -> list[tuple[torch.Tensor, torch.Tensor
         states = hidden_states[round(depth / 6 + layer * depth * 2 / 3 / max(1, layers - 1))]
         flat = linear("kv_proj", layer, read("", layer, states))
         if config.token_rank is not None:
-            flat = flat + linear("token_kv_proj", layer, linear("token_proj", 0, read("token_", 0, hidden_states[0])))
+            normed = read("token_", 0, hidden_states[0])
+            tokens = linear("token_proj", 0, normed)
+            if config.token_hidden_size is not None:
+                tokens = tokens + linear("token_out", 0, F.gelu(linear("token_in", 0, normed)))
+            flat = flat + linear("token_kv_proj", layer, tokens)
         key, value = (half.view(1, length, -1, config.receiver_head_dim).transpose(1, 2) for half in flat.chunk(2, -1))
         message.append((apply_rotary_pos_emb(key, key, *rotation)[1], value))
     return message

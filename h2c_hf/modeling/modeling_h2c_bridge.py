@@ -273,8 +273,11 @@ class H2CBridgeModel(PreTrainedModel):
         batch, length, _ = sharer_hidden_states[self.alignment[first][1]].shape
         states = [sharer_hidden_states[index] for _, index in self.alignment[first:last]]
         states = torch.stack([state.to(self.device, self.dtype).flatten(0, 1) for state in states])
-        embeddings = sharer_hidden_states[0].to(self.device, self.dtype).flatten(0, 1) if self.config.reads_embeddings else None
-        projected = self.message(slice(first, last), states, embeddings)  # (layers, batch * length, 2 * size)
+        tokens = getattr(cache, "message_tokens", None)  # projected once, for the first group, and let go after the last
+        if tokens is None and self.config.reads_embeddings:
+            tokens = self.message.project_tokens(sharer_hidden_states[0].to(self.device, self.dtype).flatten(0, 1))
+        cache.message_tokens = tokens if last < len(self.alignment) else None
+        projected = self.message(slice(first, last), states, tokens)  # (layers, batch * length, 2 * size)
         heads = self.config.receiver_num_key_value_heads
         projected = projected.view(last - first, batch, length, 2 * heads, -1).transpose(2, 3)
         position_ids = message_positions(batch, length, sharer_attention_mask, self.device)

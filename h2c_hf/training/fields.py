@@ -29,6 +29,7 @@ class H2CArguments:
     init_from: str | None = HfArg(default=None, help="a bridge to go on from, instead of a new one")
     bridge_form: str | None = HfArg(default=None, help="of a new bridge: 'message' gives the Sharer's tokens cache positions; 'rewrite'")
     token_rank: int | None = HfArg(default=None, help="of a new bridge's message: width of the shared projection of embeddings. 0: none")
+    token_hidden_size: int | None = HfArg(default=None, help="hidden units of a perceptron beside that projection. 0: none")
     fit_examples: int = HfArg(default=1000, help="training examples whose texts a new bridge's message is fitted to first. 0: none")
     draft_tokens: int = HfArg(default=0, help="tokens that the Sharer writes after its prompt, for the bridge to read, too. 0: none")
     num_attention_heads: int | None = HfArg(default=None, help="heads per cross-attention block; more heads, finer attention")

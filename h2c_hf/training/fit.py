@@ -17,6 +17,7 @@ from ..modeling.inputs_h2c import CACHE, model_inputs
 from ..modeling.layers_h2c import StackedLinear, StackedNorm, normalized
 from ..modeling.message_h2c import rotated
 from ..modeling.processing_h2c import left_pad, padding_id
+from .vocabulary import fit_vocabulary
 
 
 BATCH = 16  # texts
@@ -45,16 +46,20 @@ def fit_message(model: H2CForCausalLM, processor: H2CProcessor, texts: list[str]
         if not getattr(processor, f"{role}_tokenizer").is_fast:
             raise ValueError(f"The {role}'s tokenizer gives no character offsets; expected a fast tokenizer, or fit_examples 0.")
     rank = bridge.config.token_rank
-    project = None if rank is None else fit_tokens(bridge, model, processor, texts)
+    if bridge.config.token_hidden_size is not None:
+        with torch.inference_mode(False):  # it takes gradients
+            fit_vocabulary(model, processor, texts)
+    elif rank is not None:
+        fit_components(model, processor, texts)
     readers = {}  # by hidden state, the Receiver layers that read it: they share one regression
     for layer, index in bridge.alignment:
         readers.setdefault(index, []).append(layer)
     sums = {index: Moments() for index in readers}
     for states, targets in tqdm(aligned(model, processor, texts), "Fitting the message", total=-(-len(texts) // BATCH), unit="batch"):
-        shared = None if project is None else project(states[0])
+        shared = None if rank is None else bridge.message.project_tokens(states[0].to(bridge.device, bridge.dtype))[0]
         for index, moments in sums.items():
             inputs = normalized(states[index].float())
-            inputs = inputs if shared is None else torch.cat([inputs, shared], 1)
+            inputs = inputs if shared is None else torch.cat([inputs, shared.to(inputs)], 1)
             moments.add(inputs, torch.cat([targets[layer] for layer in readers[index]], 1))
     for moments in sums.values():
         if moments.count < 2 * len(moments.squares):
@@ -132,12 +137,8 @@ def standardize(norm: StackedNorm, position: int, mean: torch.Tensor, deviation:
     norm.bias[position] = (-mean / deviation).to(norm.bias)
 
 
-def fit_tokens(bridge: H2CBridgeModel, model: H2CForCausalLM, processor: H2CProcessor, texts: list[str]):
-    """Set the shared projection of the Sharer's embeddings to their principal components.
-
-    Returns:
-        A function from embeddings (tokens, sharer_hidden_size) to the projected ones (tokens, token_rank).
-    """
+def fit_components(model: H2CForCausalLM, processor: H2CProcessor, texts: list[str]) -> None:
+    """Set the token projection, a linear map, to the principal components of the Sharer's embeddings in the texts."""
     tokenizer, moments = processor.sharer_tokenizer, Moments()
     rows = tokenizer(texts, add_special_tokens=True)["input_ids"]
     for start in range(0, len(rows), BATCH):
@@ -148,18 +149,11 @@ def fit_tokens(bridge: H2CBridgeModel, model: H2CForCausalLM, processor: H2CProc
     covariance = moments.squares / moments.count - torch.outer(mean, mean)
     deviation = covariance.diagonal().clamp(min=1e-8).sqrt()
     _, vectors = torch.linalg.eigh(covariance / torch.outer(deviation, deviation))
-    message, rank = bridge.message, bridge.config.token_rank
+    message, rank = model.bridge.message, model.bridge.config.token_rank
     standardize(message.token_norm, 0, mean, deviation)
     linear: StackedLinear = message.token_proj
     linear.weight[0] = vectors[:, -rank:].T.to(linear.weight)
     linear.bias.zero_()
-
-    def project(embeddings: torch.Tensor) -> torch.Tensor:
-        first = slice(0, 1)
-        embeddings = embeddings.to(bridge.device, bridge.dtype)
-        return linear(message.token_norm(embeddings[None], first), first)[0]
-
-    return project
 
 
 def aligned(

@@ -9,6 +9,7 @@ from ..data.prompts import set_template_kwargs
 from ..errors import naming
 from ..loading import ROLES, BaseModel
 from ..modeling import H2CBridgeConfig, H2CBridgeModel, H2CForCausalLM, H2CProcessor
+from ..modeling.configuration_h2c import OPTIONAL_PARTS
 from .arguments import BRIDGE_FIELDS, H2CArguments
 
 
@@ -47,7 +48,7 @@ class Pair:
         """
         configs = self.config("sharer"), self.config("receiver")
         given = {name: value for name in BRIDGE_FIELDS if (value := getattr(self.arguments, name)) is not None}
-        for name in ("sharer_rank", "token_rank"):
+        for name in OPTIONAL_PARTS:
             if given.get(name) == 0:  # None, which in a yaml is what is not given
                 given[name] = None
         if self.arguments.init_from:

@@ -48,7 +48,7 @@ PUBLISHED = {
     "bridge_form": "rewrite",
     "num_attention_heads": 16, "ffn_multiplier": 4, "dropout": 0.1, "gate_init": 1.0, "layer_alignment": "top_down",
     "recency_bias": False, "start_shut": False, "update_scale": 1.0, "sharer_rank": None,
-    "token_rank": None,
+    "token_rank": None, "token_hidden_size": None,
 }  # fmt: skip
 DEFAULT_FORM = "rewrite"  # of a new bridge
 DEFAULT_HEADS = 8  # of a new bridge, at most
@@ -57,8 +57,9 @@ TOKEN_RANK = 256  # of a new bridge, at most
 LARGEST = {
     "sharer_hidden_size": 2**16, "sharer_num_hidden_layers": 2**10, "receiver_num_hidden_layers": 2**10,
     "receiver_num_key_value_heads": 2**10, "receiver_head_dim": 2**12, "num_attention_heads": 2**16, "ffn_multiplier": 2**6,
-    "sharer_rank": 2**16, "token_rank": 2**16,
+    "sharer_rank": 2**16, "token_rank": 2**16, "token_hidden_size": 2**16,
 }  # fmt: skip
+OPTIONAL_PARTS = ("sharer_rank", "token_rank", "token_hidden_size")  # may be None: the bridge does without
 MOST_PARAMETERS = 2**36
 
 
@@ -181,6 +182,7 @@ class H2CBridgeConfig(PreTrainedConfig):
             from the Sharer's full width. (The joint compression of keys and values in DeepSeek-V2, 2024.)
         token_rank: every layer of the message also reads the Sharer's embeddings, through one projection to this width that all layers
             share; None: it does not.
+        token_hidden_size: that projection is a linear map and, beside it, two layers with so many hidden units; None: the linear map alone.
         receiver_rope_parameters: the Receiver's, by which a message's keys are rotated to their positions; None: they are not rotated.
         receiver_layer_types: of each Receiver layer, if its `rope_parameters` differ by type.
         receiver_max_position_embeddings: the Receiver's context window.
@@ -221,6 +223,7 @@ class H2CBridgeConfig(PreTrainedConfig):
     sharer_rank: int | None = None
     bridge_form: str = "rewrite"
     token_rank: int | None = None
+    token_hidden_size: int | None = None
     receiver_rope_parameters: dict | None = None
     receiver_layer_types: list[str] | None = None
     receiver_max_position_embeddings: int | None = None
@@ -236,7 +239,7 @@ class H2CBridgeConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         for name, largest in LARGEST.items():
             value = getattr(self, name)
-            if value is None and name in ("sharer_rank", "token_rank"):
+            if value is None and name in OPTIONAL_PARTS:
                 continue
             if isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value}; expected at least 1.")
@@ -255,6 +258,8 @@ class H2CBridgeConfig(PreTrainedConfig):
             )
         if self.bridge_form not in BRIDGE_FORMS:
             raise ValueError(f"bridge_form is {self.bridge_form!r}; expected one of {', '.join(BRIDGE_FORMS)}.")
+        if self.token_hidden_size is not None and self.token_rank is None:
+            raise ValueError(f"token_hidden_size is {self.token_hidden_size} and token_rank is None; expected both, or token_rank alone.")
         if self.layer_alignment not in LAYER_ALIGNMENTS:
             raise ValueError(f"layer_alignment is {self.layer_alignment!r}; expected one of {', '.join(LAYER_ALIGNMENTS)}.")
 
@@ -262,7 +267,8 @@ class H2CBridgeConfig(PreTrainedConfig):
         """Return the number of a bridge's parameters but for biases and norms."""
         size, wide, layers = self.receiver_size, self.sharer_hidden_size, self.receiver_num_hidden_layers
         if self.bridge_form == "message":
-            return layers * 2 * size * (wide + (self.token_rank or 0)) + wide * (self.token_rank or 0)
+            rank, hidden = self.token_rank or 0, self.token_hidden_size or 0
+            return layers * 2 * size * (wide + rank) + wide * rank + hidden * (wide + rank)
         block = (2 + 2 * self.ffn_multiplier) * size**2 + 2 * size * (self.sharer_rank or wide)
         return min(self.sharer_num_hidden_layers, layers) * (2 * block + wide * (self.sharer_rank or 0))
 

@@ -5,17 +5,19 @@
 
 For Receiver layer l, with h the Sharer's hidden states (T, sharer_hidden_size) of the layer that l reads, and e those of its embeddings,
 
-    keys, values = W_l norm_l(h) + U_l P norm(e)
+    keys, values = W_l norm_l(h) + U_l P(norm(e))
 
-and the keys are rotated to their positions as the Receiver rotates its own. The prompt keeps the positions that it has without a
-message: with rotary positions only differences count, so the prefill does not depend on the message, and both models read at once.
-The message is seen by the kickstart and the answer.
+where all layers share P: a linear map, with `token_hidden_size` plus a perceptron of one hidden layer. The keys are rotated to their
+positions as the Receiver rotates its own. The prompt keeps the positions that it has without a message: with rotary positions only
+differences count, so the prefill does not depend on the message, and both models read at once. The message is seen by the kickstart and
+the answer.
 """
 
 import functools
 import json
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig
 from transformers.cache_utils import Cache
@@ -37,19 +39,34 @@ class MessageProjection(nn.Module):
             self.token_norm = StackedNorm(1, width)
             self.token_proj = StackedLinear(1, width, config.token_rank)
             self.token_kv_proj = StackedLinear(layers, config.token_rank, 2 * size)
-        self.token_rank = config.token_rank
+        if config.token_hidden_size is not None:
+            self.token_in = StackedLinear(1, width, config.token_hidden_size)
+            self.token_out = StackedLinear(1, config.token_hidden_size, config.token_rank)
+        self.token_rank, self.token_hidden_size = config.token_rank, config.token_hidden_size
 
-    def forward(self, group: slice, hidden_states: torch.Tensor, embeddings: torch.Tensor | None) -> torch.Tensor:
+    def project_tokens(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Return what every layer reads of the Sharer's tokens: (1, tokens, token_rank).
+
+        Args:
+            embeddings: (tokens, sharer_hidden_size), the Sharer's hidden state 0.
+        """
+        only = slice(0, 1)
+        normed = self.token_norm(embeddings[None], only)
+        projected = self.token_proj(normed, only)
+        if self.token_hidden_size is None:
+            return projected
+        return projected + self.token_out(F.gelu(self.token_in(normed, only)), only)
+
+    def forward(self, group: slice, hidden_states: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
         """Return the keys (unrotated) and values of a group's layers, flattened over heads: (layers, tokens, 2 * size).
 
         Args:
             hidden_states: (layers, tokens, sharer_hidden_size), those that each layer reads.
-            embeddings: (tokens, sharer_hidden_size), the Sharer's hidden state 0; None without a `token_rank`.
+            tokens: what `project_tokens` returns; None without a `token_rank`.
         """
         keys_and_values = self.kv_proj(self.norm(hidden_states, group), group)
         if self.token_rank is None:
             return keys_and_values
-        tokens = self.token_proj(self.token_norm(embeddings[None], slice(0, 1)), slice(0, 1))
         return keys_and_values + self.token_kv_proj(tokens.expand(len(hidden_states), -1, -1), group)
 
 

@@ -52,6 +52,18 @@ def test_masked_message_leaves_the_receivers_logits():
 
 
 @torch.no_grad()
+def test_tokens_are_projected_once_for_all_groups(monkeypatch):
+    model, inputs = message_pair(token_rank=5, token_hidden_size=9), random_inputs(4)
+    monkeypatch.setattr("h2c_hf.modeling.modeling_h2c_bridge.GROUP_ELEMENTS", {"cpu": 1, "cuda": 1})
+    calls = []
+    model.bridge.message.token_proj.register_forward_hook(lambda *_: calls.append(1))
+    first, second = model.bridged_cache(**inputs), model.bridged_cache(**inputs)
+    assert len(calls) == 2  # one for each of the two caches
+    assert first.message_tokens is None
+    assert torch.equal(first.layers[-1].keys, second.layers[-1].keys)
+
+
+@torch.no_grad()
 def test_layers_in_groups_give_the_same_cache(monkeypatch):
     model, inputs = message_pair(token_rank=7), random_inputs(4)
     whole = model.bridged_cache(**inputs)

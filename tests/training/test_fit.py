@@ -94,9 +94,9 @@ def test_targets_are_the_receivers_own_values_at_the_same_characters():
     assert len(states[0]) == 4 + len("a longer text")
 
 
-@pytest.mark.parametrize("rank", [None, 8])
-def test_fitted_message_is_nearer_to_the_receivers_cache(rank):
-    processor, model = pair(token_rank=rank)
+@pytest.mark.parametrize("path", [{}, {"token_rank": 8}, {"token_rank": 8, "token_hidden_size": 32}])
+def test_fitted_message_is_nearer_to_the_receivers_cache(path):
+    processor, model = pair(**path)
     explained = fit_message(model, processor, texts())
     assert explained["keys"] > 0.3
     assert explained["values"] > 0.3
@@ -112,7 +112,7 @@ def test_fitted_message_is_nearer_to_the_receivers_cache(rank):
         target = targets[-1][:, model.config.receiver_size :]
         return ((written - target).square().sum() / (target - target.mean(0)).square().sum()).item()
 
-    fitted, unfitted = error(model), error(pair(token_rank=rank)[1])
+    fitted, unfitted = error(model), error(pair(**path)[1])
     assert fitted < 1 < unfitted
     assert all(parameter.requires_grad for parameter in model.bridge.parameters())
 
