@@ -19,6 +19,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from h2c_hf.modeling import H2CBridgeConfig, H2CForCausalLM
+from h2c_hf.modeling.inputs_h2c import model_inputs
+from h2c_hf.modeling.loss_h2c import head_of
 
 
 FAMILIES = tuple(name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name != H2CBridgeConfig.model_type)
@@ -126,6 +128,10 @@ def faults(model: H2CForCausalLM, inputs: dict[str, torch.Tensor]) -> Iterator[s
             yield f"forward is not generate's step {step}"
     if differs(model(**scored, skip_logits=True).loss, outputs.loss):
         yield "the loss without logits is not the loss with logits"
+    read = inputs["sharer_input_ids"], inputs["sharer_attention_mask"]
+    last = model.read(*read, layers=[model.config.sharer_num_hidden_layers])[-1]
+    if differs(head_of(model.sharer)(last)[:, -1], model.sharer(**model_inputs(model.sharer, *read)).logits[:, -1]):
+        yield "the head's scores of the Sharer's last state are not its own"
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded = H2CForCausalLM.from_pretrained(folder, sharer=model.sharer, receiver=model.receiver)

@@ -78,7 +78,9 @@ def read_through(model: PreTrainedModel, inputs: dict, layers: list[int], take: 
     # An instance with a `forward` of its own (accelerate's hooks) would run that of the whole.
     if not plain or "forward" in vars(body):
         body = without_hooks_for_good(body)
-        states = body(**inputs, output_hidden_states=layers).hidden_states  # or every layer, where it is known as a flag alone
+        # By index, where transformers knows so many layers (of Whisper it counts the encoder's). Older models give every state anyway.
+        selected = layers if last <= getattr(body.config, "num_hidden_layers", last) else True
+        states = body(**inputs, output_hidden_states=selected).hidden_states
         for index in layers:
             take(index, states[index])
         return

@@ -101,11 +101,17 @@ def pair_values(sharer_config: PreTrainedConfig, receiver_config: PreTrainedConf
         "receiver_model_id": location(receiver_config),
         "receiver_revision": getattr(receiver_config, "_commit_hash", None),
         "sharer_hidden_size": sharer.hidden_size,
-        "sharer_num_hidden_layers": sharer.num_hidden_layers,
-        "receiver_num_hidden_layers": receiver.num_hidden_layers,
+        "sharer_num_hidden_layers": depth(sharer),
+        "receiver_num_hidden_layers": depth(receiver),
         **text_values(receiver_config),
         **cache_shape(receiver),
     }
+
+
+def depth(config: PreTrainedConfig) -> int:
+    """Return the number of a decoder's layers. (For Whisper and its like, `num_hidden_layers` is the number of the encoder's.)"""
+    of_encoder = config.attribute_map.get("num_hidden_layers") == "encoder_layers"
+    return config.decoder_layers if of_encoder else config.num_hidden_layers
 
 
 def text_values(receiver_config: PreTrainedConfig) -> dict:

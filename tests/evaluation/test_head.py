@@ -18,6 +18,7 @@ from transformers import (
     LlamaConfig,
     MixtralConfig,
     OPTConfig,
+    WhisperConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -46,7 +47,12 @@ CONFIGS = {
     "gpt_neox": GPTNeoXConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4),
     "bloom": BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4),
     "opt": OPTConfig(vocab_size=300, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32),
-}
+    # `num_hidden_layers` is the number of the encoder's, which the Sharer does not have
+    "whisper": WhisperConfig(
+        vocab_size=300, d_model=32, encoder_layers=1, decoder_layers=3, decoder_attention_heads=4, decoder_ffn_dim=48, init_std=0.3,
+        pad_token_id=0, bos_token_id=None, eos_token_id=None, decoder_start_token_id=0,
+    ),
+}  # fmt: skip
 
 
 def sharer_of(name: str):
@@ -64,7 +70,7 @@ def test_logits_of_the_last_states_are_the_models_own(name):
     assert model(input_ids=ids).logits.allclose(output.logits)  # the model itself is as it was
 
 
-@pytest.mark.parametrize("name", ["gemma2", "cohere", "granite", "granitemoe", "gpt2", "llama4"])
+@pytest.mark.parametrize("name", ["gemma2", "cohere", "granite", "granitemoe", "gpt2", "llama4", "whisper"])
 @torch.no_grad()
 def test_the_sharers_scores_are_its_own_logits(name):
     processor, sharer = tiny_processor(), sharer_of(name)
