@@ -5,7 +5,9 @@ import os
 import warnings
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 
@@ -100,10 +102,36 @@ def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
     with naming(model_id):
         model = AutoModelForCausalLM.from_pretrained(model_id, **arguments)
     if has_adapters(model):  # stock: the name of the base model alone
+        load_magnitudes(model, model_id, **{name: value for name, value in hub.items() if name != "filename"})
         model.config._name_or_path, model.config._commit_hash = str(model_id), arguments.get("revision")
     else:
         record_commit(model.config, **hub)
     return model
+
+
+def load_magnitudes(model: PreTrainedModel, model_id: str | os.PathLike, **hub) -> None:
+    """Load the magnitudes of DoRA adapters. transformers looks for them under another name than PEFT's and leaves them random.
+
+    Args:
+        hub: how the adapters' repo is read (`revision`, `token` ...).
+
+    Raises:
+        ValueError: if they are in no safetensors file, or belong to no layer that is in memory.
+    """
+    parameters = {name: parameter for name, parameter in model.named_parameters() if ".lora_magnitude_vector." in name}
+    if not parameters:
+        return
+    path = cached_file(model_id, "adapter_model.safetensors", **hub, _raise_exceptions_for_missing_entries=False)
+    saved = {} if path is None else load_file(path)
+    for name, parameter in parameters.items():
+        part = name.partition(".lora_magnitude_vector.")[0]
+        magnitudes = saved.get(f"base_model.model.{part}.lora_magnitude_vector")
+        if magnitudes is None or parameter.is_meta:
+            raise ValueError(
+                f"The magnitudes of the DoRA adapters in {str(model_id)!r} were not loaded for {part}; expected adapter_model.safetensors "
+                f"as PEFT saves it, and layers in memory. Give the model itself: PeftModel.from_pretrained(base_model, {str(model_id)!r})."
+            )
+        parameter.data.copy_(magnitudes)
 
 
 def without_wrapper(model: PreTrainedModel | PreTrainedConfig) -> PreTrainedModel | PreTrainedConfig:

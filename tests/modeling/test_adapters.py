@@ -5,6 +5,7 @@ import torch
 from pairs import random_inputs, randomize, tiny_model
 
 from h2c_hf.modeling import H2CForCausalLM
+from h2c_hf.modeling.loading_h2c import load_magnitudes
 
 
 peft = pytest.importorskip("peft")
@@ -42,6 +43,24 @@ def test_an_adapters_repo_as_the_receiver_survives_saving(folders):
     assert torch.equal(logits(H2CForCausalLM.from_pretrained(folders / "bridge")), logits(model))
     plain = H2CForCausalLM.from_pretrained(folders / "bridge", receiver=str(folders / "receiver"))
     assert not torch.allclose(logits(plain), logits(model), atol=1e-2)
+
+
+def test_dora_is_loaded_as_peft_loads_it(folders):
+    """transformers 5.24 leaves the magnitudes random: each load is another model."""
+    base = H2CForCausalLM.from_pair(str(folders / "sharer"), str(folders / "receiver")).receiver
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, use_dora=True))
+    magnitudes = [parameter for name, parameter in adapted.named_parameters() if "magnitude" in name]
+    for parameter in magnitudes:
+        parameter.data += torch.rand_like(parameter)
+    adapted.save_pretrained(folders / "dora")
+    receiver = tiny_model("qwen2", 2)
+    expected = peft.PeftModel.from_pretrained(receiver, folders / "dora").eval()
+    ids = random_inputs(0)["input_ids"]
+    model = H2CForCausalLM.from_pair(str(folders / "sharer"), str(folders / "dora")).eval()
+    assert len(magnitudes) == 6 and torch.equal(model.receiver(input_ids=ids).logits, expected(input_ids=ids).logits)
+    (folders / "dora" / "adapter_model.safetensors").rename(folders / "dora" / "elsewhere.safetensors")
+    with pytest.raises(ValueError, match="magnitudes of the DoRA adapters in '.*dora' were not loaded for model.layers.0.self_attn.q_proj;"):
+        load_magnitudes(model.receiver, folders / "dora")
 
 
 def test_a_peft_model_is_taken_and_refused_when_saving(folders):
