@@ -130,7 +130,7 @@ def faults(model: H2CForCausalLM, inputs: dict[str, torch.Tensor]) -> Iterator[s
         yield "the loss without logits is not the loss with logits"
     read = inputs["sharer_input_ids"], inputs["sharer_attention_mask"]
     last = model.read(*read, layers=[model.config.sharer_num_hidden_layers])[-1]
-    if differs(head_of(model.sharer)(last)[:, -1], model.sharer(**model_inputs(model.sharer, *read)).logits[:, -1]):
+    if differs(head_of(model.sharer)(last)[:, -1], model.sharer(**model_inputs(model.sharer, *read), use_cache=False).logits[:, -1]):
         yield "the head's scores of the Sharer's last state are not its own"
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)

@@ -23,12 +23,12 @@ class GivenOutput(BaseModelOutputWithPast):
             raise AttributeError(name)
 
 
-def standing_in(backbone: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy of a backbone, attributes and weights shared, that returns the given `inputs_embeds` as its last hidden states."""
+def standing_in(backbone: torch.nn.Module, hidden_states: torch.Tensor) -> torch.nn.Module:
+    """Return a copy of a backbone, attributes and weights shared, that returns the given states as its last, whatever it is called with."""
     stand_in = copy.copy(backbone)
     # OPT calls its backbone's decoder.
-    stand_in._modules = {name: standing_in(part) if name == "decoder" else part for name, part in backbone._modules.items()}
-    stand_in.forward = lambda *args, inputs_embeds, **kwargs: GivenOutput(last_hidden_state=inputs_embeds)
+    stand_in._modules = {name: standing_in(part, hidden_states) if name == "decoder" else part for name, part in backbone._modules.items()}
+    stand_in.forward = lambda *args, **kwargs: GivenOutput(last_hidden_state=hidden_states)
     return stand_in
 
 
@@ -58,9 +58,13 @@ def head_of(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
     Its `forward` runs with its backbone replaced, so that no arithmetic of its head is left out: Gemma 2 caps the logits, Cohere and
     Granite scale them. The class's `forward`: an instance's own (accelerate's hooks) would run that of the whole model.
     """
-    head_only = copy.copy(model)
-    head_only._modules = {**model._modules, backbone_name(model): standing_in(backbone(model))}
-    return lambda hidden_states: type(model).forward(head_only, inputs_embeds=hidden_states, use_cache=False).logits
+
+    def head(hidden_states: torch.Tensor) -> torch.Tensor:
+        head_only = copy.copy(model)
+        head_only._modules = {**model._modules, backbone_name(model): standing_in(backbone(model), hidden_states)}
+        return type(model).forward(head_only, inputs_embeds=hidden_states, use_cache=False).logits
+
+    return head
 
 
 def loss_without_logits(

@@ -59,7 +59,9 @@ def test_dora_is_loaded_as_peft_loads_it(folders):
     model = H2CForCausalLM.from_pair(str(folders / "sharer"), str(folders / "dora")).eval()
     assert len(magnitudes) == 6 and torch.equal(model.receiver(input_ids=ids).logits, expected(input_ids=ids).logits)
     (folders / "dora" / "adapter_model.safetensors").rename(folders / "dora" / "elsewhere.safetensors")
-    with pytest.raises(ValueError, match="magnitudes of the DoRA adapters in '.*dora' were not loaded for model.layers.0.self_attn.q_proj;"):
+    with pytest.raises(
+        ValueError, match="magnitudes of the DoRA adapters in '.*dora' were not loaded for model.layers.0.self_attn.q_proj;"
+    ):
         load_magnitudes(model.receiver, folders / "dora")
 
 
