@@ -7,10 +7,12 @@ For Receiver layer l, with h the Sharer's hidden states (T, sharer_hidden_size) 
 
     keys, values = W_l norm_l(h) + U_l P(norm(e))
 
-where all layers share P: a linear map, with `token_hidden_size` plus a perceptron of one hidden layer. The keys are rotated to their
-positions as the Receiver rotates its own. The prompt keeps the positions that it has without a message: with rotary positions only
-differences count, so the prefill does not depend on the message, and both models read at once. The message is seen by the kickstart and
-the answer.
+where all layers share P. It is a linear map that is trained with the rest, or, with `token_hidden_size`, a dictionary: a linear map plus
+a perceptron, which are learned from the two vocabularies (`h2c_hf/training/vocabulary.py`) and then left as they are.
+
+The keys are rotated to their positions as the Receiver rotates its own. The prompt keeps the positions that it has without a message:
+with rotary positions only differences count, so the prefill does not depend on the message, and both models read at once. The message is
+seen by the kickstart and the answer.
 """
 
 import functools
@@ -43,6 +45,13 @@ class MessageProjection(nn.Module):
             self.token_in = StackedLinear(1, width, config.token_hidden_size)
             self.token_out = StackedLinear(1, config.token_hidden_size, config.token_rank)
         self.token_rank, self.token_hidden_size = config.token_rank, config.token_hidden_size
+        self.freeze_dictionary()
+
+    def freeze_dictionary(self) -> None:
+        """Take the dictionary out of training: texts would blur the words that they lack."""
+        if self.token_hidden_size is not None:
+            for part in (self.token_norm, self.token_proj, self.token_in, self.token_out):
+                part.requires_grad_(False)
 
     def project_tokens(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return what every layer reads of the Sharer's tokens: (1, tokens, token_rank).
@@ -50,7 +59,7 @@ class MessageProjection(nn.Module):
         Args:
             embeddings: (tokens, sharer_hidden_size), the Sharer's hidden state 0.
         """
-        only = slice(0, 1)
+        only = slice(0, 1)  # one block, which all layers share
         normed = self.token_norm(embeddings[None], only)
         projected = self.token_proj(normed, only)
         if self.token_hidden_size is None:

@@ -30,6 +30,8 @@ class BridgeStatistics(TrainerCallback):
         if (state.global_step + 1) % state.logging_steps == 0:  # the gradients are gone by `on_log`
             parts = defaultdict(list)
             for name, parameter in self.trainer.accelerator.unwrap_model(model).bridge.named_parameters():
+                if parameter.grad is None:  # a message's dictionary
+                    continue
                 module = name.split(".")[0]
                 part = next((part for part, modules in PARTS.items() if module in modules), module)
                 parts[part].append(parameter.grad)

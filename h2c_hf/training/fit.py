@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicCache
 
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
+from ..modeling.families_h2c import backbone
 from ..modeling.inputs_h2c import CACHE, model_inputs
 from ..modeling.layers_h2c import StackedLinear, StackedNorm, normalized
 from ..modeling.message_h2c import rotated
@@ -195,7 +196,7 @@ def receiver_cache(model: H2CForCausalLM, input_ids: torch.Tensor, attention_mas
     """Return the Receiver's own cache of whole, left-padded texts."""
     cache = DynamicCache(config=model.receiver.config)
     inputs = model_inputs(model.receiver, input_ids, attention_mask)
-    model.receiver(**inputs, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
+    backbone(model.receiver)(**inputs, **{CACHE: cache}, use_cache=True)
     return cache
 
 

@@ -15,7 +15,7 @@ from ..modeling.layers_h2c import normalized
 from ..modeling.message_h2c import MessageProjection
 
 
-STEPS = 1500
+STEPS = 1000
 WORDS = 2048  # a step
 LEARNING_RATE = 2e-3
 READ = 4096  # tokens of the Sharer at once
@@ -42,8 +42,8 @@ def fit_vocabulary(model: H2CForCausalLM, processor: H2CProcessor, texts: list[s
     inputs = read_tokens(model, list(pairs)).clone().to(device)  # a tensor of inference mode cannot be saved for the backward pass
     targets = principal(received(model, list(pairs.values())), model.bridge.config.token_rank)
     set_linear_map(message, inputs, targets)
-    parts = (message.token_proj, message.token_in, message.token_out)
-    optimizer = torch.optim.AdamW([p for part in parts for p in part.parameters()], LEARNING_RATE, weight_decay=0.0)
+    learned = [p.requires_grad_() for part in (message.token_proj, message.token_in, message.token_out) for p in part.parameters()]
+    optimizer = torch.optim.AdamW(learned, LEARNING_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in tqdm(range(STEPS), "Fitting the vocabulary", unit="step"):
         rows = torch.randint(len(pairs), (WORDS // 2,), device=device)
@@ -54,6 +54,7 @@ def fit_vocabulary(model: H2CForCausalLM, processor: H2CProcessor, texts: list[s
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+    message.freeze_dictionary()
     with torch.no_grad():
         parts = zip(inputs.split(READ), targets.split(READ), strict=True)
         error = sum((message.project_tokens(part)[0] - target).square().sum() for part, target in parts)

@@ -155,7 +155,15 @@ class H2CBridgeModel(PreTrainedModel):
             folder = Path(cached_file(pretrained_model_name_or_path, "config.json", local_files_only=True, **where)).parent
             check_hashes(folder)
             model.config._folder = str(folder)
+        model.requires_grad_()  # transformers makes parameters anew
         return (model, info) if with_info else model
+
+    def requires_grad_(self, requires_grad: bool = True):
+        """As in torch; the dictionary of a message stays frozen."""
+        super().requires_grad_(requires_grad)
+        if self.message is not None:
+            self.message.freeze_dictionary()
+        return self
 
     @property
     def dtype(self) -> torch.dtype:

@@ -188,7 +188,8 @@ class H2CBridgeConfig(PreTrainedConfig):
             from the Sharer's full width. (The joint compression of keys and values in DeepSeek-V2, 2024.)
         token_rank: every layer of the message also reads the Sharer's embeddings, through one projection to this width that all layers
             share; None: it does not.
-        token_hidden_size: that projection is a linear map and, beside it, two layers with so many hidden units; None: the linear map alone.
+        token_hidden_size: that projection is a linear map plus a perceptron with so many hidden units: a dictionary, which is learned
+            from the two vocabularies and not trained afterwards. None: a linear map, trained with the rest.
         receiver_rope_parameters: the Receiver's, by which a message's keys are rotated to their positions; None: they are not rotated.
         receiver_layer_types: of each Receiver layer, if its `rope_parameters` differ by type.
         receiver_max_position_embeddings: the Receiver's context window.

@@ -14,6 +14,9 @@ from h2c_hf.modeling.message_h2c import message_length, message_mask
 from h2c_hf.several_sharers import H2CSeveralSharers
 
 
+DICTIONARY = {f"message.token_{part}.{kind}" for part in ("norm", "proj", "in", "out") for kind in ("weight", "bias")}
+
+
 def message_pair(seed: int = 2, **overrides) -> H2CForCausalLM:
     return join(tiny_model("llama", seed), tiny_model("qwen2", seed + 1), seed, bridge_form="message", **overrides)
 
@@ -156,8 +159,9 @@ def test_two_sharers_messages_stand_one_before_the_other():
     assert torch.equal(ids[:, inputs["input_ids"].shape[1]], logits[:, -1].argmax(-1))
 
 
-def test_only_the_messages_parameters_get_gradients():
-    model, inputs = message_pair(token_rank=5), random_inputs(10)
+@pytest.mark.parametrize("kept", [set(), DICTIONARY], ids=["linear", "dictionary"])
+def test_only_the_messages_parameters_get_gradients(kept):
+    model, inputs = message_pair(token_rank=5, token_hidden_size=9 if kept else None), random_inputs(10)
     labels = torch.full_like(inputs["input_ids"], -100)
     target = torch.randint(1, 60, (len(labels), 3))
     ids, mask = torch.cat([inputs["input_ids"], target], 1), torch.cat([inputs["attention_mask"], torch.ones_like(target)], 1)
@@ -170,7 +174,16 @@ def test_only_the_messages_parameters_get_gradients():
     assert torch.allclose(*losses, atol=1e-5)
     losses[0].backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.abs().sum() > 0}
-    assert moved == {name for name, _ in model.named_parameters() if name.startswith("bridge.")}
+    assert moved == {name for name, _ in model.named_parameters() if name.startswith("bridge.")} - {f"bridge.{name}" for name in kept}
+
+
+@pytest.mark.filterwarnings("ignore:The bridge's config names no")
+def test_dictionary_stays_frozen(tmp_path):
+    """In a loaded bridge, and after a switch of all parameters."""
+    model = message_pair(token_rank=5, token_hidden_size=9)
+    model.save_pretrained(tmp_path)
+    for bridge in (H2CBridgeModel.from_pretrained(tmp_path), model.bridge.requires_grad_(False).requires_grad_(True)):
+        assert {name for name, parameter in bridge.named_parameters() if not parameter.requires_grad} == DICTIONARY
 
 
 @torch.no_grad()

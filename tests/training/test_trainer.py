@@ -20,21 +20,25 @@ QUESTIONS = [
 
 @pytest.fixture
 def trained(tmp_path):
-    """A random pair with byte vocabularies after four steps; (model, its parameters before, trainer)."""
+    return four_steps(tmp_path)
+
+
+def four_steps(folder, **bridge):
+    """A random pair with byte vocabularies after four steps: (model, its parameters before, trainer, checkpoint)."""
     processor = tiny_processor()
     sizes = {"vocab_size": 300, "max_position_embeddings": 512}
     torch.manual_seed(0)
-    model = join(tiny_model("llama", 0, **sizes), tiny_model("qwen2", 1, **sizes))
+    model = join(tiny_model("llama", 0, **sizes), tiny_model("qwen2", 1, **sizes), **bridge)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     arguments = H2CTrainingArguments(
-        output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2, report_to="none",
+        output_dir=str(folder), max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2, report_to="none",
         learning_rate=1e-2, warmup_steps=0, save_steps=4, logging_steps=2,
         eval_strategy="steps", eval_steps=4, use_cpu=True, dataloader_pin_memory=False,
     )  # fmt: skip
     examples = encode_questions(processor, QUESTIONS)
     trainer = H2CTrainer(model, arguments, processor, train_dataset=examples, eval_dataset=examples)
     trainer.train()
-    return model, before, trainer, tmp_path / "checkpoint-4"
+    return model, before, trainer, folder / "checkpoint-4"
 
 
 def test_every_bridge_parameter_moved_and_no_base_parameter_did(trained):
@@ -42,6 +46,13 @@ def test_every_bridge_parameter_moved_and_no_base_parameter_did(trained):
     for name, parameter in model.named_parameters():
         moved = not torch.equal(parameter, before[name])
         assert moved == name.startswith("bridge."), name
+
+
+def test_dictionary_of_a_message_is_left_as_it_is(tmp_path):
+    model, before, trainer, _ = four_steps(tmp_path, bridge_form="message", token_rank=8, token_hidden_size=12)
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {f"bridge.message.{part}.{kind}" for part in ("norm", "kv_proj", "token_kv_proj") for kind in ("weight", "bias")}
+    assert any("grad_norm/message" in entry for entry in trainer.state.log_history)
 
 
 def test_optimizer_and_checkpoint_hold_the_bridge_alone(trained):
