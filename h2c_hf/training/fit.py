@@ -35,7 +35,8 @@ def fit_message(model: H2CForCausalLM, processor: H2CProcessor, texts: list[str]
         texts: some hundreds, as the Sharer will read them.
 
     Returns:
-        The share of the variance that is explained, over the fitted texts: {"keys", "values"}, means over layers.
+        The share of the variance that is explained, over the fitted texts: {"keys", "values"}, means over layers; and, with a dictionary,
+        what `fit_vocabulary` returns.
 
     Raises:
         ValueError: for another form, a tokenizer that gives no character offsets, or texts with too few tokens.
@@ -47,9 +48,10 @@ def fit_message(model: H2CForCausalLM, processor: H2CProcessor, texts: list[str]
         if not getattr(processor, f"{role}_tokenizer").is_fast:
             raise ValueError(f"The {role}'s tokenizer gives no character offsets; expected a fast tokenizer, or fit_examples 0.")
     rank = bridge.config.token_rank
+    learned = {}
     if bridge.config.token_hidden_size is not None:
         with torch.inference_mode(False):  # it takes gradients
-            fit_vocabulary(model, processor, texts)
+            learned = fit_vocabulary(model, processor, texts)
     elif rank is not None:
         fit_components(model, processor, texts)
     readers = {}  # by hidden state, the Receiver layers that read it: they share one regression
@@ -68,7 +70,7 @@ def fit_message(model: H2CForCausalLM, processor: H2CProcessor, texts: list[str]
                 f"The texts have {moments.count} Sharer tokens that align; expected at least {2 * len(moments.squares)}: give more of them."
             )
     explained = torch.cat([set_layers(bridge, readers[index], moments) for index, moments in sums.items()])
-    return {"keys": explained[:, 0].mean().item(), "values": explained[:, 1].mean().item()}
+    return {"keys": explained[:, 0].mean().item(), "values": explained[:, 1].mean().item(), **learned}
 
 
 class Moments:
