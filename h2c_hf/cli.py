@@ -1,31 +1,54 @@
 """`h2c <command> ...`: a thin door to each part of the package."""
 
+import argparse
 import contextlib
 import difflib
 import os
 import sys
+from dataclasses import dataclass
 from importlib import import_module
 
 from . import REPOSITORY, __version__
 
 
-# command: (module whose `main(arguments)` runs it and returns the exit status, what it does)
+@dataclass(frozen=True)
+class Command:
+    """A command: the module whose `main(arguments)` returns the exit status, the module of its parser, and what it does."""
+
+    module: str
+    parsers: str
+    what: str
+    # Mistakes are told before torch is imported, if the parser reads all arguments; other commands read a yaml file or lm-eval's own.
+    complete: bool = True
+
+
 COMMANDS = {
-    "quickstart": ("h2c_hf.quickstart", "train a bridge on Atlas, measure it, draw it, load it back and ask it"),
-    "chat": ("h2c_hf.chat", "talk to a bridge in the terminal, and compare it with the Receiver and text-to-text"),
-    "demo": ("h2c_hf.demo", "open a page in which Receiver, text-to-text, H2C and Sharer answer side by side"),
-    "configs": ("h2c_hf.configs", "list the configs that come with the package, or copy one to start from"),
-    "train": ("h2c_hf.training.train", "train a bridge for a pair of models on a mixture of data"),
-    "precompute": ("h2c_hf.training.precompute", "write the Sharer's hidden states of a run's examples once, to train from them"),
-    "lora": ("h2c_hf.experiments.lora", "fine-tune the Receiver on the same data without a Sharer, as a baseline"),
-    "evaluate": ("h2c_hf.evaluation.evaluate", "measure a bridge against baselines and controls, and write a report"),
-    "report": ("h2c_hf.evaluation.compare", "print a report, or compare two"),
-    "models": ("h2c_hf.hub.models", "list the language models of the real pair, and fetch them"),
-    "serve": ("h2c_hf.serving.server", "answer OpenAI's clients over HTTP"),
-    "plot": ("h2c_hf.visualization.figures", "draw the figures of a saved report"),
-    "lm-eval": ("h2c_hf.evaluation.lm_eval_command", "run tasks of the lm-evaluation-harness, for any method or control"),
-    "push": ("h2c_hf.hub.push", "upload a bridge, with its model card and results, to the Hub"),
-    "atlas": ("h2c_hf.atlas.build", "rebuild the embedded world of facts and tiny models"),
+    "quickstart": Command("apps.quickstart", "apps.parsers", "train a bridge on Atlas, measure it, draw it, load it back and ask it"),
+    "chat": Command("apps.chat", "apps.parsers", "talk to a bridge in the terminal, and compare it with the Receiver and text-to-text"),
+    "demo": Command("apps.demo", "apps.parsers", "open a page in which Receiver, text-to-text, H2C and Sharer answer side by side"),
+    "configs": Command("configs", "configs", "list the configs that come with the package, or copy one to start from"),
+    "train": Command("training.train", "training.parsers", "train a bridge for a pair of models on a mixture of data", False),
+    "precompute": Command(
+        "training.precompute", "training.parsers", "write the Sharer's hidden states of a run's examples once, to train from them", False
+    ),
+    "lora": Command(
+        "experiments.lora", "experiments.parsers", "fine-tune the Receiver on the same data without a Sharer, as a baseline", False
+    ),
+    "evaluate": Command(
+        "evaluation.evaluate", "evaluation.parsers", "measure a bridge against baselines and controls, and write a report", False
+    ),
+    "report": Command("reports.compare", "reports.parsers", "print a report, or compare two"),
+    "models": Command("hub.models", "hub.parsers", "list the language models of the real pair, and fetch them"),
+    "serve": Command("apps.serve", "apps.parsers", "answer OpenAI's clients over HTTP"),
+    "plot": Command("visualization.figures", "visualization.parsers", "draw the figures of a saved report"),
+    "lm-eval": Command(
+        "evaluation.lm_eval_command",
+        "evaluation.parsers",
+        "run tasks of the lm-evaluation-harness, for any method or control",
+        False,
+    ),
+    "push": Command("hub.push", "hub.parsers", "upload a bridge, with its model card and results, to the Hub"),
+    "atlas": Command("atlas.build", "atlas.parsers", "rebuild the embedded world of facts and tiny models"),
 }
 RESUMED = {"evaluate", "precompute"}  # go on where they stopped when they are started again
 INTERRUPTED = 130  # exit statuses as shells give them: 128 + SIGINT, 128 + SIGPIPE
@@ -34,7 +57,7 @@ CLOSED_PIPE = 141
 
 def usage() -> str:
     width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<{width}}  {command.what}" for name, command in COMMANDS.items())
     return f"""usage: h2c COMMAND ...
 
 A large model thinks for a small one: train, measure, try and share bridges between language models.
@@ -80,20 +103,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(command: str, arguments: list[str]) -> int:
-    from .parsers import COMPLETE, PARSERS
-
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         raise ValueError(f"There is no command {command!r}" + (f"; did you mean `h2c {near[0]}`?" if near else "; `h2c` lists them."))
     # lm-eval has help of its own behind its subcommands.
     if {"-h", "--help"} & set(arguments[:1] if command == "lm-eval" else arguments):
-        PARSERS[command]().print_help()
+        parser_of(command).print_help()
         return 0
-    if command in COMPLETE:
-        COMPLETE[command]().parse_args(arguments)  # a mistake is told before torch is imported
+    if COMMANDS[command].complete:
+        parser_of(command).parse_args(arguments)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: progress bars would fill a log file
-    return import_module(COMMANDS[command][0]).main(arguments) or 0
+    return import_module(f"{__package__}.{COMMANDS[command].module}").main(arguments) or 0
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    return getattr(import_module(f"{__package__}.{COMMANDS[command].parsers}"), command.replace("-", "_"))()
 
 
 def mistakes() -> tuple[type[Exception], ...]:
@@ -114,16 +139,12 @@ def tell(message: str) -> None:
 
 def complete() -> None:
     """Answer the shell's question for completions, if argcomplete asks it, and exit."""
-    import argparse
-
     import argcomplete
-
-    from .parsers import PARSERS
 
     parser = argparse.ArgumentParser(prog="h2c")
     commands = parser.add_subparsers()
-    for name, (_, what) in COMMANDS.items():
-        commands.add_parser(name, help=what, parents=[PARSERS[name]()], add_help=False)
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.what, parents=[parser_of(name)], add_help=False)
     argcomplete.autocomplete(parser)
 
 

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from .command_line import Parser
 from .hints import next_commands
 
 
@@ -38,9 +39,22 @@ def find(given: str, file: str) -> Path:
     raise ValueError(f"There is no config {given!r}; expected a yaml file, a folder with {file}, or one of {', '.join(names(file))}.")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    from .parsers import configs
+def add_config(parser: Parser, file: str) -> None:
+    action = parser.add_argument(
+        "config", nargs="?", metavar="CONFIG", help=f"a yaml file of fields, a folder with {file}, or one of: {', '.join(names(file))}"
+    )
+    action.completer = lambda prefix, **_: [*names(file), *(str(path) for path in Path().glob(f"{prefix}*"))]
 
+
+def configs() -> Parser:
+    parser = Parser("h2c configs", "List the configs that come with the package, or copy one to start from.")
+    parser.add_argument("action", nargs="?", choices=("list", "copy"), default="list", help="default: %(default)s")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the config to copy")
+    parser.add_argument("directory", nargs="?", metavar="DIR", help="folder to copy it to (default: NAME)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
     options = configs().parse_args(arguments)
     if options.action == "copy":
         return copy(options.name or "", Path(options.directory or options.name or ""))

@@ -14,15 +14,15 @@ from huggingface_hub import constants
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from .arguments import read_template_kwargs
 from .atlas import MODELS
-from .data.prompts import set_template_kwargs
+from .config_parser import read_template_kwargs
 from .data.tokenizers import load_tokenizer
 from .errors import naming
 from .hints import install
 from .modeling import H2CBridgeConfig, H2CForCausalLM, H2CProcessor
 from .modeling.configuration_h2c import HUB_ARGUMENTS, is_hub_id, record_commit
 from .modeling.loading_h2c import load
+from .prompts import set_template_kwargs
 
 
 QUANTIZATION = {
@@ -30,6 +30,7 @@ QUANTIZATION = {
     "int8": {"load_in_8bit": True},
 }
 ROLES = ("sharer", "receiver")
+BUNDLED = {"atlas": MODELS}  # name of a pair in the package: the folder of its sharer/, receiver/ and bridge/
 # Models that `h2c models fetch` gets: name, and the Hub id that a bridge's config stores.
 FETCHED = {"gemma-3-270m": "google/gemma-3-270m", "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 ORIGIN = "h2c_origin.json"  # in a fetched folder: {"model_id", "revision", "source"}
@@ -88,8 +89,8 @@ class BaseModel:
             ValueError: for a name that is nothing of these, or a model that was not fetched yet.
         """
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
-        if name == "atlas":
-            return cls(str(MODELS / role), f"./{role}", **options)  # saved in a folder of the bridge's own repo
+        if name in BUNDLED:
+            return cls(str(BUNDLED[name] / role), f"./{role}", **options)  # saved in a folder of the bridge's own repo
         path = Path(name).expanduser()
         if path.is_file():
             if path.suffix != ".gguf" or gguf_file is not None:
@@ -207,8 +208,8 @@ def load_pair(
         The model in eval mode, and the processor.
     """
     model = load_model(bridge, revision, **loading)
-    if bridge == "atlas":
-        processor = H2CProcessor(*(BaseModel.find("atlas", role).tokenizer() for role in ROLES))
+    if bridge in BUNDLED:
+        processor = H2CProcessor(*(BaseModel.find(bridge, role).tokenizer() for role in ROLES))
     else:
         processor = H2CProcessor.from_pretrained(bridge, revision=revision)
     for role, chat_template in (("sharer", sharer_chat_template), ("receiver", receiver_chat_template)):
@@ -216,6 +217,22 @@ def load_pair(
             set_chat_template(getattr(processor, f"{role}_tokenizer"), chat_template)
     set_template_kwargs(processor, read_template_kwargs(chat_template_kwargs))
     return model, processor
+
+
+def opened(repo: str | None, revision: str | None = None, **options) -> tuple[H2CForCausalLM, H2CProcessor]:
+    """A bridge's models and processor, on the GPU where there is one; without a repo the pair and the bridge in the package, in fp32.
+
+    Args:
+        options: of `load_pair`.
+
+    Raises:
+        OSError: where there is no such repo or folder, in one sentence.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if repo is None:
+        given = options.get("chat_template_kwargs")
+        return load_pair("atlas", dtype=torch.float32, device_map={"": device}, chat_template_kwargs=given)
+    return load_pair(repo, revision, dtype="auto", device_map={"": device}, **options)
 
 
 def load_model(
@@ -240,8 +257,8 @@ def load_model(
         trust_remote_code: let the base models run code from their repos.
         loading: more arguments of `H2CForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation` ...).
     """
-    if bridge == "atlas":
-        bridge, sharer, receiver = str(MODELS / "bridge"), sharer or "atlas", receiver or "atlas"
+    if bridge in BUNDLED:
+        bridge, sharer, receiver = str(BUNDLED[bridge] / "bridge"), sharer or bridge, receiver or bridge
     with naming("bridge", bridge):
         config = H2CBridgeConfig.from_pretrained(bridge, revision=revision)
     given = {"sharer": (sharer, sharer_gguf_file), "receiver": (receiver, receiver_gguf_file)}

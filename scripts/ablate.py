@@ -2,7 +2,7 @@
 
 import sys
 
-from h2c_hf.ablation import main
+from h2c_hf.experiments.ablation import main
 
 
 if __name__ == "__main__":

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 import h2c_hf
-from h2c_hf.cli import COMMANDS, main
+from h2c_hf.cli import COMMANDS, main, parser_of
 from h2c_hf.configs import HUB_CONFIGS
 from h2c_hf.evaluation.arguments import METHODS as NAMES
-from h2c_hf.parsers import PARSERS
 
 
 ROOT = Path(__file__).parent.parent
@@ -142,4 +141,4 @@ def test_next_commands_are_commands(capsys):
     assert "Next" not in out
     line = err.splitlines()[-1].strip()
     assert line == f"h2c plot {ROOT}/hub_configs/atlas"
-    PARSERS["plot"]().parse_args(line.split()[2:])
+    parser_of("plot").parse_args(line.split()[2:])

@@ -10,12 +10,12 @@ from ggufs import SHAPE, write_gguf
 from pairs import byte_tokenizer, join, tiny_model, tiny_processor
 
 from h2c_hf.data.mixture import build_dataset
-from h2c_hf.data.prompts import answer_ids, letter_ids, user_turn
 from h2c_hf.data.sources import DataSource
 from h2c_hf.loading import FETCHED, ORIGIN, BaseModel, load_pair, set_chat_template
 from h2c_hf.modeling import H2CBridgeConfig, H2CForCausalLM, H2CProcessor
+from h2c_hf.pair import Pair
+from h2c_hf.prompts import answer_ids, letter_ids, user_turn
 from h2c_hf.training.arguments import H2CArguments
-from h2c_hf.training.pair import Pair
 
 
 IDS = torch.arange(3, 11)[None]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from h2c_hf.atlas import MODELS
+from h2c_hf.cli import parser_of
 from h2c_hf.configs import names
-from h2c_hf.parsers import PARSERS
 
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +59,7 @@ def commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_commands_are_accepted(page, line):
     command, *arguments = shlex.split(line, comments=True)[1:]
-    options = PARSERS[command]().parse_args(arguments)
+    options = parser_of(command).parse_args(arguments)
     config = getattr(options, "config", None)
     copied = "my-pair/training.yaml"  # by `h2c configs copy`, in the line before
     assert config in (None, copied, *names()) or config.removesuffix(".yaml").isupper()  # CONFIG.yaml: the reader's own

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from h2c_hf.quickstart import save_bridge
+from h2c_hf.apps.quickstart import save_bridge
 
 
 pytestmark = pytest.mark.slow
@@ -73,7 +73,7 @@ def test_it_loads_and_answers_as_here(atlas, python, machine):
     assert json.loads(done.stdout.splitlines()[-1]) == expected and expected[0].strip() == "Algeria"
 
 
-@pytest.mark.parametrize("line", ["import accelerate", "from h2c_hf.data.prompts import user_turn"])
+@pytest.mark.parametrize("line", ["import accelerate", "from h2c_hf.prompts import user_turn"])
 def test_a_third_package_in_the_code_would_be_found(python, machine, line):
     code = machine / "bridge" / "inputs_h2c.py"
     code.write_text(code.read_text().replace("import torch\n", f"import torch\n{line}\n", 1))

@@ -140,7 +140,7 @@ def build_model(role: str, output: Path, seed: int, recipe: list[PretrainingArgu
 
 def main(arguments: list[str] | None = None) -> None:
     """`h2c atlas build`."""
-    from ..parsers import atlas
+    from .parsers import atlas
 
     options = atlas().parse_args(arguments)
     build(options.output, options.seed, options.tables)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partialmethod
 from typing import NamedTuple
 
-from ..data.prompts import LETTERS, choice_answer, choice_prompt, hint_prompt, open_answer, open_prompt, with_passage
+from ..prompts import LETTERS, choice_answer, choice_prompt, hint_prompt, open_answer, open_prompt, with_passage
 from .facts import Fact, load_facts
 from .questions import CHOICES, QUESTIONS, QuestionWriter, statement
 

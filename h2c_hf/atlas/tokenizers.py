@@ -9,7 +9,7 @@ import random
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ..data.prompts import choice_prompt, hint_prompt
+from ..prompts import choice_prompt, hint_prompt
 from .facts import Fact
 from .questions import QUESTIONS, STATEMENTS, QuestionWriter, statement
 

@@ -6,11 +6,11 @@ import time
 import torch
 
 from ..atlas.questions import atlas_questions
-from ..data.prompts import choice_prompt, letter_ids, user_turn
 from ..data.rows import spread_rows
 from ..evaluation.methods import METHODS, Batch
 from ..evaluation.runner import evaluate
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
+from ..prompts import choice_prompt, letter_ids, user_turn
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """`scripts/benchmark.py load`: tokens a second and time to the first token of servers under load.
 
-    python scripts/benchmark.py load --bridge REPO --output benchmarks/load_cpu.json
+    python scripts/benchmark.py load --bridge REPO --output docs/benchmarks/load_cpu.json
 
 starts `h2c serve`, vLLM with the connector, vLLM with the Receiver alone and vLLM with the Sharer alone, and asks them by turns.
 vLLM runs in the environment of `scripts/serve_env`. Servers that run already:

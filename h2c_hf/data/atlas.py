@@ -7,12 +7,14 @@ from ..atlas.facts import SPLITS, load_facts
 from ..atlas.questions import atlas_passages, atlas_questions, atlas_told, statement
 from .two_step import two_step_records
 from .words import word_list_records, words_records
+from .worlds import register_world
 
 
 if TYPE_CHECKING:
     from .sources import DataSource
 
 
+@register_world("atlas")
 def atlas_records(source: "DataSource") -> list[dict]:
     """The records of a form.
 

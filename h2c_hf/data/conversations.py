@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..modeling.messages_h2c import plain_messages
+from ..prompts import user_turn
 from .exchanges import Exchange, UnusableRecordError
 from .parsing import parse_list, parse_text
-from .prompts import user_turn
 
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling import H2CProcessor
 from ..modeling.processing_h2c import encode_marked, left_pad, mark_special_tokens, padding_id
-from .prompts import FORMS, answer_ids, answer_text, ended_ids, following_ids, last_special, user_turn
+from ..prompts import FORMS, answer_ids, answer_text, ended_ids, following_ids, last_special, user_turn
 
 
 IGNORE_INDEX = -100

@@ -5,7 +5,7 @@ import io
 import json
 import tokenize
 
-from .prompts import LETTERS
+from ..prompts import LETTERS
 
 
 CONSTANTS = ("None", "True", "False")

@@ -7,9 +7,9 @@ A question in words has `question`, `answers` (all that count as right; the firs
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..prompts import FORMS, choice_answer, choice_prompt, open_answer, open_prompt, user_turn, with_passage
 from .exchanges import Exchange, UnusableRecordError
 from .parsing import parse_answer, parse_answers, parse_choices, parse_list
-from .prompts import FORMS, choice_answer, choice_prompt, open_answer, open_prompt, user_turn, with_passage
 
 
 if TYPE_CHECKING:

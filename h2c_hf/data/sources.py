@@ -7,18 +7,16 @@ from dataclasses import dataclass, fields
 
 from datasets import Dataset, IterableDataset
 
-from .atlas import atlas_records
+from ..prompts import FORMS
+from . import atlas  # noqa: F401 - registers itself in WORLDS
 from .conversations import read_messages, read_pair, read_sharegpt
 from .exchanges import Exchange, UnusableRecordError
-from .prompts import FORMS
 from .questions import answered, closed_book, in_words, read_choice_question, with_choice
 from .repeat import repeat_records
 from .squad import squad_question
 from .tables import PARTS, in_part, load_table
+from .worlds import WORLDS
 
-
-# Sources that are made, not loaded: path -> function of the source that returns its records.
-WORLDS: dict[str, Callable[["DataSource"], list[dict]]] = {"atlas": atlas_records}
 
 # Columns -> question in words. The first layout that fits is taken.
 QUESTION_LAYOUTS: dict[tuple[str, ...], Callable[[dict, "DataSource"], dict]] = {

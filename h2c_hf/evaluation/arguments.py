@@ -1,11 +1,11 @@
 """The fields of an evaluation, as in `hub_configs/*/evaluation.yaml`. Without torch: `h2c evaluate --help` lists them."""
 
 from dataclasses import asdict, dataclass
-from typing import Literal
 
-from ..data.wording import ANSWER_INSTRUCTION, CHOICE_INSTRUCTION, HINT_INSTRUCTION, HINT_PREFIX, REASONING_INSTRUCTION, Prompts
-from ..fields import TEMPLATE_HELP, HfArg
-from .page import CONTROLS, ONLY_IN_SETS, TITLES
+from ..command_line import TEMPLATE_HELP, HfArg
+from ..pair_fields import Quantization
+from ..reports.page import CONTROLS, ONLY_IN_SETS, TITLES
+from ..wording import ANSWER_INSTRUCTION, CHOICE_INSTRUCTION, HINT_INSTRUCTION, HINT_PREFIX, REASONING_INSTRUCTION, Prompts
 
 
 METHODS = tuple(TITLES)  # the names in `methods.METHODS`, whose import needs torch
@@ -26,7 +26,7 @@ class EvaluationArguments:
     receiver_chat_template: str | None = HfArg(default=None, help="Jinja file, or 'plain', instead of the Receiver's own template")
     adapter: str | None = HfArg(default=None, help="the adapter control: a bridge from 'h2c train --blank_sharer true', or 'atlas'")
     lora: str | None = HfArg(default=None, help="the adapter of the method 'lora', from 'h2c lora'")
-    sharer_quantization: Literal["none", "nf4", "int8"] = HfArg(default="none", help="load the Sharer in 4 or 8 bits (bitsandbytes)")
+    sharer_quantization: Quantization = HfArg(default="none", help="load the Sharer in 4 or 8 bits (bitsandbytes)")
     dtype: str = HfArg(default="auto", help="dtype of all three models: 'auto' is that of their weights")
     attn_implementation: str | None = HfArg(default=None, help="attention of Sharer and Receiver")
     chat_template_kwargs: dict | str | None = HfArg(default=None, help=TEMPLATE_HELP)
@@ -92,7 +92,7 @@ def parse(arguments: list[str] | None, prog: str = "h2c evaluate") -> Evaluation
     Raises:
         ValueError: for a field that there is not, or values that cannot be.
     """
-    from ..arguments import ConfigParser, read_template_kwargs
+    from ..config_parser import ConfigParser, read_template_kwargs
     from .sets import QuestionSet
 
     (options,) = ConfigParser(EvaluationArguments, "evaluation.yaml", prog=prog, allow_abbrev=False).parse_config(arguments)

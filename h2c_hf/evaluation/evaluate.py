@@ -11,27 +11,27 @@ from transformers import PreTrainedModel, set_seed
 from transformers.utils import cached_file
 
 from ..configs import ADAPTER, HUB_CONFIGS
-from ..data.prompts import LETTERS, open_answer
 from ..data.rows import spread_rows
 from ..errors import naming
 from ..hints import install, next_commands
 from ..loading import ROLES, load_pair
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.configuration_h2c import record_commit
+from ..prompts import LETTERS, open_answer
+from ..reports.page import ONLY_IN_SETS, TITLES, interval, percent
+from ..reports.report import build_report, save_report
+from ..reports.statistics import accuracy_row
 from .arguments import EvaluationArguments, parse
 from .donors import donor_row
 from .hand_off import hand_off_questions, hand_off_rows
 from .inspection import inspect
 from .latency import measure
 from .methods import METHODS, Batch, own_draft_tokens
-from .page import ONLY_IN_SETS, TITLES, interval, percent
 from .perplexity import load_exchanges, perplexity
 from .progress import Progress
 from .questions import fit, limits, load_questions
-from .report import build_report, save_report
 from .runner import MAX_ANSWER_TOKENS, evaluate
 from .sets import QuestionSet, set_report
-from .statistics import accuracy_row
 
 
 def main(arguments: list[str] | None = None) -> int:

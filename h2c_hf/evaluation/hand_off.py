@@ -5,9 +5,9 @@ import numpy as np
 from ..atlas.questions import atlas_passages
 from ..data.parsing import parse_answers
 from ..data.rows import spread_rows
+from ..reports.statistics import accuracy_row, mean_row
 from .answers import judged
 from .questions import read_rows
-from .statistics import accuracy_row, mean_row
 
 
 def hand_off_questions(path: str, name: str | None, split: str, limit: int | None = None, facts: int = 4) -> list[dict]:

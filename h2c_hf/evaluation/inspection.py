@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import torch
 
-from ..data.prompts import LETTERS, choice_prompt, letter_ids, user_turn
 from ..modeling import H2CForCausalLM, H2CProcessor
+from ..prompts import LETTERS, choice_prompt, letter_ids, user_turn
 from .donors import donor_row
 from .methods import METHODS, Batch
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..data.prompts import PROMPTS, Prompts
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
+from ..prompts import PROMPTS, Prompts
 from .methods import METHODS, Batch
 
 

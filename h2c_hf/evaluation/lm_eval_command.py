@@ -6,7 +6,7 @@ h2c lm-eval --model_args pretrained=DIR,method=h2c --tasks TASK --apply_chat_tem
 import json
 import sys
 
-from ..arguments import read_template_kwargs
+from ..config_parser import read_template_kwargs
 from ..hints import install
 
 

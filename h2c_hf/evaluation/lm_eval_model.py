@@ -27,16 +27,16 @@ from tqdm.auto import tqdm
 from transformers import BatchFeature, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from ..arguments import read_template_kwargs
-from ..data.prompts import PROMPTS, set_template_kwargs
+from ..config_parser import read_template_kwargs
 from ..loading import load_pair
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.configuration_h2c import HUB_ARGUMENTS
 from ..modeling.inputs_h2c import CACHE, model_inputs
 from ..modeling.processing_h2c import left_pad, padding_id
+from ..prompts import PROMPTS, set_template_kwargs
+from ..reports.page import ONLY_IN_SETS
 from . import lm_eval_prompts as prompts
 from .methods import H2C, METHODS, Batch, TextToText, sharer_text
-from .page import ONLY_IN_SETS
 
 
 logger = logging.getLogger(__name__)

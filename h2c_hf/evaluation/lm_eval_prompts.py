@@ -9,8 +9,8 @@ import json
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.prompts import answer_ids, following_ids, user_turn
-from ..data.wording import HINT_PREFIX
+from ..prompts import answer_ids, following_ids, user_turn
+from ..wording import HINT_PREFIX
 
 
 MARK = "<h2c conversation>"

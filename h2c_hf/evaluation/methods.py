@@ -13,12 +13,12 @@ import torch
 from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
-from ..data.prompts import FORMS, PROMPTS, Prompts, hint_prompt, user_turn, with_passage
 from ..loading import PLAIN
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.drafts_h2c import Draft
 from ..modeling.inputs_h2c import execution_device, forked
 from ..modeling.loss_h2c import head_of
+from ..prompts import FORMS, PROMPTS, Prompts, hint_prompt, user_turn, with_passage
 
 
 MAX_HINT_TOKENS, MAX_REASONING_TOKENS = 48, 96

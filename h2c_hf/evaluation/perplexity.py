@@ -7,14 +7,14 @@ from tqdm.auto import tqdm
 
 from ..data.examples import IGNORE_INDEX, H2CCollator, encode_example
 from ..data.exchanges import Exchange, UnusableRecordError
-from ..data.prompts import PROMPTS, Prompts, user_turn
 from ..data.rows import spread_rows
 from ..data.sources import DataSource, reader
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
+from ..prompts import PROMPTS, Prompts, user_turn
+from ..reports.statistics import perplexity_row
 from .methods import MAX_HINT_TOKENS, METHODS, Batch, sharer_text
 from .progress import Progress, fingerprint
 from .questions import HINT_GROWTH
-from .statistics import perplexity_row
 
 
 MEASURED = ("receiver", "text_to_text", "h2c", "shuffled", "zeros", "noise", "adapter")  # those that the Receiver answers

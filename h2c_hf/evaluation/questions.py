@@ -5,9 +5,9 @@ from pathlib import Path
 
 from ..atlas.questions import atlas_questions
 from ..data.parsing import parse_question
-from ..data.prompts import PROMPTS, Prompts
 from ..data.tables import load_table
 from ..modeling import H2CProcessor
+from ..prompts import PROMPTS, Prompts
 from .methods import METHODS, TextToText, conversation, for_sharer
 from .runner import MAX_ANSWER_TOKENS
 

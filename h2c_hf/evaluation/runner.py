@@ -7,8 +7,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..data.prompts import FORMS, PROMPTS, Prompts, letter_ids, open_answer
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
+from ..prompts import FORMS, PROMPTS, Prompts, letter_ids, open_answer
 from .answers import exact
 from .donors import donor_row
 from .methods import METHODS, Batch, conversation

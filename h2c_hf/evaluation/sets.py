@@ -9,14 +9,14 @@ from dataclasses import dataclass, fields
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..data.prompts import answer_ids, open_prompt, user_turn
 from ..data.rows import spread_rows
 from ..data.sources import ReportSource
+from ..prompts import answer_ids, open_prompt, user_turn
+from ..reports.page import CONTROLS, ONLY_IN
+from ..reports.statistics import accuracy_row, difference, equivalence, mean_difference, recovered
 from .answers import exact, judged
 from .hand_off import words_row
-from .page import CONTROLS, ONLY_IN
 from .runner import MAX_ANSWER_TOKENS
-from .statistics import accuracy_row, difference, equivalence, mean_difference, recovered
 
 
 NUMBERS = ("limit", "tokens", "answer_tokens", "draft_tokens")

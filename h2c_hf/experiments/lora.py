@@ -16,10 +16,10 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.examples import H2CCollator
 from ..hints import install
+from ..pair import Pair
 from ..training.arguments import H2CArguments, H2CTrainingArguments, parse
 from ..training.data import load_data
 from ..training.fields import LoraArguments
-from ..training.pair import Pair
 
 
 class ReceiverCollator(H2CCollator):

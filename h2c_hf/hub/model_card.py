@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment
 
 from .. import REPOSITORY
-from ..evaluation.page import REGIMES, TITLES, number, percent
-from ..evaluation.schema import load_report
 from ..modeling import H2CBridgeConfig
+from ..reports.page import REGIMES, TITLES, number, percent
+from ..reports.schema import load_report
 from .licence import GEMMA_NOTICE, GEMMA_RESTRICTIONS, attribution, built_with, follows_in_name, has_gemma, llama_version, name_begins
 from .results import PARTS, hub_ids, model_index, public_name, write_eval_results
 

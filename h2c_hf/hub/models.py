@@ -205,7 +205,7 @@ def listing() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """`h2c models`."""
-    from ..parsers import models as parser
+    from .parsers import models as parser
 
     options = parser().parse_args(arguments)
     if options.action == "list":

@@ -12,10 +12,10 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from ..evaluation.schema import load_report
 from ..hints import next_commands
 from ..modeling import H2CBridgeConfig
 from ..modeling.configuration_h2c import REMOTE_CODE, is_hub_id
+from ..reports.schema import load_report
 from ..visualization.figures import draw
 from .licence import follow_licence
 from .model_card import write_model_card, written_by_us
@@ -258,7 +258,7 @@ def first_line(error: Exception) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """`h2c push`."""
-    from ..parsers import push as parser
+    from .parsers import push as parser
 
     options = vars(parser().parse_args(arguments))
     if options.pop("dry_run"):

@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
 from ..data.tables import NAMES
-from ..evaluation.page import TITLES
+from ..reports.page import TITLES
 
 
 # Parts of a report whose rows are methods: {key: (what it was asked in, task of the Hub, prefix of its dataset's fields in `config`)}.

@@ -1,7 +1,6 @@
-"""`h2c serve [REPO]`: an OpenAI endpoint for one bridge on one machine, on the server of `transformers serve`."""
+"""The app behind `h2c serve`: an OpenAI endpoint for one bridge on one machine, on the server of `transformers serve`."""
 
 import asyncio
-import contextlib
 import json
 import socket
 import threading
@@ -11,11 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
-from ..demo import opened, pair_options
 from ..hints import install
 from ..modeling import H2CForCausalLM, H2CProcessor
 from ..modeling.inputs_h2c import check_prompt
-from ..parsers import serve as parser
 from .bridging import zero_states
 from .http import error_body, read_json, replayed, send_error, with_body
 from .openai_requests import (
@@ -411,29 +408,7 @@ def build_app(name: str, model: H2CForCausalLM, processor: H2CProcessor, max_byt
     return app
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """`h2c serve`."""
-    options = parser().parse_args(arguments)
-    if not 0 <= options.port <= 65535:
-        raise ValueError(f"--port is {options.port}; expected 0 to 65535, with 0 for any free port.")
-    with contextlib.closing(socket.socket()) as listener:  # first: a port that is taken is told before the models are loaded
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((options.host, options.port))
-        except OSError as error:
-            raise OSError(f"{options.host}:{options.port} cannot be listened on ({error}); choose another --port.") from error
-        name = options.name or options.repo or "atlas"
-        model, processor = opened(options.repo, **pair_options(options))
-        app = build_app(name, model, processor, options.max_body)
-        listener.listen(128)  # so that the line works from the moment it is printed
-        print(greeting(name, *listener.getsockname()[:2]), flush=True)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=options.shutdown_seconds)
-        uvicorn.Server(config).run(sockets=[listener])
-    return 0
-
-
-def greeting(name: str, host: str, port: int) -> str:
-    """A `curl` line that works."""
-    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "In which country is the city of Bensekrane?"}]})
-    url = f"http://{host}:{port}"
-    return f"Serving {name} at {url}/v1. Try:\n\ncurl {url}{CHAT} -H 'Content-Type: application/json' -d '{body}'\n"
+def run_app(app, listener: socket.socket, shutdown_seconds: int) -> None:
+    """Answer requests until SIGINT or SIGTERM; requests that run then have `shutdown_seconds` to end."""
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=shutdown_seconds)
+    uvicorn.Server(config).run(sockets=[listener])

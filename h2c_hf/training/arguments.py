@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from transformers import TrainingArguments
 
-from ..arguments import ConfigParser, read_template_kwargs
+from ..config_parser import ConfigParser, read_template_kwargs
 from ..data.sources import DataSource
-from ..modeling.configuration_h2c import PUBLISHED
 from .fields import H2CArguments
 
 
@@ -30,9 +29,6 @@ class H2CTrainingArguments(TrainingArguments):
         if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("perplexity"):
             self.greater_is_better = False  # the stock rule knows losses alone
         super().__post_init__()
-
-
-BRIDGE_FIELDS = tuple(PUBLISHED)
 
 
 def parse(arguments: list[str] | None, prog: str, *more: type) -> tuple:

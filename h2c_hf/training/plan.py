@@ -6,10 +6,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ..modeling import H2CBridgeConfig, H2CBridgeModel
+from ..pair import Pair
 from .arguments import H2CArguments, H2CTrainingArguments
 from .callbacks import PARTS
 from .data import Data, Lengths
-from .pair import Pair
 
 
 # Bytes a parameter: NF4 holds 4 bits and a scale (fp32) for every 64 of them.

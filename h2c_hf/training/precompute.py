@@ -13,9 +13,9 @@ from ..hints import next_commands
 from ..modeling import H2CForCausalLM
 from ..modeling.inputs_h2c import check_prompt
 from ..modeling.processing_h2c import left_pad
+from ..pair import Pair
 from .arguments import parse
 from .data import load_data
-from .pair import Pair
 from .sharer_states import SharerStates, bytes_per_token, states_identity
 
 

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from xxhash import xxh3_128
 
 from ..data.examples import H2CCollator
+from ..pair import Pair
 from .arguments import H2CArguments, H2CTrainingArguments
-from .pair import Pair
 
 
 SCALE = ".scale"  # beside an fp8 tensor: (layers, length), fp32

@@ -11,12 +11,13 @@ from pathlib import Path
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..atlas import MODELS
 from ..data.examples import H2CCollator
 from ..data.rows import spread_rows
 from ..hints import next_commands
 from ..hub.licence import follow_licence
+from ..loading import BUNDLED
 from ..modeling import H2CForCausalLM, H2CProcessor
+from ..pair import Pair
 from .arguments import H2CArguments, H2CTrainingArguments, parse
 from .blank import BlankSharerCollator
 from .callbacks import WrittenAnswers
@@ -24,7 +25,6 @@ from .data import Data, load_data
 from .drafts import with_drafts
 from .fit import fit_message
 from .interrupt import SaveOnInterrupt
-from .pair import Pair
 from .plan import describe
 from .sharer_states import StoredStatesCollator, open_states
 from .trainer import METRICS, H2CTrainer
@@ -254,8 +254,8 @@ def save_recipe(h2c: H2CArguments, training: H2CTrainingArguments, output: Path)
 
 
 def save_base_models(h2c: H2CArguments, output: Path) -> None:
-    """The tiny models of Atlas beside their bridge, so that the folder works wherever it is copied to."""
+    """Copy base models of the package beside their bridge, so that the folder works wherever it is copied to."""
     for role in ("sharer", "receiver"):
-        if getattr(h2c, role) == "atlas":
+        if (name := getattr(h2c, role)) in BUNDLED:
             ignored = shutil.ignore_patterns("learning_curve.json", "tokenizer*")
-            shutil.copytree(MODELS / role, output / role, ignore=ignored, dirs_exist_ok=True)
+            shutil.copytree(BUNDLED[name] / role, output / role, ignore=ignored, dirs_exist_ok=True)

@@ -8,9 +8,9 @@ from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trai
 from transformers.integrations import WandbCallback
 
 from ..data.examples import IGNORE_INDEX, H2CCollator
-from ..data.prompts import letter_ids, user_turn
 from ..hub.model_card import write_model_card
 from ..modeling import H2CForCausalLM, H2CProcessor
+from ..prompts import letter_ids, user_turn
 from .callbacks import BridgeStatistics, QuietPrinter, QuietProgress, WandbCheckpoints
 from .checkpoints import WholeCheckpoints
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import matplotlib
 
-from ..evaluation.schema import load_report
 from ..hints import next_commands
+from ..reports.schema import load_report
 from . import bridge, methods, questions
 from .style import THEMES, WIDTH
 
@@ -81,7 +81,7 @@ def draw(
 
 def main(arguments: list[str] | None = None) -> int:
     """`h2c plot`."""
-    from ..parsers import plot
+    from .parsers import plot
 
     options = plot().parse_args(arguments)
     report = load_report(options.report)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from ..evaluation.page import CONTROLS
+from ..reports.page import CONTROLS
 from .style import GREY, ORANGE, SMALL, Look, Theme, inches, legend, names, page, plain_grid, wrap
 
 

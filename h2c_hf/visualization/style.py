@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
-from ..evaluation.page import CONTROLS, TITLES
+from ..reports.page import CONTROLS, TITLES
 
 
 # Okabe and Ito's palette: told apart by colour-blind readers. Greyscale print is served by the markers and hatches.

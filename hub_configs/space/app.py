@@ -1,6 +1,6 @@
 import os
 
-from h2c_hf.demo import main
+from h2c_hf.apps.demo import main
 
 
 # The arguments of `h2c demo`: none is Atlas, which needs no download.

@@ -8,8 +8,8 @@ import torch
 from h2c_hf.atlas import MODELS
 from h2c_hf.atlas.facts import load_facts
 from h2c_hf.atlas.questions import atlas_passages, atlas_questions, statement
-from h2c_hf.data.prompts import choice_prompt, letter_ids, open_answer, open_prompt, user_turn
 from h2c_hf.evaluation.runner import evaluate
+from h2c_hf.prompts import choice_prompt, letter_ids, open_answer, open_prompt, user_turn
 
 
 QUESTIONS = atlas_questions("test")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from h2c_hf.data.examples import IGNORE_INDEX, H2CCollator, encode_example, encode_questions, encode_rendered, render_example
-from h2c_hf.data.prompts import answer_ids, choice_prompt, open_prompt, user_turn
+from h2c_hf.prompts import answer_ids, choice_prompt, open_prompt, user_turn
 
 
 QUESTIONS = [

@@ -2,7 +2,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from h2c_hf.data.prompts import (
+from h2c_hf.prompts import (
     LETTERS,
     answer_ids,
     choice_answer,

@@ -9,8 +9,8 @@ from datasets import load_dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from h2c_hf.data.examples import H2CCollator, encode_questions
-from h2c_hf.data.prompts import answer_ids, choice_prompt, letter_ids, user_turn
 from h2c_hf.modeling import H2CForCausalLM, H2CProcessor
+from h2c_hf.prompts import answer_ids, choice_prompt, letter_ids, user_turn
 
 
 REAL = os.environ.get("H2C_REAL_DATA")

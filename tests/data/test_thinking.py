@@ -7,18 +7,18 @@ import torch
 from datasets import Dataset
 from pairs import LLAMA_TEMPLATE, byte_tokenizer, tiny_model
 
-from h2c_hf.arguments import read_template_kwargs
 from h2c_hf.cli import main
+from h2c_hf.config_parser import read_template_kwargs
 from h2c_hf.data.examples import encode_example
 from h2c_hf.data.mixture import build_dataset
-from h2c_hf.data.prompts import answer_ids, letter_ids, set_template_kwargs, user_turn
 from h2c_hf.data.sources import DataSource
-from h2c_hf.demo import opened
 from h2c_hf.evaluation.lm_eval_command import with_model
 from h2c_hf.evaluation.lm_eval_model import H2CLM
 from h2c_hf.evaluation.lm_eval_prompts import encode
 from h2c_hf.evaluation.runner import evaluate
+from h2c_hf.loading import opened
 from h2c_hf.modeling import H2CForCausalLM, H2CProcessor
+from h2c_hf.prompts import answer_ids, letter_ids, set_template_kwargs, user_turn
 from h2c_hf.training.arguments import parse
 
 

@@ -7,8 +7,8 @@ from transformers import AutoProcessor, AutoTokenizer
 from h2c_hf.atlas import MODELS
 from h2c_hf.atlas.facts import load_facts
 from h2c_hf.atlas.questions import atlas_questions, statement
-from h2c_hf.data.prompts import choice_prompt
 from h2c_hf.data.tokenizers import load_tokenizer
+from h2c_hf.prompts import choice_prompt
 
 
 SHIPPED = Path(__file__).parents[2] / "hub_configs" / "atlas"

@@ -6,7 +6,7 @@ import torch
 from h2c_hf.atlas.questions import atlas_questions
 from h2c_hf.evaluation import runner
 from h2c_hf.evaluation.methods import H2C, METHODS
-from h2c_hf.evaluation.report import beats_controls, build_report
+from h2c_hf.reports.report import beats_controls, build_report
 
 
 QUESTIONS = atlas_questions("test")[:300]

@@ -9,13 +9,13 @@ from source import ATLAS_BRIDGE
 
 from h2c_hf.atlas.questions import atlas_passages
 from h2c_hf.cli import main
-from h2c_hf.data.prompts import open_prompt, user_turn, with_passage
 from h2c_hf.evaluation.methods import METHODS, Batch, end_tokens, sharer_text
 from h2c_hf.evaluation.questions import limits
 from h2c_hf.evaluation.runner import evaluate
-from h2c_hf.evaluation.schema import load_report
 from h2c_hf.evaluation.sets import QuestionSet
 from h2c_hf.loading import PLAIN
+from h2c_hf.prompts import open_prompt, user_turn, with_passage
+from h2c_hf.reports.schema import load_report
 
 
 QUESTIONS = atlas_passages("validation", 1, invented=True)[:12]

@@ -19,12 +19,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Conf
 
 from h2c_hf.atlas.questions import atlas_questions
 from h2c_hf.cli import main
-from h2c_hf.data.prompts import LETTERS
 from h2c_hf.evaluation.evaluate import gates
-from h2c_hf.evaluation.items import load_items
 from h2c_hf.evaluation.methods import METHODS
-from h2c_hf.evaluation.schema import load_report
 from h2c_hf.modeling import H2CForCausalLM, H2CProcessor
+from h2c_hf.prompts import LETTERS
+from h2c_hf.reports.items import load_items
+from h2c_hf.reports.schema import load_report
 
 
 ROOT = Path(__file__).parent.parent.parent

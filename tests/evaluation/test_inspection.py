@@ -8,10 +8,10 @@ import torch
 from pairs import join, tiny_model
 
 from h2c_hf.atlas.questions import atlas_questions
-from h2c_hf.data.prompts import choice_prompt, letter_ids, user_turn
 from h2c_hf.evaluation.donors import donor_row
 from h2c_hf.evaluation.inspection import inspect
 from h2c_hf.evaluation.methods import METHODS
+from h2c_hf.prompts import choice_prompt, letter_ids, user_turn
 
 
 QUESTIONS = atlas_questions("validation")[:9]

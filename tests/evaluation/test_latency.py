@@ -1,9 +1,9 @@
 import pytest
 
 from h2c_hf.atlas.questions import atlas_questions
-from h2c_hf.data.prompts import PROMPTS
 from h2c_hf.evaluation.latency import break_even, measure, per_token, sweep
 from h2c_hf.evaluation.methods import METHODS
+from h2c_hf.prompts import PROMPTS
 
 
 QUESTIONS = atlas_questions("validation")[:2]

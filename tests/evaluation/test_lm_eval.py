@@ -20,14 +20,14 @@ from transformers import AutoTokenizer
 
 from h2c_hf.atlas.facts import load_facts
 from h2c_hf.atlas.questions import atlas_questions, statement
-from h2c_hf.data.prompts import choice_prompt, letter_ids, user_turn
-from h2c_hf.data.wording import ANSWER_INSTRUCTION, REASONING_INSTRUCTION
 from h2c_hf.evaluation.lm_eval_command import with_model
 from h2c_hf.evaluation.lm_eval_model import ASKED, H2CLM
 from h2c_hf.evaluation.lm_eval_prompts import continuation_ids, encode, newest, pack
 from h2c_hf.evaluation.methods import METHODS
 from h2c_hf.evaluation.runner import evaluate
 from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM
+from h2c_hf.prompts import choice_prompt, letter_ids, user_turn
+from h2c_hf.wording import ANSWER_INSTRUCTION, REASONING_INSTRUCTION
 
 
 QUESTIONS = atlas_questions("test")[:200]

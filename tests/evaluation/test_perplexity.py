@@ -6,8 +6,8 @@ import torch
 
 from h2c_hf.atlas.questions import atlas_questions
 from h2c_hf.data.examples import encode_example
-from h2c_hf.data.prompts import open_answer, open_prompt, user_turn
 from h2c_hf.evaluation.perplexity import load_exchanges, perplexity
+from h2c_hf.prompts import open_answer, open_prompt, user_turn
 
 
 EXCHANGES = [(user_turn(open_prompt(question)), open_answer(question)) for question in atlas_questions("validation")[:5]]

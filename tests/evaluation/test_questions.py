@@ -5,10 +5,10 @@ import pytest
 
 from h2c_hf.atlas.facts import load_facts
 from h2c_hf.atlas.questions import CHOICES, QUESTIONS, STATEMENTS, atlas_passages, atlas_questions, atlas_told
-from h2c_hf.data.prompts import choice_prompt, user_turn
 from h2c_hf.evaluation.hand_off import hand_off_questions, hand_off_rows
 from h2c_hf.evaluation.questions import fit, limits, load_questions
-from h2c_hf.evaluation.subjects import ATLAS_SUBJECTS, CATEGORIES, SUBJECTS
+from h2c_hf.prompts import choice_prompt, user_turn
+from h2c_hf.reports.subjects import ATLAS_SUBJECTS, CATEGORIES, SUBJECTS
 
 
 def write(path, rows: list[dict]) -> str:

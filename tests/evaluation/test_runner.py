@@ -6,12 +6,12 @@ from pairs import join, tiny_model, tiny_processor
 
 from h2c_hf.atlas.questions import atlas_passages, atlas_questions
 from h2c_hf.data.examples import H2CCollator, encode_questions
-from h2c_hf.data.prompts import Prompts, choice_prompt, hint_prompt, letter_ids, user_turn
 from h2c_hf.data.questions import in_words
 from h2c_hf.evaluation.methods import METHODS, Batch, end_tokens
 from h2c_hf.evaluation.questions import fit, limits
 from h2c_hf.evaluation.runner import batches, evaluate
 from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM
+from h2c_hf.prompts import Prompts, choice_prompt, hint_prompt, letter_ids, user_turn
 
 
 QUESTIONS = atlas_questions("validation")[:24]

@@ -7,10 +7,10 @@ import pytest
 from pairs import tiny_processor
 
 from h2c_hf.data.questions import in_words
-from h2c_hf.evaluation.page import markdown
-from h2c_hf.evaluation.report import build_report, save_report
-from h2c_hf.evaluation.schema import load_report
 from h2c_hf.evaluation.sets import QuestionSet, set_report, tokens_of
+from h2c_hf.reports.page import markdown
+from h2c_hf.reports.report import build_report, save_report
+from h2c_hf.reports.schema import load_report
 
 
 TOKENIZER = tiny_processor().receiver_tokenizer

@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 
 from h2c_hf.atlas.questions import atlas_questions
-from h2c_hf.data.prompts import open_prompt, user_turn
 from h2c_hf.evaluation.methods import METHODS, Batch
 from h2c_hf.evaluation.streaming import Writing, stream
+from h2c_hf.prompts import open_prompt, user_turn
 
 
 QUESTION, OTHER = atlas_questions("test")[:2]

@@ -14,8 +14,8 @@ from h2c_hf.cli import main
 from h2c_hf.data.examples import H2CCollator, encode_questions
 from h2c_hf.evaluation.evaluate import load_lora
 from h2c_hf.evaluation.methods import METHODS, Batch
-from h2c_hf.evaluation.schema import load_report
 from h2c_hf.experiments.lora import ReceiverCollator
+from h2c_hf.reports.schema import load_report
 
 
 ROOT = Path(__file__).parents[2]

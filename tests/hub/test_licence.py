@@ -140,7 +140,7 @@ def test_a_pair_of_llama_and_gemma_follows_both(hub, online, llama, meta):
 
 def test_training_that_pushes_is_refused_before_it_begins(online, tmp_path, monkeypatch, capsys):
     """The pair's config alone says so: no weights are read."""
-    monkeypatch.setattr("h2c_hf.training.pair.Pair.bridge_config", lambda self: H2CBridgeConfig(**PAIR))
+    monkeypatch.setattr("h2c_hf.pair.Pair.bridge_config", lambda self: H2CBridgeConfig(**PAIR))
     config = str(Path(__file__).parents[2] / "hub_configs" / "atlas" / "training.yaml")
     train = ["train", config, f"--output_dir={tmp_path / 'bridge'}", "--push_to_hub=true"]
     assert main([*train, "--hub_model_id=u/bridge"]) == 2

@@ -10,9 +10,9 @@ import pytest
 from cards import card_errors
 from huggingface_hub import ModelCard
 
-from h2c_hf.evaluation.page import TITLES
 from h2c_hf.hub.model_card import write_model_card
 from h2c_hf.modeling import H2CBridgeConfig
+from h2c_hf.reports.page import TITLES
 
 
 ATLAS = Path(__file__).parents[2] / "hub_configs" / "atlas"

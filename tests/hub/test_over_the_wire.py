@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from h2c_hf.atlas import MODELS
 from h2c_hf.cli import main
 from h2c_hf.modeling import H2CBridgeConfig, H2CForCausalLM, H2CProcessor
+from h2c_hf.pair import Pair
 from h2c_hf.training.arguments import H2CArguments
-from h2c_hf.training.pair import Pair
 
 
 ATLAS = Path(__file__).parents[2] / "hub_configs" / "atlas"

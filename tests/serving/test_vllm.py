@@ -14,9 +14,9 @@ from pairs import randomize
 from servers import ASKED, QUESTION, ROOT, started
 
 from h2c_hf.atlas.questions import atlas_questions
-from h2c_hf.data.prompts import FORMS
 from h2c_hf.loading import FETCHED, ROLES, BaseModel, load_pair, models_dir
 from h2c_hf.modeling import H2CForCausalLM, H2CProcessor
+from h2c_hf.prompts import FORMS
 
 
 pytestmark = pytest.mark.serve

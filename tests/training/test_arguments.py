@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from h2c_hf.arguments import read_yaml
+from h2c_hf.config_parser import read_yaml
+from h2c_hf.pair import Pair
 from h2c_hf.training.arguments import parse
-from h2c_hf.training.pair import Pair
 
 
 MINIMAL = "sharer: atlas\nreceiver: atlas\ntrain_data: [{path: atlas}]\noutput_dir: out\n"

@@ -21,7 +21,7 @@ def test_the_loss_is_that_of_zero_states_whatever_the_sharer_read(atlas):
 
 
 def test_the_command_trains_an_adapter_without_a_sharer(tmp_path, monkeypatch):
-    from h2c_hf.training.pair import Pair
+    from h2c_hf.pair import Pair
 
     monkeypatch.setattr(Pair, "_sharer", lambda *_: (_ for _ in ()).throw(AssertionError("the Sharer was loaded")))
     few = ["--train_data", "path=atlas,split=validation", "--max_steps", "2", "--report_to", "none", "--save_strategy", "no"]

@@ -16,9 +16,9 @@ from pairs import random_pair, tiny_model, tiny_processor
 
 from h2c_hf.atlas import MODELS
 from h2c_hf.data.examples import H2CCollator
+from h2c_hf.pair import Pair
 from h2c_hf.training import precompute, train
 from h2c_hf.training.arguments import parse
-from h2c_hf.training.pair import Pair
 from h2c_hf.training.sharer_states import SharerStates, StoredStatesCollator, bytes_per_token, states_identity
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from reports import METHODS, REPORTS, REQUIRED, SMALL
 
-from h2c_hf.evaluation.schema import load_report
+from h2c_hf.reports.schema import load_report
 from h2c_hf.visualization.bridge import gate_map, training
 from h2c_hf.visualization.figures import FIGURES, FORMATS, draw, left_out, main
 from h2c_hf.visualization.style import THEMES, wrap
