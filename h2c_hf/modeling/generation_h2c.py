@@ -1,4 +1,4 @@
-"""What it takes for the Receiver's own `generate` to go on from a bridged cache."""
+"""`generate`: the Receiver's own, which goes on from a bridged cache."""
 
 import copy
 
@@ -6,9 +6,10 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, StaticCache
 
-from .families_h2c import backbone_name
-from .inputs_h2c import CACHE, positions
-from .message_h2c import message_length
+from .families_h2c import backbone_name, evaluating
+from .inputs_h2c import CACHE, check_dimensions, check_tensors, execution_device, one_cache, positions, to_fill
+from .message_h2c import message_length, message_mask
+from .stock_h2c import check_arguments, second_position
 
 
 CACHE_IMPLEMENTATIONS = (None, "dynamic", "static")
@@ -182,3 +183,81 @@ def keep_compiled(used: PreTrainedModel, receiver: PreTrainedModel) -> None:
     for name in ("_compiled_call", "_last_compile_config"):
         if name in vars(used):
             setattr(receiver, name, vars(used)[name])
+
+
+class GeneratingMixin:
+    """`generate` of `H2CForCausalLM`."""
+
+    receiver: PreTrainedModel
+    generation_config: GenerationConfig
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        sharer_input_ids: torch.Tensor | None = None,
+        sharer_attention_mask: torch.Tensor | None = None,
+        sharer_hidden_states: tuple[torch.Tensor, ...] | None = None,
+        past_key_values: Cache | None = None,
+        generation_config: GenerationConfig | None = None,
+        cache: Cache | None = None,
+        **kwargs,
+    ):
+        """What the Receiver's own `generate` returns, started on the bridged cache; takes everything that it takes.
+
+        Args:
+            input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states: see `bridged_cache`.
+            past_key_values: an empty cache, which is filled, or one that is bridged already, of all `input_ids` but the last.
+            generation_config, kwargs: as for any model; `self.generation_config` serves where there is none. `cache_implementation`
+                is "dynamic" or "static" (on a GPU, decoding is then compiled into CUDA graphs, as transformers does it).
+            cache: the newer name of `past_key_values`.
+            sharer_max_new_tokens: let the Sharer write so many tokens first, which the bridge reads after its prompt: see `draft`. A
+                setting like others: `generation_config.sharer_max_new_tokens` serves where it is not given, and 0 is no draft.
+        """
+        past_key_values = one_cache(past_key_values, cache)
+        attention_mask, generation_config = second_position(attention_mask, generation_config)
+        if (tokenizer := kwargs.get("tokenizer")) is not None:  # `transformers serve` passes the processor, for stop strings
+            kwargs["tokenizer"] = getattr(tokenizer, "tokenizer", tokenizer)
+        input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
+        check_arguments(input_ids, kwargs)
+        check_tensors(input_ids=input_ids, attention_mask=attention_mask, sharer_input_ids=sharer_input_ids)
+        if kwargs.pop("use_cache", None) is False:
+            raise ValueError("use_cache is False; expected True: what the bridge writes is the cache.")
+        kwargs.pop("prefill_chunk_size", None)  # the prompt is prefilled here, at once
+        configs = [copy.deepcopy(config) for config in (generation_config, self.generation_config) if config is not None]
+        for config in configs:
+            config.use_cache, config.prefill_chunk_size = True, None
+        drafted = setting("sharer_max_new_tokens", kwargs, configs, 0)
+        kwargs.pop("sharer_max_new_tokens", None)
+        if drafted and not self._bridge_disabled:
+            if sharer_input_ids is None or not to_fill(past_key_values) or sharer_hidden_states is not None:
+                raise ValueError(
+                    f"sharer_max_new_tokens is {drafted}, and the Sharer has read its prompt already; expected sharer_input_ids, or 0."
+                )
+            _, sharer_attention_mask, sharer_hidden_states, _ = self.draft(sharer_input_ids, sharer_attention_mask, drafted)
+        device = execution_device(self.receiver)
+        check_dimensions("input_ids", input_ids)
+        input_ids = input_ids.to(device)
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
+        if not self._bridge_disabled:
+            check_rope(self.receiver, attention_mask, new_tokens(input_ids.shape[-1], kwargs, configs))
+        implementation = cache_implementation(kwargs, configs) if past_key_values is None else None
+        if past_key_values is None or (to_fill(past_key_values) and not self._bridge_disabled):
+            sharer_inputs = sharer_input_ids, sharer_attention_mask, sharer_hidden_states
+            past_key_values = self.bridged_cache(input_ids, attention_mask, *sharer_inputs, past_key_values)
+        message = message_mask(past_key_values)
+        if (copies := copies_of_each(kwargs, configs)) > 1:
+            past_key_values.batch_repeat_interleave(copies)
+            message = None if message is None else message.repeat_interleave(copies, 0)
+        if implementation == "static":
+            past_key_values = into_static(past_key_values, self.receiver, input_ids.shape[1], kwargs, configs)
+        evaluating(self.receiver)
+        receiver = continuing_from_cache(self.receiver, bridged=not self._bridge_disabled, message_mask=message)
+        receiver.generation_config = configs[-1]
+        outputs = receiver.generate(
+            input_ids=input_ids, attention_mask=attention_mask, **{CACHE: past_key_values},
+            generation_config=None if generation_config is None else configs[0], **kwargs,
+        )  # fmt: skip
+        keep_compiled(receiver, self.receiver)
+        return outputs if self._bridge_disabled else one_position_first(outputs)

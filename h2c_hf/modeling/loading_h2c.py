@@ -1,12 +1,14 @@
-"""How base models come into memory: arguments of `from_pretrained` for each of them, adapters, and models in the bridge's own repo."""
+"""How a bridge and its base models come into memory: `from_pair`, `from_pretrained`, their arguments for each model, adapters."""
 
 import contextlib
+import copy
 import os
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -16,9 +18,16 @@ try:
 except ImportError:  # before 5.24
     GgufConfig = None
 
-from .configuration_h2c import HUB_ARGUMENTS, location, record_commit
+from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig, location, record_commit
+from .families_h2c import check_joined
+from .generation_h2c import own_defaults
 from .inputs_h2c import execution_device
+from .modeling_h2c_bridge import H2CBridgeModel
 from .stock_h2c import ROLES, by_role
+
+
+if TYPE_CHECKING:
+    from .modeling_h2c import H2CForCausalLM
 
 
 # Arguments of stock `from_pretrained` that say how weights are placed: for both base models.
@@ -191,3 +200,108 @@ def device_map_of(models: dict[str, PreTrainedModel | None], bridge: torch.nn.Mo
 
 
 __all__ = ["base_arguments", "check_adapters", "device_map_of", "load", "without_wrapper"]
+
+
+class LoadingMixin:
+    """Constructors of `H2CForCausalLM`."""
+
+    @classmethod
+    def from_pair(
+        cls,
+        sharer: PreTrainedModel | PreTrainedConfig | str,
+        receiver: PreTrainedModel | str,
+        bridge: H2CBridgeModel | None = None,
+        strict_revisions: bool = False,
+        **overrides,
+    ) -> "H2CForCausalLM":
+        """Join two models (or Hub ids, or folders), with a new bridge where none is given.
+
+        Args:
+            sharer, receiver: decoder-only language models of transformers. An id is loaded in the dtype of its weights. The Sharer's
+                config stands for a Sharer that is not in memory: every call then needs `sharer_hidden_states`.
+            bridge: a bridge for this pair.
+            strict_revisions: refuse, rather than warn of, another revision of a model than `bridge` was trained on.
+            overrides: fields of `H2CBridgeConfig` for the new bridge.
+
+        Raises:
+            ValueError: where `bridge` was made for other shapes, or one of the models cannot be joined by any.
+        """
+        if bridge is not None and overrides:
+            raise ValueError(f"Got a bridge, which has its config, and fields for a new one's: {', '.join(overrides)}; expected either.")
+        models = []
+        for role, model in (("sharer", sharer), ("receiver", receiver)):
+            if isinstance(model, str | os.PathLike):
+                gguf_file = overrides.get(f"{role}_gguf_file")
+                model = load(model, dtype="auto", **({"gguf_file": gguf_file} if gguf_file else {}))
+            models.append(without_wrapper(model))
+        configs = [model if isinstance(model, PreTrainedConfig) else model.config for model in models]
+        config = bridge.config if bridge is not None else H2CBridgeConfig.from_pair(*configs, **overrides)
+        for role, base in zip(("sharer", "receiver"), configs, strict=True):
+            config.check_revision(role, getattr(base, "_commit_hash", None), strict_revisions)
+        model = cls(config, *models, bridge)
+        check_adapters(model._base_models(), config, saving=False)
+        check_joined(model)
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *model_args,
+        sharer: PreTrainedModel | str | None = None,
+        receiver: PreTrainedModel | str | None = None,
+        sharer_quantization_config=None,
+        sharer_kwargs: dict | None = None,
+        receiver_kwargs: dict | None = None,
+        device_map=None,
+        strict_revisions: bool = False,
+        **kwargs,
+    ) -> "H2CForCausalLM":
+        """Load a trained bridge and the two models that its config names.
+
+        Args:
+            pretrained_model_name_or_path: the bridge's repo or folder.
+            sharer, receiver: models, ids or folders to use instead of those that the config names.
+            sharer_quantization_config: for the Sharer alone, for example `BitsAndBytesConfig(load_in_4bit=True)`.
+            sharer_kwargs, receiver_kwargs: more arguments of `from_pretrained` for either model (dtype, attn_implementation ...).
+            device_map: for the two models; the bridge goes where the Receiver is.
+            strict_revisions: refuse, rather than warn of, another revision of a base model than the bridge was trained on.
+            kwargs: as for any model. `dtype` is for all three; by default each keeps the dtype of its weights. A base model that is
+                given as an object keeps its own.
+
+        Raises:
+            ValueError: for arguments to load a base model with that is loaded already, and what `from_pair` refuses.
+        """
+        for role, given, own in (("sharer", sharer, sharer_kwargs or sharer_quantization_config), ("receiver", receiver, receiver_kwargs)):
+            if own and isinstance(given, PreTrainedModel):
+                raise ValueError(f"Got a {role} that is loaded already, and arguments to load it with; expected either.")
+        if device_map is not None and isinstance(sharer, PreTrainedModel) and isinstance(receiver, PreTrainedModel):
+            raise ValueError(
+                f"device_map is {device_map!r}, and both base models are loaded already; expected None: they stay where they are."
+            )
+        if kwargs.get("attn_implementation") is None:
+            kwargs["attn_implementation"] = getattr(kwargs.get("config"), "_asked_attention", None)
+        attn_implementation = kwargs["attn_implementation"]  # of models that are loaded here, `base_arguments` takes care
+        arguments = base_arguments(kwargs, device_map, sharer_quantization_config, sharer_kwargs, receiver_kwargs)
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        repo = {"revision": kwargs.get("revision"), "subfolder": kwargs.get("subfolder", ""), **hub}
+        generation_config = kwargs.pop("generation_config", None)
+        with_info = kwargs.pop("output_loading_info", False)
+        bridge, info = H2CBridgeModel.from_pretrained(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
+        models = []
+        for role, given in (("sharer", sharer), ("receiver", receiver)):
+            if given is None:
+                given, arguments[role] = bridge.config.locate(role, pretrained_model_name_or_path, repo, arguments[role])
+            models.append(load(given, **arguments[role]) if isinstance(given, str | os.PathLike) else given)
+        model = cls.from_pair(*models, bridge, strict_revisions=strict_revisions)
+        for role, given in (("sharer", sharer), ("receiver", receiver)):
+            if isinstance(given, PreTrainedModel):
+                model.set_attn_implementation({role: by_role(attn_implementation)[role]})
+        if isinstance(attn_implementation, str):
+            model.config._attn_implementation = attn_implementation
+        if pretrained_model_name_or_path is not None:  # else the weights are a state dict
+            with contextlib.suppress(OSError):  # the repo need not have one; the Receiver's serves then
+                model.generation_config = own_defaults(GenerationConfig.from_pretrained(pretrained_model_name_or_path, **repo))
+        if generation_config is not None:
+            model.generation_config = copy.deepcopy(generation_config)
+        return (model, info) if with_info else model

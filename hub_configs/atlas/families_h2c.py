@@ -137,3 +137,9 @@ def check_receiver(model, receiver: PreTrainedModel, input_ids: torch.Tensor) ->
 
 
 __all__ = ["backbone", "backbone_name", "check_joined", "check_recomputable", "recomputing"]
+
+
+def evaluating(frozen: PreTrainedModel) -> None:
+    """Put a frozen model into eval mode if it is in training mode. (`eval` walks all modules: as long as a layer of a small model.)"""
+    if frozen.training:
+        frozen.eval()

@@ -57,9 +57,9 @@ print(json.dumps({**found, "process": use(sys.argv[1])}))
 # In a module and in a function of it. (What is executed in place of the process is not there.)
 HOSTILE = {
     "processing_h2c.py": ("class H2CProcessor", "import subprocess\nsubprocess.run(['true'])\n\n\nclass H2CProcessor"),
-    "modeling_h2c.py": (
+    "generation_h2c.py": (
         '        input_ids = kwargs.pop("inputs", None)',
-        """        import socket
+        """        import contextlib, os, socket
         open("/etc/hostname").close()
         os.system("true")
         for hostile in (lambda: socket.create_connection(("127.0.0.1", 9)), lambda: os.execv("/not/there", ["x"])):
