@@ -48,9 +48,11 @@ COMMANDS = {
         False,
     ),
     "push": Command("hub.push", "hub.parsers", "upload a bridge, with its model card and results, to the Hub"),
+    "convert": Command("hub.conversion", "hub.parsers", "turn a checkpoint of the original implementation into a bridge"),
+    "ablate": Command("experiments.ablation", "experiments.parsers", "train forms of the bridge alike on Atlas, and compare them"),
     "atlas": Command("atlas.build", "atlas.parsers", "rebuild the embedded world of facts and tiny models"),
 }
-RESUMED = {"evaluate", "precompute"}  # go on where they stopped when they are started again
+RESUMED = {"evaluate", "precompute", "ablate"}  # go on where they stopped when they are started again
 INTERRUPTED = 130  # exit statuses as shells give them: 128 + SIGINT, 128 + SIGPIPE
 CLOSED_PIPE = 141
 

@@ -1,10 +1,9 @@
-"""`scripts/ablate.py GRID.yaml`: bridges of several forms, trained alike on Atlas, in two tables: forms x runs x seeds.
+"""`h2c ablate GRID.yaml`: bridges of several forms, trained alike on Atlas, in two tables: forms x runs x seeds.
 
 A cell is a bridge of one form, trained in one run (on how much of which questions) with one seed, and then asked. It is kept as a json
 file, so that a grid that was stopped goes on where it was. What is asked, and how the tables are made: `h2c_hf.experiments.merits`.
 """
 
-import argparse
 import json
 import multiprocessing
 import tempfile
@@ -29,6 +28,7 @@ from ..training.arguments import H2CTrainingArguments
 from ..training.trainer import H2CTrainer
 from .cache_fusion import CacheFusion
 from .merits import ALONE, ON_ALL, ON_FEW, ask, harm_table, knowledge_table
+from .parsers import ablate as parser
 
 
 # What a form may say beside the fields of its config: that it is the other system, and a learning rate of its own.
@@ -222,12 +222,8 @@ def tables(grid: Grid, output: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`python scripts/ablate.py GRID.yaml`."""
-    parser = argparse.ArgumentParser(prog="scripts/ablate.py", description=__doc__)
-    parser.add_argument("grid", help="yaml file of the fields of h2c_hf.experiments.ablation.Grid")
-    parser.add_argument("--output", default="outputs/ablation", help="folder of the cells (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=1, help="cells that are computed side by side (default: %(default)s)")
-    options = parser.parse_args(arguments)
+    """`h2c ablate`."""
+    options = parser().parse_args(arguments)
     grid, output = Grid.read(options.grid), Path(options.output)
     run_grid(grid, output, options.processes)
     text = tables(grid, output)

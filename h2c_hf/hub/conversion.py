@@ -1,13 +1,11 @@
-"""Original bridge checkpoints to the Hub layout.
+"""`h2c convert`: original bridge checkpoints to the Hub layout.
 
 The original keeps two modules a layer, `key_modifiers.{t}` and `value_modifiers.{t}`, t counted from the top layer down; here
 all blocks are stacked, from the bottom up (see `H2CBridgeModel`). The values are the same.
 """
 
-import argparse
 import pickle
 import re
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -17,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..hints import next_commands
 from ..modeling import H2CBridgeConfig, H2CBridgeModel
 
 
@@ -237,17 +236,12 @@ def _some(keys) -> str:
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "") or "none"
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command line: exits with one line where the checkpoint, the pair or the output cannot be used."""
-    parser = argparse.ArgumentParser(description="Convert an original H2C bridge checkpoint to a folder in Hub layout.")
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a torch file (read with weights_only=True) or safetensors")
-    parser.add_argument("--sharer", required=True, metavar="DIR_OR_ID", help="the model that reads (its config is enough)")
-    parser.add_argument("--receiver", required=True, metavar="DIR_OR_ID", help="the model that answers (its config is enough)")
-    parser.add_argument("--num_attention_heads", type=int, default=16, help="heads of the bridge's cross-attention (default: 16)")
-    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to make; must not exist, or be empty")
-    arguments = parser.parse_args(argv)
-    try:
-        model = convert(**vars(arguments))
-    except (ConversionError, OSError) as error:
-        sys.exit(f"{parser.prog}: {_one_line(error)}")
-    print(f"{len(model.alignment)} layers, {model.num_parameters():,} parameters, written to {arguments.output}")
+def main(arguments: list[str] | None = None) -> int:
+    """`h2c convert`."""
+    from .parsers import convert as parser
+
+    options = parser().parse_args(arguments)
+    model = convert(**vars(options))
+    print(f"{len(model.alignment)} layers, {model.num_parameters():,} parameters, written to {options.output}")
+    next_commands(f"h2c push {options.output} USER/NAME --dry_run")
+    return 0

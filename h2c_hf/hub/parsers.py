@@ -1,4 +1,4 @@
-"""The argument parsers of models and push. Without torch."""
+"""The argument parsers of models, push and convert. Without torch."""
 
 from ..command_line import Parser
 
@@ -22,4 +22,14 @@ def push() -> Parser:
     parser.add_argument("--license", metavar="ID", help="licence id of the Hub; a Llama or a Gemma in the pair brings its own")
     parser.add_argument("--overwrite_card", action="store_true", help="replace a README.md that was written by hand")
     parser.add_argument("--message", default="Upload bridge", help="of the commit (default: %(default)s)")
+    return parser
+
+
+def convert() -> Parser:
+    parser = Parser("h2c convert", "Convert a checkpoint of the original implementation to a folder in Hub layout.")
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a torch file (read with weights_only=True) or safetensors")
+    parser.add_argument("--sharer", required=True, metavar="DIR_OR_ID", help="the model that reads (its config is enough)")
+    parser.add_argument("--receiver", required=True, metavar="DIR_OR_ID", help="the model that answers (its config is enough)")
+    parser.add_argument("--num_attention_heads", type=int, default=16, help="heads of the bridge's cross-attention (default: %(default)s)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to make; must not exist, or be empty")
     return parser

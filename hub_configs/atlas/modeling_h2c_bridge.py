@@ -69,7 +69,7 @@ def recency_bias(heads: int, mask: torch.Tensor) -> torch.Tensor:
 class H2CBridgeModel(PreTrainedModel):
     """Rewrites a Receiver's KV cache from a Sharer's hidden states, layer by layer.
 
-    Method: the H2C course project, "Hidden-to-Cache"; its checkpoints convert (`scripts/convert_original_checkpoint_to_hf.py`).
+    Method: the H2C course project, "Hidden-to-Cache"; its checkpoints convert (`h2c convert`).
     """
 
     config: H2CBridgeConfig
@@ -143,7 +143,7 @@ class H2CBridgeModel(PreTrainedModel):
                 raise
             raise ValueError(
                 f"{pretrained_model_name_or_path} has no model.safetensors. Pickled weights (.bin, .pt) are not loaded; expected "
-                f"safetensors, which save_pretrained and scripts/convert_original_checkpoint_to_hf.py write."
+                f"safetensors, which save_pretrained and h2c convert write."
             ) from error
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
