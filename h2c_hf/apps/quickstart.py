@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM, AutoProcessor, set_seed
 
 from ..atlas import MODELS
 from ..atlas.questions import atlas_questions
+from ..atomic import atomic
 from ..data.examples import encode_questions
 from ..evaluation.evaluate import print_summary, side_by_side
-from ..evaluation.latency import measure as measure_latency
+from ..evaluation.latency import time_methods
 from ..evaluation.runner import MAX_ANSWER_TOKENS, evaluate
 from ..hints import next_commands
 from ..modeling import H2CForCausalLM, H2CProcessor
@@ -51,7 +52,7 @@ def quickstart(output: str | Path = "outputs/quickstart", seed: int = 0, epochs:
 
     questions = atlas_questions("test")
     print(f"\nAsking {len(questions):,} questions about entities that no training question was about.")
-    report, items = measure(model, processor, questions, history, seed)
+    report, items = make_report(model, processor, questions, history, seed)
     written = save_report(report, output, items)
     written += draw(report, output / "figures")
     print_summary(report)
@@ -99,25 +100,23 @@ def train(model: H2CForCausalLM, processor: H2CProcessor, directory: str, seed: 
 def save_bridge(model: H2CForCausalLM, processor: H2CProcessor, directory: Path, models: Path = MODELS) -> None:
     """Save in Hub layout, with the two tiny models in folders beside, so that the folder works on any machine.
 
-    Written beside its place first, so that an older bridge is only replaced by a whole one.
+    An older bridge is only replaced by a whole one.
     """
-    beside = directory.with_name(directory.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside)
-    processor.save_pretrained(beside)
-    for role in ("sharer", "receiver"):
-        shutil.copytree(models / role, beside / role, ignore=shutil.ignore_patterns("learning_curve.json", "tokenizer*"))
-    shutil.rmtree(directory, ignore_errors=True)
-    beside.replace(directory)
+    with atomic(directory) as temporary_path:
+        model.save_pretrained(temporary_path)
+        processor.save_pretrained(temporary_path)
+        for role in ("sharer", "receiver"):
+            ignored = shutil.ignore_patterns("learning_curve.json", "tokenizer*")
+            shutil.copytree(models / role, temporary_path / role, ignore=ignored)
 
 
-def measure(
+def make_report(
     model: H2CForCausalLM, processor: H2CProcessor, questions: list[dict], history: list[dict], seed: int
 ) -> tuple[dict, dict[str, tuple]]:
     """Evaluate, time, and put into a report; and its items, as `save_report` takes them."""
     results = evaluate(model, processor, questions, REPORTED)
     in_words = evaluate(model, processor, questions, ASKED_IN_WORDS, form="open")
-    timing = measure_latency(model, processor, questions[:TIMED_QUESTIONS], REPORTED)
+    timing = time_methods(model, processor, questions[:TIMED_QUESTIONS], REPORTED)
     report = build_report(
         results,
         timing.pop("latency"),

@@ -25,7 +25,7 @@ from .arguments import EvaluationArguments, parse
 from .donors import donor_row
 from .hand_off import hand_off_questions, hand_off_rows
 from .inspection import inspect
-from .latency import measure
+from .latency import time_methods
 from .methods import METHODS, Batch, own_draft_tokens
 from .perplexity import load_exchanges, perplexity
 from .progress import Progress
@@ -117,7 +117,7 @@ class Run:
         timing = {"latency": {}}
         if options.timed_questions:
             timed = [asked[row] for row in spread_rows(len(asked), options.timed_questions)]
-            timing = measure(self.model, self.processor, timed, methods, options.output_lengths, form=form, **self.shared)
+            timing = time_methods(self.model, self.processor, timed, methods, options.output_lengths, form=form, **self.shared)
         if form == "choice":  # a look into one question, by its letters
             rows = spread_rows(len(asked), options.examples)
             more["examples"] = [side_by_side(self.model, self.processor, asked, row, headline, **self.shared) for row in rows]

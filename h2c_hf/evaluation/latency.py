@@ -38,7 +38,7 @@ class Timed(Batch):
 
 
 @torch.no_grad()
-def measure(
+def time_methods(
     model: H2CForCausalLM,
     processor: H2CProcessor,
     questions: list[dict],

@@ -18,6 +18,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import set_seed
 
 from ..atlas.facts import SPLITS, load_facts
+from ..atomic import write_text
 from ..config_parser import read_yaml
 from ..data.examples import encode_example
 from ..data.sources import DataSource, reader
@@ -155,7 +156,7 @@ def training_arguments(grid: Grid, form: dict, seed: int, steps: int, folder: st
 
 
 def compute(path: Path, grid: Grid, form: str | None = None, run: str | None = None, seed: int | None = None) -> None:
-    """A cell, or (without a form) what both models answer alone; written beside its place and renamed, whole or not at all."""
+    """Compute a cell, or (without a form) the answers of both models alone, and write it atomically."""
     torch.set_num_threads(1)
     started = time.monotonic()
     if form is None:
@@ -167,9 +168,7 @@ def compute(path: Path, grid: Grid, form: str | None = None, run: str | None = N
             "form": form, "run": run, "seed": seed, "fields": grid.forms[form] or {}, "facts": facts, "training_seconds": trained,
             "parameters": model.bridge.num_parameters(), **ask(model, pair()[1], grid.split, ON_FEW if grid.runs[run] else ON_ALL),
         }  # fmt: skip
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(cell) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps(cell) + "\n")
     print(f"{path.name}: {time.monotonic() - started:.0f} s", flush=True)
 
 

@@ -6,7 +6,6 @@ all blocks are stacked, from the bottom up (see `H2CBridgeModel`). The values ar
 
 import pickle
 import re
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..atomic import atomic
 from ..hints import next_commands
 from ..modeling import H2CBridgeConfig, H2CBridgeModel
 
@@ -50,12 +50,8 @@ def convert(checkpoint: str | Path, sharer: str, receiver: str, output: str | Pa
     model.load_state_dict(stack_blocks(state, config), assign=True)
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as directory:
-        staged = Path(directory) / output.name
-        model.save_pretrained(staged)
-        if output.exists():
-            output.rmdir()
-        staged.rename(output)
+    with atomic(output) as temporary_path:
+        model.save_pretrained(temporary_path)
     return model
 
 

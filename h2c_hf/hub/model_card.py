@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment
 
 from .. import REPOSITORY
+from ..atomic import atomic
 from ..modeling import H2CBridgeConfig
 from ..reports.page import REGIMES, TITLES, number, percent
 from ..reports.schema import load_report
@@ -73,12 +74,11 @@ def write_model_card(directory: str | Path, config: H2CBridgeConfig, repo: str, 
         sets=sets, regimes=REGIMES,
         figures=sorted(path.name for path in (directory / "figures").glob("*.png") if not path.stem.endswith("-dark")),
     )  # fmt: skip
-    path = directory / "README.md"
-    beside = directory / "README.md.part"
     text = str(ModelCard(text)).rstrip("\n") + "\n"
-    beside.write_text(f"{text}{signature(text)}\n", encoding="utf-8")
-    write_eval_results(directory, report, repo)
-    return beside.replace(path)
+    with atomic(directory / "README.md") as temporary_path:
+        temporary_path.write_text(f"{text}{signature(text)}\n", encoding="utf-8")
+        write_eval_results(directory, report, repo)  # if this fails, the old card stays
+    return directory / "README.md"
 
 
 def span(row: dict) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..atomic import atomic
 from ..prompts import LETTERS, open_answer
 
 
@@ -42,10 +43,10 @@ def question_id(question: dict) -> str:
 
 
 def save_items(rows: list[dict], path: Path) -> Path:
-    """Written beside its place first."""
-    beside = path.with_name(path.name + ".part")
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), beside)
-    return beside.replace(path)
+    """Write `items.parquet`, atomically."""
+    with atomic(path) as temporary_path:
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary_path)
+    return path
 
 
 def load_items(path: Path) -> list[dict]:

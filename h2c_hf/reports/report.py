@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..atomic import write_text
 from .environment import environment
 from .items import item_rows, save_items
 from .page import CONTROLS, markdown
@@ -18,7 +19,7 @@ def build_report(results: dict[str, dict], latency: dict[str, dict], questions: 
 
     Args:
         results: what `h2c_hf.evaluation.runner.evaluate` returned; with `h2c`, `receiver`, `sharer` and a control.
-        latency: {method: row}, as in what `h2c_hf.evaluation.latency.measure` returned; may be empty.
+        latency: {method: row}, as in what `h2c_hf.evaluation.latency.time_methods` returned; may be empty.
         questions: those that were asked.
         more: further keys of the report.
     """
@@ -81,15 +82,13 @@ def beats_controls(report: dict) -> bool:
 
 
 def save_report(report: dict, directory: str | Path, items: dict[str, tuple[list[dict], dict]] | None = None) -> list[Path]:
-    """Write `report.json`, `report.md` and, with ``items`` {form: (questions, results)}, `items.parquet`; each beside its place
-    first, so that no half of one is ever there."""
+    """Write `report.json`, `report.md` and, with ``items`` {form: (questions, results)}, `items.parquet`; each
+    atomically."""
     check_report(report, "The report")
     texts = {"report.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n", "report.md": markdown(report)}
     paths = []
     for name, text in texts.items():
-        path = Path(directory) / name
-        path.with_suffix(path.suffix + ".part").write_text(text, encoding="utf-8")
-        paths.append(path.with_suffix(path.suffix + ".part").replace(path))
+        paths.append(write_text(Path(directory) / name, text))
     if items:
         rows = [row for form, (questions, results) in items.items() for row in item_rows(form, questions, results)]
         paths.append(save_items(rows, Path(directory) / "items.parquet"))

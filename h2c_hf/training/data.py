@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, IterableDataset
 
+from ..atomic import write_text
 from ..data.mixture import DataReport, build_dataset
 from ..data.rows import spread_rows
 from ..modeling import H2CProcessor
@@ -44,12 +45,10 @@ class Data:
         return "\n".join(f"{role}:\n{report}" for role, report in self.reports.items())
 
     def save(self, directory: Path) -> None:
-        """`data.json`: counts by source and reason; written beside its place first."""
+        """Write `data.json`: counts by source and reason."""
         directory.mkdir(parents=True, exist_ok=True)
-        beside = directory / "data.json.part"
         counts = {role: report.to_dict() for role, report in self.reports.items()}
-        beside.write_text(json.dumps({"counts": counts, "lengths": asdict(self.lengths)}, indent=1) + "\n")
-        beside.replace(directory / "data.json")
+        write_text(directory / "data.json", json.dumps({"counts": counts, "lengths": asdict(self.lengths)}, indent=1) + "\n")
 
 
 def load_data(h2c: H2CArguments, training: H2CTrainingArguments, processor: H2CProcessor, together: int | None = None) -> Data:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from xxhash import xxh3_128
 
+from ..atomic import write_text
 from ..data.examples import H2CCollator
 from ..pair import Pair
 from .arguments import H2CArguments, H2CTrainingArguments
@@ -99,9 +100,7 @@ class SharerStates:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in [*damaged, *self.folder.glob("*.part")]:
             path.unlink()
-        beside = self.folder / "store.json.part"
-        beside.write_text(json.dumps(self.identity, indent=1) + "\n")
-        beside.replace(self.folder / "store.json")
+        write_text(self.folder / "store.json", json.dumps(self.identity, indent=1) + "\n")
 
     def write(self, states: dict[str, torch.Tensor]) -> None:
         """Write a shard: states (layers, length, sharer_hidden_size) by prompt, as `missing` names them.
@@ -111,13 +110,13 @@ class SharerStates:
         """
         dtype = getattr(torch, self.identity["dtype"])
         tensors = {name: tensor for key, state in states.items() for name, tensor in pack(key, state, dtype).items()}
-        beside = self.folder / "shard.part"
+        temporary_path = self.folder / "shard.part"  # a shard is named by its checksum, so it is written before it has a name
         try:
-            save_file(tensors, beside)
-            name = f"{checksum(beside)}.safetensors"
-            beside.replace(self.folder / name)
+            save_file(tensors, temporary_path)
+            name = f"{checksum(temporary_path)}.safetensors"
+            temporary_path.replace(self.folder / name)
         except (OSError, SafetensorError) as error:
-            beside.unlink(missing_ok=True)
+            temporary_path.unlink(missing_ok=True)
             reason = " ".join(str(error).split())
             raise OSError(
                 f"A shard could not be written to {self.folder}: {reason}; the {len(self.shards())} before it are kept, and the same "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib
 
+from ..atomic import atomic
 from ..hints import next_commands
 from ..reports.schema import load_report
 from . import bridge, methods, questions
@@ -57,7 +58,7 @@ def draw(
 ) -> list[Path]:
     """Draw every figure (of `names`) that the report has the data for.
 
-    Each is written beside its place first, so that no half of one is ever there. The same report gives the same bytes.
+    Each is written atomically. The same report gives the same bytes.
 
     Returns:
         The paths: `<name>.png`, and `<name>-dark.png` in the dark theme.
@@ -73,9 +74,9 @@ def draw(
                 finer = max(1, WIDTH / figure.get_figwidth())  # a narrow figure is shown as wide as the others
                 for suffix in formats:
                     path = directory / f"{name}{'' if theme == 'light' else f'-{theme}'}.{suffix}"
-                    beside = path.with_name(path.name + ".part")
-                    figure.savefig(beside, format=suffix, dpi=dpi * finer, metadata=UNDATED.get(suffix))
-                    paths.append(beside.replace(path))
+                    with atomic(path) as temporary_path:
+                        figure.savefig(temporary_path, format=suffix, dpi=dpi * finer, metadata=UNDATED.get(suffix))
+                    paths.append(path)
     return paths
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from h2c_hf.atlas.questions import atlas_questions
-from h2c_hf.evaluation.latency import break_even, measure, per_token, sweep
+from h2c_hf.evaluation.latency import break_even, per_token, sweep, time_methods
 from h2c_hf.evaluation.methods import METHODS
 from h2c_hf.prompts import PROMPTS
 
@@ -18,7 +18,7 @@ PARTS = {
 def test_every_method_is_timed_by_part(atlas):
     model, processor = atlas
     methods = [name for name in METHODS if name not in ("skyline", "lora", "text_to_text_draft")]
-    found = measure(model, processor, QUESTIONS, methods, [5], adapter=model.bridge)
+    found = time_methods(model, processor, QUESTIONS, methods, [5], adapter=model.bridge)
     assert set(found["latency"]) == set(found["latency_parts"]) == set(methods)
     for name, row in found["latency"].items():
         assert 0 < row["ttft_ms_median"] <= row["ttft_ms_p90"]
@@ -36,7 +36,7 @@ def test_every_method_is_timed_by_part(atlas):
 
 def test_one_question_is_timed_too(atlas):
     """With fewer questions than warm up."""
-    found = measure(*atlas, QUESTIONS[:1], ["receiver", "h2c", "sharer"], [2])
+    found = time_methods(*atlas, QUESTIONS[:1], ["receiver", "h2c", "sharer"], [2])
     assert all(row["ttft_ms_median"] > 0 for row in found["latency"].values()) and set(found["latency"]) == {"receiver", "h2c", "sharer"}
 
 
