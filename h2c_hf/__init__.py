@@ -28,7 +28,12 @@ __all__ = ["__version__", *_MODULES]
 def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f"module 'h2c_hf' has no attribute {name!r}; expected one of {', '.join(_MODULES)}.")
-    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    try:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        from .hints import missing
+
+        raise ImportError(missing(f"h2c_hf.{name}", error, "train")) from error
 
 
 def __dir__() -> list[str]:

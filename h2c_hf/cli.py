@@ -9,45 +9,69 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from . import REPOSITORY, __version__
+from .hints import missing
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: the module whose `main(arguments)` returns the exit status, the module of its parser, and what it does."""
+    """A command: the module whose `main(arguments)` returns the exit status, the module of its parser, and what it does.
+
+    `extra` is the extra of the package that installs what the command needs.
+    """
 
     module: str
     parsers: str
     what: str
+    extra: str = "all"
     # Mistakes are told before torch is imported, if the parser reads all arguments; other commands read a yaml file or lm-eval's own.
     complete: bool = True
 
 
 COMMANDS = {
     "quickstart": Command("apps.quickstart", "apps.parsers", "train a bridge on Atlas, measure it, draw it, load it back and ask it"),
-    "chat": Command("apps.chat", "apps.parsers", "talk to a bridge in the terminal, and compare it with the Receiver and text-to-text"),
-    "demo": Command("apps.demo", "apps.parsers", "open a page in which Receiver, text-to-text, H2C and Sharer answer side by side"),
+    "chat": Command(
+        "apps.chat", "apps.parsers", "talk to a bridge in the terminal, and compare it with the Receiver and text-to-text", extra="chat"
+    ),
+    "demo": Command(
+        "apps.demo", "apps.parsers", "open a page in which Receiver, text-to-text, H2C and Sharer answer side by side", extra="demo"
+    ),
     "configs": Command("configs", "configs", "list the configs that come with the package, or copy one to start from"),
-    "train": Command("training.train", "training.parsers", "train a bridge for a pair of models on a mixture of data", False),
+    "train": Command(
+        "training.train", "training.parsers", "train a bridge for a pair of models on a mixture of data", extra="train", complete=False
+    ),
     "precompute": Command(
-        "training.precompute", "training.parsers", "write the Sharer's hidden states of a run's examples once, to train from them", False
+        "training.precompute",
+        "training.parsers",
+        "write the Sharer's hidden states of a run's examples once, to train from them",
+        extra="train",
+        complete=False,
     ),
     "lora": Command(
-        "experiments.lora", "experiments.parsers", "fine-tune the Receiver on the same data without a Sharer, as a baseline", False
+        "experiments.lora",
+        "experiments.parsers",
+        "fine-tune the Receiver on the same data without a Sharer, as a baseline",
+        extra="lora",
+        complete=False,
     ),
     "evaluate": Command(
-        "evaluation.evaluate", "evaluation.parsers", "measure a bridge against baselines and controls, and write a report", False
+        "evaluation.evaluate",
+        "evaluation.parsers",
+        "measure a bridge against baselines and controls, and write a report",
+        extra="eval",
+        complete=False,
     ),
-    "report": Command("reports.compare", "reports.parsers", "print a report, or compare two"),
+    "report": Command("reports.compare", "reports.parsers", "print a report, or compare two", extra="eval"),
     "models": Command("hub.models", "hub.parsers", "list the language models of the real pair, and fetch them"),
-    "serve": Command("apps.serve", "apps.parsers", "answer OpenAI's clients over HTTP"),
-    "plot": Command("visualization.figures", "visualization.parsers", "draw the figures of a saved report"),
+    "serve": Command("apps.serve", "apps.parsers", "answer OpenAI's clients over HTTP", extra="serve"),
+    "plot": Command("visualization.figures", "visualization.parsers", "draw the figures of a saved report", extra="viz"),
     "lm-eval": Command(
         "evaluation.lm_eval_command",
         "evaluation.parsers",
         "run tasks of the lm-evaluation-harness, for any method or control",
-        False,
+        extra="lm-eval",
+        complete=False,
     ),
-    "push": Command("hub.push", "hub.parsers", "upload a bridge, with its model card and results, to the Hub"),
+    "push": Command("hub.push", "hub.parsers", "upload a bridge, with its model card and results, to the Hub", extra="viz"),
     "convert": Command("hub.conversion", "hub.parsers", "turn a checkpoint of the original implementation into a bridge"),
     "ablate": Command("experiments.ablation", "experiments.parsers", "train forms of the bridge alike on Atlas, and compare them"),
     "atlas": Command("atlas.build", "atlas.parsers", "rebuild the embedded world of facts and tiny models"),
@@ -116,7 +140,12 @@ def run(command: str, arguments: list[str]) -> int:
         parser_of(command).parse_args(arguments)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: progress bars would fill a log file
-    return import_module(f"{__package__}.{COMMANDS[command].module}").main(arguments) or 0
+    try:
+        return import_module(f"{__package__}.{COMMANDS[command].module}").main(arguments) or 0
+    except ModuleNotFoundError as error:
+        if (error.name or __package__).split(".")[0] == __package__:
+            raise
+        raise ValueError(missing(f"h2c {command}", error, COMMANDS[command].extra)) from error
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:

@@ -10,6 +10,11 @@ def install(extra: str) -> str:
     return f"pip install 'h2c_hf[{extra}] @ git+{REPOSITORY}'"
 
 
+def missing(what: str, error: ModuleNotFoundError, extra: str) -> str:
+    """Return the sentence about a package that is not installed."""
+    return f"{what} needs {error.name}, which is not installed; install it with: {install(extra)}"
+
+
 def next_commands(*commands: str) -> None:
     """Print the commands that usually follow. They go to standard error, so that a redirected report stays a report."""
     sys.stdout.flush()

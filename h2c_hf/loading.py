@@ -159,12 +159,14 @@ def quantized(quantization: str, model: BaseModel | None = None) -> dict:
     """Return the `quantization_config` argument of a `from_pretrained`.
 
     Raises:
-        ValueError: for a GGUF file, which has its own quantization.
+        ValueError: for a GGUF file, which has its own quantization, or without bitsandbytes.
     """
     if quantization == "none":
         return {}
     if model is not None and model.gguf_file is not None:
         raise ValueError(f"quantization is {quantization!r} and the weights are in {model.gguf_file}; expected 'none' for a GGUF file.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"quantization is {quantization!r}, which needs bitsandbytes; install it with: {install('quant')}")
     return {"quantization_config": BitsAndBytesConfig(**QUANTIZATION[quantization])}
 
 
@@ -229,10 +231,13 @@ def opened(repo: str | None, revision: str | None = None, **options) -> tuple[H2
         OSError: where there is no such repo or folder, in one sentence.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    placed = {} if importlib.util.find_spec("accelerate") is None else {"device_map": {"": device}}
     if repo is None:
         given = options.get("chat_template_kwargs")
-        return load_pair("atlas", dtype=torch.float32, device_map={"": device}, chat_template_kwargs=given)
-    return load_pair(repo, revision, dtype="auto", device_map={"": device}, **options)
+        model, processor = load_pair("atlas", dtype=torch.float32, chat_template_kwargs=given, **placed)
+    else:
+        model, processor = load_pair(repo, revision, dtype="auto", **placed, **options)
+    return (model if placed else model.to(device)), processor
 
 
 def load_model(

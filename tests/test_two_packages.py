@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from source import copy_source
 
+from h2c_hf import REPOSITORY
 from h2c_hf.apps.quickstart import save_bridge
 
 
@@ -56,9 +58,7 @@ def machine(atlas, tmp_path) -> Path:
 
 
 def ask(python: Path, machine: Path) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_", "VIRTUAL_ENV"))}
-    environment |= {"HF_HOME": str(machine / "cache"), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([python, "-c", SCRIPT], cwd=machine, env=environment, capture_output=True, text=True)
+    return elsewhere([python, "-c", SCRIPT], machine)
 
 
 def test_it_loads_and_answers_as_here(atlas, python, machine):
@@ -80,3 +80,57 @@ def test_a_third_package_in_the_code_would_be_found(python, machine, line):
     assert line in code.read_text()
     done = ask(python, machine)
     assert done.returncode != 0 and line.split()[1].split(".")[0] in done.stderr
+
+
+@pytest.fixture(scope="module")
+def bare(python, tmp_path_factory) -> Path:
+    """The same environment with this package as `pip install h2c_hf` leaves it: without extras."""
+    source = copy_source(tmp_path_factory.mktemp("source") / "source")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", source], check=True)
+    return python
+
+
+GENERATES = f"""
+import importlib.util
+from h2c_hf import load_pair
+assert [name for name in {NOT_THERE[1:]} if importlib.util.find_spec(name)] == []
+model, processor = load_pair("atlas")
+inputs = processor.apply_chat_template([{{"role": "user", "content": {ASKED[0]!r}}}])
+output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+print(processor.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+"""
+
+
+def elsewhere(command: list, folder: Path, **kwargs) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_", "VIRTUAL_ENV"))}
+    environment |= {"HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, **kwargs)
+
+
+def test_the_package_without_extras_generates(bare, tmp_path):
+    done = elsewhere([bare, "-c", GENERATES], tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.strip() == "Algeria"
+    chat = elsewhere([bare.parent / "h2c", "chat"], tmp_path, input=f"{ASKED[0]}\nexit\n")
+    assert chat.returncode == 0 and "Algeria" in chat.stdout, chat.stderr[-4000:]
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        ("train atlas --max_steps 1", "train"), ("evaluate atlas --model atlas --output_dir out", "eval"), ("quickstart", "all"),
+        ("report nowhere", "eval"), ("plot nowhere", "viz"), ("push nowhere me/x", "viz"), ("demo", "demo"), ("serve", "serve"),
+        ("lora atlas", "lora"), ("lm-eval --tasks x", "lm-eval"),
+    ],
+)  # fmt: skip
+def test_a_missing_extra_is_named_in_one_sentence(bare, tmp_path, command, extra):
+    done = elsewhere([bare.parent / "h2c", *command.split()], tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr[-4000:]
+    assert done.stderr.endswith(f": pip install 'h2c_hf[{extra}] @ git+{REPOSITORY}'\n")
+
+
+def test_a_public_name_that_needs_an_extra_says_so(bare, tmp_path):
+    done = elsewhere([bare, "-c", "from h2c_hf import H2CTrainer"], tmp_path)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: h2c_hf.H2CTrainer needs ") and "pip install 'h2c_hf[train] @" in last
