@@ -5,7 +5,7 @@ A question is a dict in the columns of ``cais/mmlu``: ``question``, ``choices`` 
 
 import re
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .modeling import H2CProcessor
 from .modeling.processing_h2c import encode_marked, mark_special_tokens, special_pattern
@@ -131,6 +131,14 @@ def ended_ids(tokenizer: PreTrainedTokenizerBase, ids: list[int], answer: str) -
     if not ids:
         raise ValueError(f"The answer {answer!r} has no tokens in the chat template of {_name(tokenizer)}; expected at least one.")
     return ids[: ids.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in ids else ids
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """The argument of `generate` that ends an answer: the model's own end tokens, and the tokenizer's, in which targets end. They differ
+    in models whose generation config was lost on the way, and the answer would then run on."""
+    own = model.generation_config.eos_token_id
+    ends = {*([] if own is None else [own] if isinstance(own, int) else own), tokenizer.eos_token_id} - {None}
+    return {"eos_token_id": sorted(ends)} if ends else {}
 
 
 def following_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:

@@ -10,7 +10,7 @@ import copy
 from functools import cached_property
 
 import torch
-from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchFeature, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from ..loading import PLAIN
@@ -18,7 +18,7 @@ from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.drafts_h2c import Draft
 from ..modeling.inputs_h2c import execution_device, forked
 from ..modeling.loss_h2c import head_of
-from ..prompts import FORMS, PROMPTS, Prompts, hint_prompt, user_turn, with_passage
+from ..prompts import FORMS, PROMPTS, Prompts, end_tokens, hint_prompt, user_turn, with_passage
 
 
 MAX_HINT_TOKENS, MAX_REASONING_TOKENS = 48, 96
@@ -405,11 +405,3 @@ def sharer_text(batch: Batch, inputs: BatchFeature, **kwargs) -> list[str]:
     batch.cut_texts += int((~torch.isin(new, ends).any(1)).sum())
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
     return [text.strip().partition("\n")[0] for text in texts] if PLAIN in (tokenizer.chat_template or "") else texts
-
-
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """The argument of `generate` that ends an answer: the model's own end tokens, and the tokenizer's, in which targets end. They differ
-    in models whose generation config was lost on the way, and the answer would then run on."""
-    own = model.generation_config.eos_token_id
-    ends = {*([] if own is None else [own] if isinstance(own, int) else own), tokenizer.eos_token_id} - {None}
-    return {"eos_token_id": sorted(ends)} if ends else {}

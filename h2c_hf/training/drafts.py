@@ -2,9 +2,9 @@
 
 from datasets import Dataset
 
-from ..evaluation.methods import end_tokens
 from ..modeling import H2CForCausalLM, H2CProcessor
 from ..modeling.processing_h2c import left_pad, padding_id
+from ..prompts import end_tokens
 
 
 BATCH = 32  # examples
