@@ -24,7 +24,7 @@ class ConfigParser(HfArgumentParser):
     def error(self, message: str):
         raise ValueError(f"{message}. `{self.prog} --help` lists the fields.")
 
-    def parse_config(self, arguments: list[str]) -> tuple[Any, ...]:
+    def parse_config(self, arguments: list[str] | None) -> tuple[Any, ...]:
         """Fill the dataclasses from `[CONFIG] [--field value ...]`, with CONFIG a yaml file, its folder, or a name as "atlas".
 
         Raises:

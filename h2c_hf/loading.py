@@ -8,6 +8,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants
@@ -88,7 +89,7 @@ class BaseModel:
         Raises:
             ValueError: for a name that is nothing of these, or a model that was not fetched yet.
         """
-        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         if name in BUNDLED:
             return cls(str(BUNDLED[name] / role), f"./{role}", **options)  # saved in a folder of the bridge's own repo
         path = Path(name).expanduser()
@@ -110,9 +111,9 @@ class BaseModel:
         fetched = {**FETCHED, **{model_id: model_id for model_id in FETCHED.values()}}
         if name in fetched and gguf_file is None:
             short = next(short for short, model_id in FETCHED.items() if model_id == fetched[name])
-            folder = models_dir() / short
-            if folder.is_dir() and revision in (None, read_origin(folder).get("revision")):
-                return cls.find(str(folder), role, None, None, trust_remote_code)
+            fetched_folder = models_dir() / short
+            if fetched_folder.is_dir() and revision in (None, read_origin(fetched_folder).get("revision")):
+                return cls.find(str(fetched_folder), role, None, None, trust_remote_code)
             if name in FETCHED:
                 raise ValueError(f"{role} is {name!r}, which is not in {models_dir()}; fetch it with: h2c models fetch {name}")
         if not is_hub_id(name):
@@ -231,7 +232,7 @@ def opened(repo: str | None, revision: str | None = None, **options) -> tuple[H2
         OSError: where there is no such repo or folder, in one sentence.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    placed = {} if importlib.util.find_spec("accelerate") is None else {"device_map": {"": device}}
+    placed: dict[str, Any] = {} if importlib.util.find_spec("accelerate") is None else {"device_map": {"": device}}
     if repo is None:
         given = options.get("chat_template_kwargs")
         model, processor = load_pair("atlas", dtype=torch.float32, chat_template_kwargs=given, **placed)
@@ -273,6 +274,7 @@ def load_model(
         if name is None and gguf_file is not None:
             raise ValueError(f"{role}_gguf_file is {gguf_file!r} without a {role}; expected the folder or Hub id that holds it.")
         quantization = sharer_quantization if role == "sharer" else "none"
+        base: BaseModel | None
         if name is not None:
             base = BaseModel.find(name, role, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
         else:

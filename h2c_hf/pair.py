@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .atlas import MODELS
+from .config_parser import read_template_kwargs
 from .data.tokenizers import load_tokenizer
 from .errors import naming
 from .loading import ROLES, BaseModel
@@ -40,7 +41,7 @@ class Pair:
 
     def processor(self) -> H2CProcessor:
         processor = H2CProcessor(*(self.base(role).tokenizer(getattr(self.arguments, f"{role}_chat_template")) for role in ROLES))
-        set_template_kwargs(processor, self.arguments.chat_template_kwargs)
+        set_template_kwargs(processor, read_template_kwargs(self.arguments.chat_template_kwargs))
         return processor
 
     def bridge_config(self) -> H2CBridgeConfig:
@@ -49,20 +50,20 @@ class Pair:
         Raises:
             ValueError: where `init_from` is a bridge for another pair, or of another form than the arguments ask for.
         """
-        configs = self.config("sharer"), self.config("receiver")
+        sharer, receiver = self.config("sharer"), self.config("receiver")
         given = {name: value for name in PUBLISHED if (value := getattr(self.arguments, name)) is not None}
         for name in OPTIONAL_PARTS:
             if given.get(name) == 0:  # None, which in a yaml is what is not given
                 given[name] = None
         if self.arguments.init_from:
             config = H2CBridgeConfig.from_pretrained(self.arguments.init_from)
-            config.check_pair(*configs)
+            config.check_pair(sharer, receiver)
             for name, value in given.items():
                 if value != (got := getattr(config, name)):
                     raise ValueError(f"init_from is a bridge with {name} {got}, and {name} is {value}; expected the same, or none.")
             return config
         located = {name: value for role in ROLES for name, value in self.base(role).fields(role).items()}
-        return H2CBridgeConfig.from_pair(*configs, **located, **given)
+        return H2CBridgeConfig.from_pair(sharer, receiver, **{**located, **given})
 
     def message_window(self) -> int | None:
         """Return the Receiver's context window if the bridge gives the Sharer's tokens positions in it."""

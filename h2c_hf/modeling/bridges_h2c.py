@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig
 from .modeling_h2c_bridge import H2CBridgeModel
 
@@ -18,6 +20,9 @@ class BridgesMixin:
 
     config: H2CBridgeConfig
     bridge: H2CBridgeModel
+    sharer: PreTrainedModel | None
+    receiver: PreTrainedModel
+    training: bool
 
     def _init_bridges(self) -> None:
         self._active_bridge, self._bridge_disabled = "default", False
@@ -89,7 +94,7 @@ class BridgesMixin:
         """`to`, `cuda`, `float` and their like: of all bridges."""
         for bridge in self._idle_bridges.values():
             bridge._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[misc]  # of `torch.nn.Module`
 
 
 def is_hub_id(model_id: str | None) -> bool:

@@ -86,7 +86,7 @@ def check_joined(model) -> None:
         if base is None or any(parameter.is_meta for parameter in base.parameters()):
             continue
         refusal = f"{type(base).__name__} cannot be the {role.capitalize()}"
-        padded = READS_PADDING
+        padded: tuple[str, ...] = READS_PADDING
         if role == "receiver":
             padded += READS_PADDING_FROM_CACHE + (READS_PADDING_AFTER_MESSAGE if model.config.bridge_form == "message" else ())
         if base.config.get_text_config(decoder=True).model_type in padded:

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import os
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -207,7 +207,7 @@ class LoadingMixin:
 
     @classmethod
     def from_pair(
-        cls,
+        cls: Any,
         sharer: PreTrainedModel | PreTrainedConfig | str,
         receiver: PreTrainedModel | str,
         bridge: H2CBridgeModel | None = None,
@@ -245,7 +245,7 @@ class LoadingMixin:
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: Any,
         pretrained_model_name_or_path,
         *model_args,
         sharer: PreTrainedModel | str | None = None,
@@ -304,4 +304,6 @@ class LoadingMixin:
                 model.generation_config = own_defaults(GenerationConfig.from_pretrained(pretrained_model_name_or_path, **repo))
         if generation_config is not None:
             model.generation_config = copy.deepcopy(generation_config)
-        return (model, info) if with_info else model
+        if with_info:
+            return model, info  # type: ignore[return-value]  # as stock `from_pretrained`
+        return model

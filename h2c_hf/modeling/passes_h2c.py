@@ -48,7 +48,7 @@ def join(stream, cache: Cache) -> None:
 def passes_by_length(attention_mask: torch.Tensor, least: int) -> list[tuple[list[int], int]]:
     """Rows of a left-padded batch (batch, length) in groups of like lengths, shortest first: (rows, the longest's length) of each.
     A group takes rows until it has `least` tokens. All rows are one group where several would spare less than a tenth of the tokens."""
-    groups = [([], 0)]
+    groups: list[tuple[list[int], int]] = [([], 0)]
     lengths = attention_mask.sum(1).tolist()
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
         rows, length = groups[-1]

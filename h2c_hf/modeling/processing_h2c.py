@@ -107,10 +107,10 @@ class H2CProcessor(ProcessorMixin):
         for role, given in (("receiver", conversation), ("sharer", sharer_conversation)):
             tokenizer = getattr(self, f"{role}_tokenizer")
             rendered = self.render(role, given, add_generation_prompt=add_generation_prompt, **kwargs)
-            single = isinstance(rendered, str)
-            rows[role] = encode_marked(tokenizer, [rendered] if single else rendered) if tokenize else []
-            plain = [MARKED.sub(r"\1", text) for text in ([rendered] if single else rendered)]
-            texts[role] = plain[0] if single else plain
+            prompts = [rendered] if isinstance(rendered, str) else rendered
+            rows[role] = encode_marked(tokenizer, prompts) if tokenize else []
+            plain = [MARKED.sub(r"\1", text) for text in prompts]
+            texts[role] = plain[0] if isinstance(rendered, str) else plain
         if not tokenize:
             return {"text": texts["receiver"], "sharer_text": texts["sharer"]}
         return self._inputs(rows["receiver"], rows["sharer"], return_tensors)

@@ -21,6 +21,7 @@ class ReadingMixin:
     bridge: H2CBridgeModel
     sharer: PreTrainedModel | None
     receiver: PreTrainedModel
+    _bridge_disabled: bool
 
     @torch.compiler.disable  # frozen passes are run as they are: each family would be compiled in its own way
     @torch.no_grad()
@@ -42,7 +43,7 @@ class ReadingMixin:
             ValueError: where the model was made with the Sharer's config alone.
         """
         passes = self._passes(sharer_input_ids, sharer_attention_mask if cache is None else None)
-        read = [None] * (self.config.sharer_num_hidden_layers + 1)
+        read: list[torch.Tensor | None] = [None] * (self.config.sharer_num_hidden_layers + 1)
         layers = list(range(len(read))) if layers is None else sorted(layers)
         if len(passes) == 1:
             self._read(sharer_input_ids, sharer_attention_mask, layers, read.__setitem__, cache)
@@ -181,8 +182,8 @@ class ReadingMixin:
 
         def rewrite(group: tuple[int, int], states: dict[int, torch.Tensor]) -> None:
             join(prefill_stream, cache)
-            states = tuple(states.get(index) for index in range(depth + 1))
-            bridge(states, cache, sharer_attention_mask, receiver_attention_mask, in_place=True, group=group)
+            hidden_states = tuple(states.get(index) for index in range(depth + 1))
+            bridge(hidden_states, cache, sharer_attention_mask, receiver_attention_mask, in_place=True, group=group)
 
         groups = bridge.groups(len(sharer_input_ids), max(cache.get_seq_length(), sharer_input_ids.shape[1]))
         self._read(sharer_input_ids, sharer_attention_mask, bridge.read_layers, in_groups(groups, rewrite))

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers import TrainingArguments
@@ -63,6 +64,7 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
     for name in ("sharer", "receiver", "train_data"):
         if not getattr(h2c, name):
             raise ValueError(f"{name} is missing; expected it in the yaml file or as --{name} VALUE.")
+    train_data, validation_data = (cast("list[DataSource]", sources) for sources in (h2c.train_data, h2c.validation_data))
     validated = bool(h2c.validation_data) or h2c.validation_fraction > 0
     evaluates = training.eval_strategy != "no"
     contradictions = {
@@ -82,7 +84,7 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
             h2c.streaming and training.dataloader_num_workers
         ),
         "a source is in train_data and in validation_data; expected validation on what is not trained on": any(
-            source.overlaps(other) for source in h2c.train_data for other in h2c.validation_data
+            source.overlaps(other) for source in train_data for other in validation_data
         ),
         "streaming and sharer_states are both given: a stream cannot be computed ahead; expected either": (
             h2c.streaming and h2c.sharer_states

@@ -1,6 +1,7 @@
 """`generate`: the Receiver's own, which goes on from a bridged cache."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -190,6 +191,9 @@ class GeneratingMixin:
 
     receiver: PreTrainedModel
     generation_config: GenerationConfig
+    _bridge_disabled: bool
+    draft: Callable
+    bridged_cache: Callable
 
     @torch.no_grad()
     def generate(

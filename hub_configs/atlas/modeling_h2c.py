@@ -38,7 +38,8 @@ class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, Br
     config_class = H2CBridgeConfig
     base_model_prefix = "bridge"
     main_input_name = "input_ids"
-    _no_split_modules = []
+    _no_split_modules: list[str] = []
+    _keep_in_fp32_modules_strict: set[str]
     _supports_sdpa = True
 
     def __init__(

@@ -76,7 +76,7 @@ class H2CBridgeModel(PreTrainedModel):
     config_class = H2CBridgeConfig
     base_model_prefix = "bridge"
     main_input_name = "sharer_hidden_states"
-    _no_split_modules = []
+    _no_split_modules: list[str] = []
     _supports_sdpa = True  # its attention is `scaled_dot_product_attention`
 
     def __init__(self, config: H2CBridgeConfig):
@@ -212,7 +212,7 @@ class H2CBridgeModel(PreTrainedModel):
     def gate_values(self) -> dict[str, list[float | None]]:
         """sigmoid(gate) of every block, {"key": [...], "value": [...]}; index = Receiver layer, None where it is not bridged. A
         bridge of the message form has no gates: None for every layer."""
-        values = {kind: [None] * self.config.receiver_num_hidden_layers for kind in ("key", "value")}
+        values: dict[str, list[float | None]] = {kind: [None] * self.config.receiver_num_hidden_layers for kind in ("key", "value")}
         if self.message is not None:
             return values
         gate = self.gate.detach()
@@ -358,9 +358,9 @@ class H2CBridgeModel(PreTrainedModel):
         query = query.view(blocks * batch, tokens // batch, heads, size // heads).transpose(1, 2)
         width = size // heads
         wider = -width % 16 if query.device.type == "cpu" else 0  # its kernel takes 16 numbers at once, and slows down with 8
+        query, key, value = (F.pad(states, (0, wider)) if wider else states for states in (query, key, value))
         attended = F.scaled_dot_product_attention(
-            *(F.pad(states, (0, wider)) if wider else states for states in (query, key, value)),
-            attn_mask=mask, dropout_p=self.config.dropout if self.training else 0.0, scale=width**-0.5,
+            query, key, value, attn_mask=mask, dropout_p=self.config.dropout if self.training else 0.0, scale=width**-0.5,
         )[..., :width]  # fmt: skip
         return self.o_proj(attended.transpose(1, 2).reshape(blocks, tokens, size), group)
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -44,7 +44,7 @@ LAYER_ALIGNMENTS = ("top_down",)
 BRIDGE_FORMS = ("rewrite", "message")
 # What the original project built: every field of `H2CBridgeConfig` that says how a bridge is built, and their defaults, so that configs
 # of before there were other forms are read as what they are. What a new bridge gets, says `from_pair`.
-PUBLISHED = {
+PUBLISHED: dict[str, Any] = {
     "bridge_form": "rewrite",
     "num_attention_heads": 16, "ffn_multiplier": 4, "dropout": 0.1, "gate_init": 1.0, "layer_alignment": "top_down",
     "recency_bias": False, "start_shut": False, "update_scale": 1.0, "sharer_rank": None,

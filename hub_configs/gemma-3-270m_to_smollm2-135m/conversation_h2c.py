@@ -84,9 +84,9 @@ class H2CConversation:
         """What is kept after this turn; what is kept now stays as it is."""
         model, past = self.model, self._past
         if past is None or past.bridge is not model.bridge:  # the bridge was swapped
-            caches = [DynamicCache(config=base.config) for base in (model.sharer, model.receiver, model.receiver)]
+            sharer_cache, *receiver_caches = (DynamicCache(config=base.config) for base in (model.sharer, model.receiver, model.receiver))
             unread = (None,) * (model.config.sharer_num_hidden_layers + 1)
-            past = Past(model.bridge, [], caches[0], unread, [], *caches[1:], [])
+            past = Past(model.bridge, [], sharer_cache, unread, [], receiver_caches[0], receiver_caches[1], [])
         ids, sharer_ids = input_ids[0, :-1].tolist(), sharer_input_ids[0].tolist()
         # The last position is always read and bridged: where nothing is new, the last turn is answered again.
         same, sharer_same = common_prefix(past.ids, ids[:-1]), common_prefix(past.sharer_ids, sharer_ids)

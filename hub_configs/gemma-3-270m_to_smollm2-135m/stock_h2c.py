@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from .families_h2c import backbone, check_recomputable
 
@@ -22,6 +22,7 @@ class StockMixin:
 
     supports_gradient_checkpointing = True
     gradient_checkpointing = False
+    config: PreTrainedConfig
     sharer: PreTrainedModel | None
     receiver: PreTrainedModel
 
