@@ -67,7 +67,7 @@ class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, Br
             frozen.requires_grad_(False)
         self.post_init()
         # The bridge's own, which would else name parts of base models too ("gate" is in "gate_proj").
-        own = self.bridge._keep_in_fp32_modules_strict
+        own = set(self.bridge._keep_in_fp32_modules_strict)
         self._keep_in_fp32_modules_strict = (self._keep_in_fp32_modules_strict - own) | {f"bridge.{name}" for name in own}
         self.generation_config = own_defaults(receiver.generation_config)
         if places := device_map_of(self._base_models(), self.bridge):
