@@ -122,7 +122,7 @@ def all_columns(attention: torch.Tensor) -> torch.Tensor:
 
 
 def into_static(cache: Cache, receiver: PreTrainedModel, prompt_length: int, arguments: dict, configs: list[GenerationConfig]) -> Cache:
-    """A static cache with what `cache` holds and with room for what is generated. `cache` is emptied on the way."""
+    """Move the contents of `cache` into a static cache that has room for the new tokens. `cache` is emptied on the way."""
     room = message_length(cache) + prompt_length + new_tokens(prompt_length, arguments, configs)
     length = -(-room // STATIC_STEP) * STATIC_STEP
     static = StaticCache(config=receiver.config, max_cache_len=length)
@@ -180,7 +180,7 @@ def continuing_from_cache(receiver: PreTrainedModel, bridged: bool, message_mask
 
 
 def keep_compiled(used: PreTrainedModel, receiver: PreTrainedModel) -> None:
-    """Hand what `generate` compiled for a copy of the Receiver on to the next copy."""
+    """Hand the code that `generate` compiled for a copy of the Receiver on to the next copy."""
     for name in ("_compiled_call", "_last_compile_config"):
         if name in vars(used):
             setattr(receiver, name, vars(used)[name])
@@ -208,16 +208,16 @@ class GeneratingMixin:
         cache: Cache | None = None,
         **kwargs,
     ):
-        """What the Receiver's own `generate` returns, started on the bridged cache; takes everything that it takes.
+        """Generate with the Receiver's own `generate`, started on the bridged cache. All its arguments work, and its output is returned.
 
         Args:
             input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states: see `bridged_cache`.
             past_key_values: an empty cache, which is filled, or one that is bridged already, of all `input_ids` but the last.
-            generation_config, kwargs: as for any model; `self.generation_config` serves where there is none. `cache_implementation`
+            generation_config, kwargs: as for any model; the default is `self.generation_config`. `cache_implementation`
                 is "dynamic" or "static" (on a GPU, decoding is then compiled into CUDA graphs, as transformers does it).
             cache: the newer name of `past_key_values`.
             sharer_max_new_tokens: let the Sharer write so many tokens first, which the bridge reads after its prompt: see `draft`. A
-                setting like others: `generation_config.sharer_max_new_tokens` serves where it is not given, and 0 is no draft.
+                setting like others: the default is `generation_config.sharer_max_new_tokens`, and 0 is no draft.
         """
         past_key_values = one_cache(past_key_values, cache)
         attention_mask, generation_config = second_position(attention_mask, generation_config)

@@ -1,6 +1,6 @@
 """Sharer + bridge + Receiver as one causal language model: `forward()` for training and scoring, `generate()` for text.
 
-What both do, through one code path (`bridged_cache`): the Sharer reads its prompt; the Receiver prefills its own but for
+Both go through one code path, `bridged_cache`: the Sharer reads its prompt; the Receiver prefills its own but for
 the last token, the *kickstart*; the bridge rewrites that cache. Then the stock Receiver goes on from the kickstart.
 """
 
@@ -139,9 +139,9 @@ class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, Br
             sharer_input_ids, sharer_attention_mask, sharer_hidden_states: see `bridged_cache`.
             labels: (batch, N + T), -100 on the prompt and on padding. All targets begin in the same column.
             past_key_values: an empty cache, which is filled, or one that is bridged already; `input_ids` then holds the whole prompt or,
-                with a longer `attention_mask`, what is new.
+                with a longer `attention_mask`, the new tokens.
             num_items_in_batch: the number of targets over accumulated batches, from the Trainer.
-            use_cache: False leaves the cache out of what is returned; there is one either way.
+            use_cache: False leaves the cache out of the output; there is one either way.
             cache: the newer name of `past_key_values`.
             skip_logits: with `labels`, compute the loss alone; the same loss, in much less memory. `logits` is None then.
             kwargs: passed to the Receiver.
@@ -199,11 +199,11 @@ class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, Br
     # Text
 
     def conversation(self) -> H2CConversation:
-        """A conversation of several turns, which keeps what it has read."""
+        """Return a conversation of several turns: each turn reads only the new tokens."""
         return H2CConversation(self)
 
     def prefix_cache(self, max_bytes: int = 2**30) -> H2CPrefixCache:
-        """Answers prompts that begin alike, and reads what they share once."""
+        """Return a cache for prompts that begin alike: both models read the shared prefix once."""
         return H2CPrefixCache(self, max_bytes)
 
 

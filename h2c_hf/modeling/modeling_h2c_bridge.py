@@ -59,8 +59,11 @@ def check_hashes(folder: Path) -> None:
 
 
 def recency_bias(heads: int, mask: torch.Tensor) -> torch.Tensor:
-    """What the heads add to their scores, (batch, heads, 1, length), by how many tokens stand after; see `H2CBridgeConfig`.
-    mask: (batch, length), which may have padding anywhere."""
+    """Return the bias of the attention scores, (batch, heads, 1, length), by the number of later tokens; see `H2CBridgeConfig`.
+
+    Args:
+        mask: (batch, length), which may have padding anywhere.
+    """
     slopes = 2 ** (torch.arange(heads, device=mask.device) * (-8 / heads))
     after = mask.sum(1, keepdim=True) - mask.cumsum(1)
     return -slopes[:, None, None] * after[:, None, None]
@@ -182,9 +185,11 @@ class H2CBridgeModel(PreTrainedModel):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """For inference: fold norms and gates into the projections beside them, in place. What comes out is the same but for rounding;
-        what is spared is work that does not depend on the prompt. A folded bridge is neither trained, saved nor loaded into. A bridge of
-        the message form has nothing to fold."""
+        """Fold norms and gates into the neighbouring projections, in place, for inference.
+
+        The output is the same but for rounding; work that does not depend on the prompt is done once. A folded bridge cannot be trained,
+        saved or loaded into. A bridge of the message form has nothing to fold.
+        """
         if self.folded or self.message is not None:
             return
         reading = self.kv_proj if self.config.sharer_rank is None else self.sharer_proj
@@ -210,8 +215,10 @@ class H2CBridgeModel(PreTrainedModel):
         raise ValueError("The bridge is folded, which is for inference alone; load it again to train it, save it or load weights into it.")
 
     def gate_values(self) -> dict[str, list[float | None]]:
-        """sigmoid(gate) of every block, {"key": [...], "value": [...]}; index = Receiver layer, None where it is not bridged. A
-        bridge of the message form has no gates: None for every layer."""
+        """Return sigmoid(gate) of every block, {"key": [...], "value": [...]}, by Receiver layer; None for a layer that is not bridged.
+
+        A bridge of the message form has no gates: None for every layer.
+        """
         values: dict[str, list[float | None]] = {kind: [None] * self.config.receiver_num_hidden_layers for kind in ("key", "value")}
         if self.message is not None:
             return values
@@ -246,7 +253,7 @@ class H2CBridgeModel(PreTrainedModel):
             group: one of `groups`, to rewrite its layers alone; hidden states that only others read may be None.
 
         Raises:
-            ValueError: where a shape is not what the config says, or a layer keeps only a window of the prompt.
+            ValueError: if a shape is not that of the config, or a layer keeps only a window of the prompt.
         """
         alignment = self.alignment if group is None else self.alignment[slice(*group)]
         read = [index for _, index in alignment] + [0] * self.config.reads_embeddings
@@ -320,7 +327,12 @@ class H2CBridgeModel(PreTrainedModel):
             layer.keys, layer.values = keys.to(layer.keys.device), values.to(layer.values.device)
 
     def _rewrite(self, group, sharer_hidden_states, sharer_attention_mask, receiver_attention_mask, receiver) -> torch.Tensor:
-        """What the blocks of a group add, added. receiver: (blocks, batch * length, size); sharer_hidden_states: one for each layer."""
+        """Return the keys and values of a group with the blocks' updates added.
+
+        Args:
+            sharer_hidden_states: one for each layer, (batch, sharer length, sharer_hidden_size).
+            receiver: (blocks, batch * length, size), keys and values.
+        """
         device, dtype, batch = self.gate.device, self.dtype, len(sharer_hidden_states[0])
         sharer = [states.to(device, dtype).flatten(0, 1) for states in sharer_hidden_states]
 
@@ -365,11 +377,10 @@ class H2CBridgeModel(PreTrainedModel):
         return self.o_proj(attended.transpose(1, 2).reshape(blocks, tokens, size), group)
 
     def _keys_and_values(self, group, sharer) -> torch.Tensor:
-        """What a group's blocks attend to, (blocks / 2, tokens, 4 * size): k and v of a layer's key block, then of its value block.
+        """Return the cross-attention's k and v, (blocks / 2, tokens, 4 * size): of a layer's key block, then of its value block.
 
-        Both blocks read the same hidden states, with norms of their own: one matmul for both. Where a norm takes off the mean and
-        multiplies is linear, so it is in the weights; what differs from token to token, the deviation, divides what comes out, a
-        fraction as wide as what goes in.
+        Both blocks read the same hidden states, with norms of their own: one matmul serves both. Centering and scaling are linear, so
+        they are folded into the weights. Only 1 / std varies by token; it is applied to the narrow output.
         """
         shared = self.config.sharer_rank is not None
         layers = slice(group.start // 2, group.stop // 2)

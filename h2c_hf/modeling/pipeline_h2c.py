@@ -11,8 +11,10 @@ from .processing_h2c import padding_id
 
 
 class H2CTextGenerationPipeline(TextGenerationPipeline):
-    """Takes what `TextGenerationPipeline` takes, but for what cuts a prompt. A hand-off, in which the Sharer reads what the Receiver
-    does not see, is `{"conversation": messages, "sharer_conversation": messages}` in place of a conversation.
+    """`TextGenerationPipeline` for a bridge; options that cut a prompt are refused.
+
+    A hand-off, in which the Sharer reads a text that the Receiver does not see, is
+    `{"conversation": messages, "sharer_conversation": messages}` in place of a conversation.
     """
 
     _load_processor = True

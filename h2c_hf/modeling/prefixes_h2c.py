@@ -1,4 +1,4 @@
-"""Prompts that begin alike: an instruction, a passage, few-shot examples. What they share is read once, by both models."""
+"""Prompts that begin alike: an instruction, a passage, few-shot examples. Both models read the shared prefix once."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from .inputs_h2c import check_goes_on, check_prompt, forked, refuse_cache
 
 @dataclass
 class Prefix:
-    """What both models keep of the tokens that prompts begin with; a batch of one."""
+    """The caches and hidden states of a shared prefix; a batch of one."""
 
     sharer_cache: Cache
     sharer_hidden_states: tuple[torch.Tensor | None, ...]
@@ -25,17 +25,17 @@ class Prefix:
 
 
 class H2CPrefixCache:
-    """Answers batches of prompts that share a prefix. What either model made of a prefix is kept, the least recently used dropped
-    first; the bridge rewrites every position for every prompt, since each attends to all that the Sharer read.
+    """Answers batches of prompts that share a prefix.
 
-    Whether a prefix was kept or is read anew changes no bit of what is answered.
+    Both models' caches of a prefix are kept; the least recently used prefix is dropped first. The bridge rewrites every position for every
+    prompt, since each attends to all that the Sharer read. Answers are bitwise the same with a kept prefix and with a new one.
     """
 
     def __init__(self, model, max_bytes: int):
         """
         Args:
             model: an `H2CForCausalLM`.
-            max_bytes: of what is kept.
+            max_bytes: the most bytes of kept prefixes.
 
         Raises:
             ValueError: for a model without the Sharer's weights, or a model that keeps other than keys and values.
@@ -46,7 +46,7 @@ class H2CPrefixCache:
 
     @property
     def bytes(self) -> int:
-        """Of what is kept now."""
+        """The bytes of the kept prefixes."""
         return sum(prefix.bytes for prefix in self._kept.values())
 
     def clear(self) -> None:
@@ -63,11 +63,11 @@ class H2CPrefixCache:
         sharer_attention_mask: torch.Tensor | None = None,
         **kwargs,
     ):
-        """What `H2CForCausalLM.generate` returns for the whole prompts.
+        """Return the output of `H2CForCausalLM.generate` for the whole prompts.
 
         Args:
-            prefix: `input_ids` and `sharer_input_ids`, (1, length) each, that every prompt begins with: what
-                `processor.apply_chat_template(messages, add_generation_prompt=False)` gives for the messages that all share.
+            prefix: `input_ids` and `sharer_input_ids`, (1, length) each, that every prompt begins with: of the shared messages,
+                `processor.apply_chat_template(messages, add_generation_prompt=False)`.
             input_ids, sharer_input_ids, attention_mask, sharer_attention_mask: (batch, length), the whole prompts, left-padded.
             kwargs: as for `H2CForCausalLM.generate`.
 
@@ -115,7 +115,7 @@ class H2CPrefixCache:
         return model.bridge(states, cache, mask, attention_mask[:, :-1], in_place=True)
 
     def _read(self, prefix: dict[str, torch.Tensor]) -> Prefix:
-        """What is kept of a prefix, read where it is not."""
+        """Return the kept caches of a prefix; read it first if it is new."""
         model, layers = self.model, self.model.bridge.read_layers
         ids, sharer_ids = prefix["input_ids"], prefix["sharer_input_ids"]
         key = (*layers, None, *sharer_ids[0].tolist(), None, *ids[0].tolist())
@@ -154,8 +154,10 @@ def check_prefix(name: str, prefix: dict[str, torch.Tensor], input_ids: torch.Te
 
 
 def after_prefix(input_ids: torch.Tensor, attention_mask: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What comes after the first `length` tokens of each row, left-padded, (batch, width); and a mask (batch, length + width) of prefix and
-    rest: padding then stands between them."""
+    """Return the tokens after the first `length` of each row, left-padded, (batch, width), and a mask of prefix and rest.
+
+    The mask is (batch, length + width): padding then stands between prefix and rest.
+    """
     rest = attention_mask.sum(1) - length
     width = int(rest.max())
     own = torch.arange(width, device=rest.device) >= width - rest[:, None]

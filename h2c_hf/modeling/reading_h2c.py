@@ -11,7 +11,7 @@ from .drafts_h2c import Draft, write_draft
 from .families_h2c import backbone, evaluating
 from .inputs_h2c import CACHE, check_prompt, execution_device, forked, model_inputs, to_fill
 from .modeling_h2c_bridge import H2CBridgeModel
-from .passes_h2c import PASS_TOKENS, beside, in_groups, join, passes_by_length, read_through
+from .passes_h2c import PASS_TOKENS, in_groups, join, passes_by_length, read_through, side_stream
 
 
 class ReadingMixin:
@@ -32,15 +32,15 @@ class ReadingMixin:
         layers: list[int] | None = None,
         cache: Cache | None = None,
     ) -> tuple[torch.Tensor | None, ...]:
-        """The Sharer's hidden states, (batch, sharer length, sharer_hidden_size) each. No LM head.
+        """Return the Sharer's hidden states, (batch, sharer length, sharer_hidden_size) each. The LM head is not run.
 
         Args:
             layers: which of the S + 1 states to keep, by default all; the others are None.
-            cache: the Sharer's, of what stands before `sharer_input_ids`; these are added to it, and `sharer_attention_mask` is then of
-                both. None: no cache.
+            cache: the Sharer's cache of earlier tokens; `sharer_input_ids` are added to it, and `sharer_attention_mask` then covers both.
+                None: no cache.
 
         Raises:
-            ValueError: where the model was made with the Sharer's config alone.
+            ValueError: if the model was made with the Sharer's config only.
         """
         passes = self._passes(sharer_input_ids, sharer_attention_mask if cache is None else None)
         read: list[torch.Tensor | None] = [None] * (self.config.sharer_num_hidden_layers + 1)
@@ -80,8 +80,12 @@ class ReadingMixin:
     @torch.compiler.disable
     @torch.no_grad()
     def prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: Cache | None = None) -> Cache:
-        """The Receiver's own cache of all `input_ids` but the last, the kickstart; or `cache`, of what stands before them, with these
-        added: `attention_mask` is then of both."""
+        """Return the Receiver's own cache of all `input_ids` but the last, the kickstart.
+
+        Args:
+            input_ids, attention_mask: (batch, N), left-padded.
+            cache: the cache of earlier tokens, to which these are added; `attention_mask` then covers both.
+        """
         evaluating(self.receiver)
         cache = DynamicCache(config=self.receiver.config) if cache is None else cache
         mask = None if attention_mask is None else attention_mask[:, :-1]
@@ -128,8 +132,8 @@ class ReadingMixin:
         Args:
             input_ids, attention_mask: (batch, N), the Receiver's prompt, left-padded.
             sharer_input_ids, sharer_attention_mask: (batch, sharer length), the Sharer's prompt, left-padded.
-            sharer_hidden_states: what `read` returns, instead of `sharer_input_ids`.
-            receiver_cache: what `prefill` returns for the same prompt, where that is at hand; or an empty cache, which is filled.
+            sharer_hidden_states: the output of `read`, instead of `sharer_input_ids`.
+            receiver_cache: the output of `prefill` for the same prompt, if it is at hand; or an empty cache, which is filled.
 
         Raises:
             ValueError: for inputs that are missing, empty, right-padded or longer than a context window.
@@ -153,7 +157,7 @@ class ReadingMixin:
             raise ValueError(f"The Sharer got {sharer_batch} prompts and the Receiver {len(input_ids)}; expected as many.")
 
         in_place = to_fill(receiver_cache)
-        with beside(execution_device(self.receiver)) as prefill_stream:  # first: the Sharer's pass is the longer one
+        with side_stream(execution_device(self.receiver)) as prefill_stream:  # first: the Sharer's pass is the longer one
             if in_place:
                 receiver_cache = self.prefill(input_ids, attention_mask, receiver_cache)
         receiver_mask = None if attention_mask is None else attention_mask[:, :-1]
@@ -177,7 +181,7 @@ class ReadingMixin:
 
     @torch.compiler.disable
     def _bridge_while_reading(self, sharer_input_ids, sharer_attention_mask, cache: Cache, receiver_attention_mask, prefill_stream) -> None:
-        """Rewrite `cache`, each group of layers as soon as the Sharer has come to what it reads."""
+        """Rewrite `cache`, each group of layers as soon as the Sharer has computed the hidden states that the group reads."""
         bridge, depth = self.bridge, self.config.sharer_num_hidden_layers
 
         def rewrite(group: tuple[int, int], states: dict[int, torch.Tensor]) -> None:
@@ -187,3 +191,6 @@ class ReadingMixin:
 
         groups = bridge.groups(len(sharer_input_ids), max(cache.get_seq_length(), sharer_input_ids.shape[1]))
         self._read(sharer_input_ids, sharer_attention_mask, bridge.read_layers, in_groups(groups, rewrite))
+
+
+__all__ = ["ReadingMixin"]

@@ -15,7 +15,7 @@ class BridgesMixin:
     """`load_bridge`, `set_bridge` and `disable_bridge` of `H2CForCausalLM`.
 
     `self.bridge` is the active one, and the only one that is a part of the module tree: parameters, state dicts, checkpoints and
-    what `save_pretrained` writes are those of a model that has no other. `self.config` is its config.
+    saved files are those of a model that has no other. `self.config` is its config.
     """
 
     config: H2CBridgeConfig
@@ -98,7 +98,7 @@ class BridgesMixin:
 
 
 def is_hub_id(model_id: str | None) -> bool:
-    """Whether a name says which model it is: where a folder lies does not."""
+    """Return whether a name is a Hub id, which names the same model everywhere, and not a folder."""
     return model_id is not None and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model_id) is not None and not Path(model_id).is_dir()
 
 

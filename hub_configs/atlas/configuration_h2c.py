@@ -68,7 +68,7 @@ def record_commit(config: PreTrainedConfig, revision: str | None = None, filenam
 
     Args:
         filename: a file of the repo that was read already; a GGUF repo has no config.json.
-        revision, hub: what it was read with (`cache_dir`, `subfolder`, `token` ...). A folder that is no Hub cache has no commit.
+        revision, hub: the arguments of its loading (`cache_dir`, `subfolder`, `token` ...). A folder that is no Hub cache has no commit.
     """
     if getattr(config, "_commit_hash", None) is None and config._name_or_path:
         path = cached_file(
@@ -82,7 +82,7 @@ def record_commit(config: PreTrainedConfig, revision: str | None = None, filenam
 
 
 def location(config: PreTrainedConfig) -> str | None:
-    """Return where a base model was loaded from: a Hub id, or the absolute path of its folder, which holds in any working directory."""
+    """Return the Hub id that a base model was loaded from, or the absolute path of its folder, which holds in any working directory."""
     name = config._name_or_path
     return os.path.abspath(name) if name and os.path.isdir(name) else name or None
 
@@ -162,9 +162,9 @@ def heads_that_divide(pair: dict, most: int) -> int:
 class H2CBridgeConfig(PreTrainedConfig):
     r"""
     Args:
-        sharer_model_id, receiver_model_id: where the two base models come from: a Hub id, a local folder, or `"./name"`
+        sharer_model_id, receiver_model_id: the two base models: a Hub id, a local folder, or `"./name"`
             for a subfolder of the bridge's own repo.
-        sharer_revision, receiver_revision: the commits that the bridge was trained on, where known.
+        sharer_revision, receiver_revision: the commits that the bridge was trained on, if known.
         sharer_gguf_file, receiver_gguf_file: the GGUF file to load in that folder or repo, if the weights are in one.
         sharer_hidden_size: width of the Sharer's hidden states.
         sharer_num_hidden_layers: S; the Sharer gives S + 1 hidden states, the first being the embedding output.
@@ -178,12 +178,12 @@ class H2CBridgeConfig(PreTrainedConfig):
         gate_init: each gate's logit at the start; sigmoid(1) = 0.73.
         layer_alignment: which of the Sharer's hidden states a Receiver layer reads. `"top_down"`: Receiver layer r, counted
             from the top as t = R - 1 - r, is bridged when t < min(R, S) and reads hidden state S - 1 - t.
-        recency_bias: the blocks' heads attend less to what the Sharer read longer ago: head h of H subtracts 2 ** (-8 * h / H) from
+        recency_bias: the blocks' heads attend less to tokens that the Sharer read earlier: head h of H subtracts 2 ** (-8 * h / H) from
             its scores for each token that stands after (the slopes of ALiBi, Press et al. 2022, of the published ones one step
             steeper). A causal Sharer has read the most at its last token, and its answer stands there.
         start_shut: the last projection of each block starts at zero (as LoRA's second, Hu et al. 2021), so that a new bridge leaves
             the Receiver as it is, to the bit, whatever the gate.
-        update_scale: what a block adds is multiplied by it (as LoRA's alpha): AdamW's steps are so much longer there.
+        update_scale: factor of each block's update (as LoRA's alpha): AdamW's steps are so much longer there.
         sharer_rank: the two blocks of a layer read the Sharer through one shared projection of this width; None: each through its own,
             from the Sharer's full width. (The joint compression of keys and values in DeepSeek-V2, 2024.)
         token_rank: every layer of the message also reads the Sharer's embeddings, through one projection to this width that all layers
@@ -344,7 +344,7 @@ class H2CBridgeConfig(PreTrainedConfig):
     def from_pair(cls, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig, **overrides) -> "H2CBridgeConfig":
         """Return the config of a new bridge between two models, in the default form.
 
-        docs/content.md and docs/ablation.md say what the defaults are worth; `published` gives the original form.
+        The defaults are compared in docs/content.md and docs/ablation.md; `published` gives the original form.
 
         Args:
             overrides: fields of this class. `bridge_form` chooses between the two forms.
@@ -365,14 +365,14 @@ class H2CBridgeConfig(PreTrainedConfig):
     def check_pair(self, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig) -> None:
         """
         Raises:
-            ValueError: where the shapes of a bridge with this config are not those of the two models.
+            ValueError: if the shapes of a bridge with this config are not those of the two models.
         """
         self.check_shapes(type(self).from_pair(sharer_config, receiver_config))
 
     def check_shapes(self, pair: "H2CBridgeConfig") -> None:
         """
         Raises:
-            ValueError: where the shapes of a bridge with this config are not those of `pair`.
+            ValueError: if the shapes of a bridge with this config are not those of `pair`.
         """
         for field in (
             "sharer_hidden_size", "sharer_num_hidden_layers", "receiver_num_hidden_layers",
@@ -392,8 +392,8 @@ class H2CBridgeConfig(PreTrainedConfig):
             warnings.warn(message, stacklevel=3)
 
     def locate(self, role: str, path, repo: dict, arguments: dict) -> tuple[str, dict]:
-        """Where a base model is, and the `arguments` to load it with. `"./name"` is a folder in the bridge's own repo, which is
-        at `path` and was read with the arguments `repo`."""
+        """Return the id or path of a base model, and the `arguments` to load it with. `"./name"` is a folder in the bridge's own repo,
+        which is at `path` and was read with the arguments `repo`."""
         model_id, revision = getattr(self, f"{role}_model_id"), getattr(self, f"{role}_revision")
         if model_id is None:
             raise ValueError(f"The bridge's config names no {role}_model_id; pass {role}=MODEL_OR_ID.")

@@ -11,7 +11,7 @@ from .inputs_h2c import check_goes_on, check_prompt, forked, refuse_cache
 
 @dataclass
 class Past:
-    """What is kept between turns."""
+    """The state kept between turns."""
 
     bridge: torch.nn.Module
     sharer_ids: list[int]  # those that `sharer_cache` and `sharer_hidden_states` are of
@@ -26,7 +26,8 @@ class Past:
 class H2CConversation:
     """Answers one turn of a conversation after the other.
 
-    A bridge of the message form gives what it gives for the whole conversation at once: each Sharer token has positions of its own.
+    A bridge of the message form gives the same cache turn by turn as for the whole conversation at once: each Sharer token has its own
+    position.
     In the other form, a position of the Receiver's cache is bridged in the turn in which it first stands before the kickstart, from
     all that the Sharer had read by then, and stays so; a turn's kickstart and answer are bridged in the next turn. A turn that reads
     otherwise than it did (a message was edited, or the chat template writes earlier turns in another way) is bridged anew, with all
@@ -53,7 +54,7 @@ class H2CConversation:
         sharer_attention_mask: torch.Tensor | None = None,
         **kwargs,
     ):
-        """What `H2CForCausalLM.generate` returns, for the conversation so far. A turn that fails leaves everything as it was.
+        """Return the output of `H2CForCausalLM.generate` for the conversation so far. A turn that fails leaves everything as it was.
 
         Args:
             input_ids, sharer_input_ids: (1, length), the whole conversation, as `processor.apply_chat_template(messages)` gives it.
@@ -81,7 +82,7 @@ class H2CConversation:
         return output
 
     def _read_on(self, input_ids: torch.Tensor, sharer_input_ids: torch.Tensor) -> Past:
-        """What is kept after this turn; what is kept now stays as it is."""
+        """Return the state after this turn. The current state is not changed."""
         model, past = self.model, self._past
         if past is None or past.bridge is not model.bridge:  # the bridge was swapped
             sharer_cache, *receiver_caches = (DynamicCache(config=base.config) for base in (model.sharer, model.receiver, model.receiver))
@@ -121,8 +122,11 @@ def common_prefix(first: list[int], second: list[int]) -> int:
 
 
 def first_positions(cache: Cache, length: int, config: PreTrainedConfig) -> Cache:
-    """A cache of the first positions of another, which stays as it is. It is empty where the other cannot go back to them (a sliding
-    window has dropped what stood before) or not go on from them (linear attention starts over with more than one token)."""
+    """Return a cache of the first positions of another, which is not changed.
+
+    It is empty if the other cannot go back to them (a sliding window has dropped earlier positions) or cannot go on from them (linear
+    attention starts over with more than one token).
+    """
     surplus = cache.get_seq_length() - length
     if not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
         return DynamicCache(config=config)

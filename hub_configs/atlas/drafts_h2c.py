@@ -1,6 +1,6 @@
 """Drafts: the Sharer writes a few tokens after its prompt, and the bridge reads these as well.
 
-A bridge carries what the Sharer has read. What the Sharer would have to work out, an answer in two steps, stands in its hidden states only
+A bridge carries the text that the Sharer has read. An answer that the Sharer must work out, in two steps, is in its hidden states only
 once it is written. A draft of k tokens costs k Sharer steps, on the cache of its prompt: no token is read twice.
 """
 
@@ -14,7 +14,7 @@ from .passes_h2c import without_hooks_for_good
 
 
 class Draft(NamedTuple):
-    """A Sharer's prompts with what it wrote after them, left-padded: inputs of `H2CForCausalLM.forward` and `generate`.
+    """A Sharer's prompts, each with the draft that it wrote after it, left-padded: inputs of `H2CForCausalLM.forward` and `generate`.
 
     Attributes:
         sharer_input_ids, sharer_attention_mask: (batch, length), prompt and draft; an end token is no part of the draft.

@@ -1,4 +1,4 @@
-"""Base models of different families: where their backbone is, on which device they run, and which of them can be joined."""
+"""Base models of different families: their backbones, their devices, and which of them can be joined."""
 
 import copy
 from collections.abc import Callable

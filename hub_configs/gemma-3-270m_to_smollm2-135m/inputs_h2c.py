@@ -1,4 +1,4 @@
-"""What a language model is given: inputs with positions that skip padding, and the checks that refuse what it would misread."""
+"""Inputs of a language model, with positions that skip padding, and the checks of prompts, caches and hidden states."""
 
 import copy
 import dataclasses
@@ -53,7 +53,7 @@ def to_fill(cache: Cache | None) -> bool:
 
 
 def refuse_cache(arguments: dict, reason: str) -> None:
-    """Take what a wrapper makes itself out of `arguments`: both names of a cache, and the Sharer's hidden states.
+    """Remove from `arguments` the inputs that a wrapper makes itself: both names of a cache, and the Sharer's hidden states.
 
     Raises:
         ValueError: if one is given.
@@ -85,14 +85,14 @@ def forked(cache: Cache) -> Cache:
 
 
 def check_goes_on(model, *roles: str) -> None:
-    """What goes on from what was read before needs the Sharer itself, and keys and values that can be gone on from.
+    """Refuse a model whose reading cannot be resumed: it needs the Sharer itself, and caches that keep every token.
 
     Args:
         model: an `H2CForCausalLM`.
         roles: whose caches are kept: "sharer", "receiver".
 
     Raises:
-        ValueError: where one is missing.
+        ValueError: if either is missing.
     """
     if model.sharer is None:
         raise ValueError("This model was made without the Sharer's weights; expected a model that holds them.")
@@ -108,7 +108,7 @@ def target_start(labels: torch.Tensor, input_ids: torch.Tensor) -> int:
     """The column in which the targets begin.
 
     Raises:
-        ValueError: where there is none, or rows begin in different columns.
+        ValueError: if there are no targets, or rows begin in different columns.
     """
     if labels.shape != input_ids.shape:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; expected that of input_ids, {tuple(input_ids.shape)}.")
@@ -196,7 +196,7 @@ def check_prompt(
 
 
 def check_states(config, read_layers: list[int], sharer_hidden_states: tuple[torch.Tensor | None, ...]) -> tuple[int, int]:
-    """Refuse hidden states that are not what the bridge's config says; their batch size and length."""
+    """Refuse hidden states whose shapes are not those of the bridge's config. Return their batch size and length."""
     expected = config.sharer_num_hidden_layers + 1
     if len(sharer_hidden_states) != expected:
         raise ValueError(f"Got {len(sharer_hidden_states)} Sharer hidden states; this bridge expects {expected} (its layers + 1).")
@@ -209,7 +209,7 @@ def check_states(config, read_layers: list[int], sharer_hidden_states: tuple[tor
 
 
 def check_cache(config, layers: list[int], receiver_cache: Cache, batch: int) -> int:
-    """Refuse a cache that is not what the bridge's config says, or of which a layer keeps only a window of the prompt; its length."""
+    """Refuse a cache of another shape than the config's, or with a layer that keeps only a window. Return its length."""
     if len(receiver_cache.layers) != config.receiver_num_hidden_layers:
         raise ValueError(
             f"The Receiver's cache has {len(receiver_cache.layers)} layers; this bridge expects {config.receiver_num_hidden_layers}."

@@ -190,16 +190,13 @@ def check_adapters(models: dict[str, PreTrainedModel | None], config: PreTrained
 
 
 def device_map_of(models: dict[str, PreTrainedModel | None], bridge: torch.nn.Module) -> dict | None:
-    """Return where all parts are, as `from_pretrained(device_map=...)` notes it, or None if all are on one device."""
+    """Return the device of each part, as `from_pretrained(device_map=...)` notes it, or None if all are on one device."""
     places = {"bridge": bridge.device}
     for role, model in models.items():
         if model is not None:
             parts = getattr(model, "hf_device_map", None) or {"": execution_device(model)}
             places |= {f"{role}.{name}".rstrip("."): device for name, device in parts.items()}
     return places if len({str(device) for device in places.values()}) > 1 else None
-
-
-__all__ = ["base_arguments", "check_adapters", "device_map_of", "load", "without_wrapper"]
 
 
 class LoadingMixin:
@@ -214,7 +211,7 @@ class LoadingMixin:
         strict_revisions: bool = False,
         **overrides,
     ) -> "H2CForCausalLM":
-        """Join two models (or Hub ids, or folders), with a new bridge where none is given.
+        """Join two models (or Hub ids, or folders), with a new bridge if none is given.
 
         Args:
             sharer, receiver: decoder-only language models of transformers. An id is loaded in the dtype of its weights. The Sharer's
@@ -224,7 +221,7 @@ class LoadingMixin:
             overrides: fields of `H2CBridgeConfig` for the new bridge.
 
         Raises:
-            ValueError: where `bridge` was made for other shapes, or one of the models cannot be joined by any.
+            ValueError: if `bridge` was made for other shapes, or no bridge can join one of the models.
         """
         if bridge is not None and overrides:
             raise ValueError(f"Got a bridge, which has its config, and fields for a new one's: {', '.join(overrides)}; expected either.")
@@ -264,13 +261,13 @@ class LoadingMixin:
             sharer, receiver: models, ids or folders to use instead of those that the config names.
             sharer_quantization_config: for the Sharer alone, for example `BitsAndBytesConfig(load_in_4bit=True)`.
             sharer_kwargs, receiver_kwargs: more arguments of `from_pretrained` for either model (dtype, attn_implementation ...).
-            device_map: for the two models; the bridge goes where the Receiver is.
+            device_map: for the two models; the bridge goes to the Receiver's device.
             strict_revisions: refuse, rather than warn of, another revision of a base model than the bridge was trained on.
             kwargs: as for any model. `dtype` is for all three; by default each keeps the dtype of its weights. A base model that is
                 given as an object keeps its own.
 
         Raises:
-            ValueError: for arguments to load a base model with that is loaded already, and what `from_pair` refuses.
+            ValueError: for loading arguments of a base model that is loaded already, and for all that `from_pair` refuses.
         """
         for role, given, own in (("sharer", sharer, sharer_kwargs or sharer_quantization_config), ("receiver", receiver, receiver_kwargs)):
             if own and isinstance(given, PreTrainedModel):
@@ -307,3 +304,6 @@ class LoadingMixin:
         if with_info:
             return model, info  # type: ignore[return-value]  # as stock `from_pretrained`
         return model
+
+
+__all__ = ["LoadingMixin", "base_arguments", "check_adapters", "device_map_of", "load", "without_wrapper"]

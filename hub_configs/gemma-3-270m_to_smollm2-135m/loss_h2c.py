@@ -70,15 +70,15 @@ def head_of(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
 def loss_without_logits(
     model: PreTrainedModel, hidden_states: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
 ) -> torch.Tensor:
-    """What `model.loss_function` gives for the logits of `hidden_states`; only those of labelled positions are computed, some at a time.
+    """Return the loss of `model.loss_function`, computing logits of labelled positions only, some at a time.
 
     (Liger's fused loss needs CUDA, and `torch.nn.functional.linear_cross_entropy` a head that is one matmul.)
 
     Args:
         model: a causal language model whose parameters are frozen.
         hidden_states: (batch, length, hidden_size), its backbone's last.
-        labels: (batch, length), -100 where there is none; position t is labelled with what t - 1 is to predict.
-        num_items_in_batch: what the sum is divided by, instead of the number of labels.
+        labels: (batch, length), -100 on positions without a label; the label of position t is the token that t - 1 predicts.
+        num_items_in_batch: the divisor of the sum, instead of the number of labels.
     """
     head = head_of(model)
     labelled = labels[:, 1:] != -100

@@ -21,9 +21,11 @@ CAPTURED = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 
 @contextlib.contextmanager
-def beside(device: torch.device):
-    """On CUDA, a stream for what is launched in here, beside the device's own; None elsewhere. `join` ends it. (Two devices work side
-    by side anyway, since nothing here waits for the one that is launched first.)"""
+def side_stream(device: torch.device):
+    """Run the body on a second CUDA stream. Yield None on other devices. Call `join` before using the results.
+
+    Two devices work in parallel anyway: nothing here waits for the first one.
+    """
     if device.type != "cuda":
         yield None
         return
@@ -34,7 +36,7 @@ def beside(device: torch.device):
 
 
 def join(stream, cache: Cache) -> None:
-    """What the device does from now on comes after what was launched `beside`, which filled `cache`."""
+    """Let the current stream wait for a `side_stream`, which filled `cache`."""
     if stream is None:
         return
     current = torch.cuda.current_stream(stream.device)
@@ -46,8 +48,10 @@ def join(stream, cache: Cache) -> None:
 
 
 def passes_by_length(attention_mask: torch.Tensor, least: int) -> list[tuple[list[int], int]]:
-    """Rows of a left-padded batch (batch, length) in groups of like lengths, shortest first: (rows, the longest's length) of each.
-    A group takes rows until it has `least` tokens. All rows are one group where several would spare less than a tenth of the tokens."""
+    """Group the rows of a left-padded batch by length, shortest first. Return (rows, length of the longest) of each group.
+
+    A group takes rows until it has `least` tokens. All rows are one group if several would save less than a tenth of the tokens.
+    """
     groups: list[tuple[list[int], int]] = [([], 0)]
     lengths = attention_mask.sum(1).tolist()
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -63,9 +67,9 @@ def passes_by_length(attention_mask: torch.Tensor, least: int) -> list[tuple[lis
 
 
 def read_through(model: PreTrainedModel, inputs: dict, layers: list[int], take: Callable[[int, torch.Tensor], None]) -> None:
-    """Run a model without its LM head and, where it is built as most are, without what comes after the last of `layers`.
+    """Run a model without its LM head and, if it is built as most are, without the layers after the last of `layers`.
 
-    transformers can leave hidden states out of what it returns, but not the work for them; and it returns them all at the end.
+    transformers can leave hidden states out of its output, but not the work for them; and it returns them all at the end.
 
     Args:
         inputs: of the model's `forward`.
@@ -119,8 +123,10 @@ def without_effect(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def watched(layer: torch.nn.Module, take: Callable[[torch.Tensor], None]) -> torch.nn.Module:
-    """The same layer, weights shared, that hands what comes in to `take` first. A copy and not a hook on the layer itself, which other
-    threads run too."""
+    """Return a copy of a layer, with shared weights, that hands its input to `take` first.
+
+    A copy and not a hook on the layer itself: other threads run the layer too.
+    """
     layer = copy.copy(layer)
     layer._forward_pre_hooks = layer._forward_pre_hooks.copy()
     layer._forward_pre_hooks_with_kwargs = layer._forward_pre_hooks_with_kwargs.copy()
@@ -129,8 +135,9 @@ def watched(layer: torch.nn.Module, take: Callable[[torch.Tensor], None]) -> tor
 
 
 def in_groups(groups: dict[tuple[int, int], list[int]], rewrite: Callable[[tuple[int, int], dict], None]) -> Callable:
-    """What `read_through` may hand hidden states to: calls `rewrite(group, states)` as soon as all states that a group reads are there, and
-    lets go of those that no later group reads.
+    """Return a `take` for `read_through`: it calls `rewrite(group, states)` as soon as all hidden states of a group are there.
+
+    Hidden states that no later group reads are released.
 
     Args:
         groups: the indices of the hidden states that each reads.

@@ -48,7 +48,7 @@ class H2CProcessor(ProcessorMixin):
             self.receiver_tokenizer.chat_template = value
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers, and the Receiver's tokenizer, which decodes what is generated, for `AutoTokenizer`."""
+        """As in transformers, and the Receiver's tokenizer, which decodes the answers, for `AutoTokenizer`."""
         written = super().save_pretrained(save_directory, **kwargs)
         self.receiver_tokenizer.save_pretrained(save_directory)
         return written
@@ -62,7 +62,7 @@ class H2CProcessor(ProcessorMixin):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The Receiver's: what `generate` returns is decoded with it, and `decode` and the Trainer look for it here."""
+        """The Receiver's: it decodes the output of `generate`, and `decode` and the Trainer look for it here."""
         return self.receiver_tokenizer
 
     @property
@@ -77,13 +77,14 @@ class H2CProcessor(ProcessorMixin):
         tokenize: bool = True,
         **kwargs,
     ) -> BatchFeature | dict:
-        """Render one conversation (or a list of them) with each model's own chat template. What the messages say is text: a special
-        token that is written in one, such as `<|im_end|>`, is encoded by its letters and cannot end the turn.
+        """Render one conversation (or a list of them) with each model's own chat template.
+
+        Messages are text: a special token that is written in one, such as `<|im_end|>`, is encoded by its letters and cannot end the turn.
 
         Args:
             conversation: messages as transformers has them: `{"role": ..., "content": ...}`, dataclasses or pydantic models. Content
                 may be a list of parts of type text, which are joined.
-            sharer_conversation: what the Sharer reads, where that is not `conversation`; as many.
+            sharer_conversation: the Sharer's conversation, if it is another; as many.
             add_generation_prompt: end in the frame of the assistant's turn, whose last token is the kickstart.
             tokenize: False returns the texts, `{"text": ..., "sharer_text": ...}`, as `__call__` takes them with
                 `add_special_tokens=False` (the templates wrote the special tokens already; those in messages are not told apart then).
@@ -151,8 +152,8 @@ class H2CProcessor(ProcessorMixin):
         """Encode plain text (or a list of texts) for both models; nothing is truncated.
 
         Args:
-            text: what the Receiver reads. Special tokens that are written in it are text, unless `add_special_tokens` is False.
-            sharer_text: what the Sharer reads, where that is not `text`; as many.
+            text: the Receiver's text. Special tokens that are written in it are text, unless `add_special_tokens` is False.
+            sharer_text: the Sharer's text, if it is another; as many.
             add_special_tokens: False for text that already went through a chat template.
             kwargs: `padding`, `truncation` and their like, with the values that are fixed here.
 
@@ -238,7 +239,7 @@ def encode_marked(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The pad token, or the end token where there is none (Llama 3): padding is masked everywhere, so any id serves."""
+    """Return the pad token, or the end token if there is none (Llama 3): padding is masked everywhere, so any id serves."""
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return 0 if pad is None else pad
 

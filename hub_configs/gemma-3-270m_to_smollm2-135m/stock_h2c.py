@@ -64,7 +64,7 @@ class StockMixin:
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
         """Set the attention implementation of both base models, or of those that a dict names: `{"sharer": ..., "receiver": ...}`.
-        The bridge has one only; its config repeats what both have."""
+        The bridge has one only; its config repeats the models' common one."""
         for role, implementation in by_role(attn_implementation).items():
             model = getattr(self, role)
             if implementation is not None and model is not None and model.config._attn_implementation != implementation:
