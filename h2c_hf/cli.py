@@ -14,9 +14,9 @@ from .hints import missing
 
 @dataclass(frozen=True)
 class Command:
-    """A command: the module whose `main(arguments)` returns the exit status, the module of its parser, and what it does.
+    """A command: the module whose `main(arguments)` returns the exit status, the module of its parser, and its purpose.
 
-    `extra` is the extra of the package that installs what the command needs.
+    `extra` names the optional dependencies that the command needs.
     """
 
     module: str

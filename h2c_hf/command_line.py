@@ -1,4 +1,4 @@
-"""What the argument parsers of all commands share. Without torch and transformers, whose import takes seconds: `--help` is quick."""
+"""The common parts of all commands' argument parsers. Without torch and transformers, whose import takes seconds: `--help` is quick."""
 
 import argparse
 import dataclasses

@@ -57,7 +57,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A yaml file of fields.
 
     Raises:
-        ValueError: where it is missing, or no yaml mapping.
+        ValueError: if it is missing, or no yaml mapping.
     """
     if not Path(path).is_file():
         raise ValueError(f"There is no file {str(path)!r}; expected a yaml file of fields.")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def naming(role: str, name: str) -> Iterator[None]:
-    """Turn the errors of loading a model into one sentence that names it and says what to do.
+    """Turn the errors of loading a model into one sentence that names it and the next step.
 
     Args:
         role: "Sharer", "Receiver" or "bridge".
@@ -23,7 +23,7 @@ def naming(role: str, name: str) -> Iterator[None]:
 
 
 def reason(error: OSError, name: str) -> str:
-    """Return why a model could not be loaded, and what to do."""
+    """Return why a model could not be loaded, and the next step."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 

@@ -55,14 +55,14 @@ def models_dir() -> Path:
 
 
 def read_origin(folder: Path) -> dict:
-    """Return what `h2c models fetch` wrote about a folder, {} for any other folder."""
+    """Return the note of `h2c models fetch` about a folder, {} for any other folder."""
     path = folder / ORIGIN
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A Sharer or a Receiver: where its files are, and the id under which a bridge's config stores it.
+    """A Sharer or a Receiver: the path of its files, and the id under which a bridge's config stores it.
 
     Make one with `find`.
     """
@@ -223,13 +223,13 @@ def load_pair(
 
 
 def opened(repo: str | None, revision: str | None = None, **options) -> tuple[H2CForCausalLM, H2CProcessor]:
-    """A bridge's models and processor, on the GPU where there is one; without a repo the pair and the bridge in the package, in fp32.
+    """Load a bridge, its models and its processor onto the GPU, or the CPU if there is none. Without a repo: Atlas, in fp32.
 
     Args:
         options: of `load_pair`.
 
     Raises:
-        OSError: where there is no such repo or folder, in one sentence.
+        OSError: if there is no such repo or folder, in one sentence.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     placed: dict[str, Any] = {} if importlib.util.find_spec("accelerate") is None else {"device_map": {"": device}}

@@ -48,7 +48,7 @@ class Pair:
         """The config of the bridge to train: a new one's, or that of `init_from`.
 
         Raises:
-            ValueError: where `init_from` is a bridge for another pair, or of another form than the arguments ask for.
+            ValueError: if `init_from` is a bridge for another pair, or of another form than the arguments ask for.
         """
         sharer, receiver = self.config("sharer"), self.config("receiver")
         given = {name: value for name in PUBLISHED if (value := getattr(self.arguments, name)) is not None}
@@ -71,7 +71,7 @@ class Pair:
         return config.receiver_max_position_embeddings if config.bridge_form == "message" else None
 
     def model(self, device: torch.device) -> H2CForCausalLM:
-        """All three, with weights; the Sharer's config alone where its states are read from disk, or blanked."""
+        """Load all three; only the Sharer's config if its states are read from disk, or blanked."""
         config = self.bridge_config()
         with self.naming("receiver"):
             receiver = self.base("receiver").model(**self._loading())
@@ -95,7 +95,7 @@ class Pair:
 
 
 def atlas_pair(models: Path = MODELS) -> tuple[H2CForCausalLM, H2CProcessor]:
-    """The tiny Sharer and Receiver in fp32 with a new bridge, on the GPU where there is one; and their processor."""
+    """Return the tiny Sharer and Receiver in fp32 with a new bridge, on the GPU if there is one; and their processor."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sharer, receiver = (
         AutoModelForCausalLM.from_pretrained(models / role, dtype=torch.float32).to(device) for role in ("sharer", "receiver")

@@ -16,12 +16,12 @@ THINKING_SWITCHES = ("enable_thinking", "thinking")  # variables of chat templat
 
 
 def choice_prompt(question: dict, hint: str | None = None, prompts: Prompts = PROMPTS) -> str:
-    """The question with its lettered choices; ``hint`` is what another model said about it (text-to-text)."""
+    """Return the question with its lettered choices; ``hint`` is another model's text about it (text-to-text)."""
     return "\n".join([_with_choices(question), *_hint_line(hint, prompts), prompts.choice])
 
 
 def hint_prompt(question: dict, variant: str = "hint", prompts: Prompts = PROMPTS, choices: bool = True) -> str:
-    """What the Sharer is asked in text-to-text: it sees the same question and may answer and explain."""
+    """Return the Sharer's prompt of text-to-text: it sees the same question and may answer and explain."""
     return "\n".join([_with_choices(question) if choices else question["question"], getattr(prompts, variant)])
 
 
@@ -169,7 +169,7 @@ def letter_ids(
     """The token id of each of the first ``count`` letters, as an answer to ``conversation``; ``template_kwargs`` as for `answer_ids`.
 
     Raises:
-        ValueError: where a letter is more than one token, two letters share one, or there are not so many letters.
+        ValueError: if a letter is more than one token, two letters share one, or there are not so many letters.
     """
     if not 1 <= count <= len(LETTERS):
         raise ValueError(f"Got {count} choices; expected 1 to {len(LETTERS)}.")

@@ -1,6 +1,6 @@
 """Several Sharers into one Receiver, each through a bridge of its own.
 
-No part of what travels to the Hub: no Auto class leads here, and each bridge is saved as the ordinary repo that it is.
+No part of the remote code on the Hub: no Auto class leads here, and each bridge is saved as the ordinary repo that it is.
 """
 
 import json
@@ -25,7 +25,7 @@ NAMES = "several_sharers.json"
 
 
 class H2CSeveralSharers(nn.Module):
-    """Models that share one Receiver, answering as one: what each bridge adds to the Receiver's own keys and values is summed. A Sharer
+    """Models that share one Receiver, answering as one: the bridges' updates of the Receiver's own keys and values are summed. A Sharer
     that a call gives no inputs for is switched off in that call; with none the Receiver answers alone.
 
     Its parameters, its state dict and so a Trainer's checkpoints are those of the bridges. Inputs of a Sharer are a dict with
@@ -62,7 +62,7 @@ class H2CSeveralSharers(nn.Module):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, sharers: Mapping | None = None, receiver=None, **kwargs) -> "H2CSeveralSharers":
-        """Load what `save_pretrained` wrote, and the base models, the Receiver once.
+        """Load the bridges that `save_pretrained` wrote, and the base models, the Receiver once.
 
         Args:
             pretrained_model_name_or_path: a folder or repo.
@@ -105,14 +105,14 @@ class H2CSeveralSharers(nn.Module):
         attention_mask: torch.Tensor | None = None,
         sharers: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     ) -> Cache:
-        """The cache from which the Receiver answers; empty where no Sharer is on, as that of `H2CForCausalLM.bridged_cache`.
+        """The cache from which the Receiver answers; empty if no Sharer is on, as that of `H2CForCausalLM.bridged_cache`.
 
         Args:
             input_ids, attention_mask: (batch, N), the Receiver's prompt, left-padded. It is prefilled once.
             sharers: inputs by name.
 
         Raises:
-            ValueError: for a name that is unknown, a bridge that was swapped for another one, and what a single model refuses.
+            ValueError: for a name that is unknown, a bridge that was swapped for another one, and all that a single model refuses.
         """
         sharers = sharers or {}
         for name in sharers:
@@ -144,10 +144,10 @@ class H2CSeveralSharers(nn.Module):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """As `H2CForCausalLM.forward`, which says what the arguments and `kwargs` are; `sharers` as in `bridged_cache`.
+        """As `H2CForCausalLM.forward`, which explains the arguments and `kwargs`; `sharers` as in `bridged_cache`.
 
         Raises:
-            ValueError: for `past_key_values`, and what `bridged_cache` refuses.
+            ValueError: for `past_key_values`, and all that `bridged_cache` refuses.
         """
         refuse_cache(kwargs, "each call makes its own cache, of what the bridges write.")
         start = None if labels is None else target_start(labels, input_ids)
@@ -166,7 +166,7 @@ class H2CSeveralSharers(nn.Module):
         """As `H2CForCausalLM.generate`, on a dynamic cache; `sharers` as in `bridged_cache`.
 
         Raises:
-            ValueError: for another kind of cache, `past_key_values`, and what `bridged_cache` refuses.
+            ValueError: for another kind of cache, `past_key_values`, and all that `bridged_cache` refuses.
         """
         refuse_cache(kwargs, "each call makes its own cache, of what the bridges write.")
         attention_mask, generation_config = second_position(attention_mask, kwargs.pop("generation_config", None))
@@ -180,7 +180,7 @@ class H2CSeveralSharers(nn.Module):
 
 
 def add_change(summed: Cache, own: Cache, bridged: Cache) -> None:
-    """Add to `summed`, in place, what the bridge that wrote `bridged` added to `own`. Layers that it left alone stay the same.
+    """Add to `summed`, in place, the update of `own` by the bridge that wrote `bridged`. Layers that it left alone stay the same.
 
     Messages stand one before the other, each at the positions that it has alone: a token of either is as near to the prompt.
     """

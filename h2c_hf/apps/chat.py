@@ -1,4 +1,4 @@
-"""`h2c chat [REPO]`: a conversation in the terminal, streamed; what earlier turns computed is kept. `h2c chat --url URL` asks a server."""
+"""`h2c chat [REPO]`: a conversation in the terminal, streamed; earlier turns are not computed again. `h2c chat --url URL` asks a server."""
 
 import argparse
 import contextlib
@@ -192,7 +192,7 @@ def prompt_session():
 
 
 def banner(model: H2CForCausalLM, repo: str | None) -> str:
-    """Return the first lines of a chat: the bridge and its models, and what to try."""
+    """Return the first lines of a chat: the bridge and its models, and messages to try."""
     config = model.config
     names = {role: getattr(config, f"{role}_model_id") or "(not named)" for role in ("sharer", "receiver")}
     if repo is None:

@@ -96,7 +96,7 @@ def told(method: Callable) -> Callable:
 
 
 class Demo:
-    """What the page does, with one pair and its bridge. Methods for Gradio are generators of the values of their outputs."""
+    """The actions of the page, with one pair and its bridge. Methods for Gradio are generators of the values of their outputs."""
 
     def __init__(self, model: H2CForCausalLM, processor: H2CProcessor, repo: str | None = None):
         self.model, self.processor, self.repo = model, processor, repo
@@ -139,7 +139,7 @@ class Demo:
     @told
     @torch.no_grad()
     def change(self, question: str, choices: str) -> Iterator[str]:
-        """Yield the heat map of what the bridge changes in the cache for a question."""
+        """Yield the heat map of the bridge's changes of the cache for a question."""
         asked, form = as_question(question, choices)
         yield drawn(bridge.injection, {"injection": injection(self.batch(asked, asked, form))})
 
@@ -158,7 +158,7 @@ class Demo:
             longest: tokens that a model may write.
 
         Raises:
-            ValueError: where it does not fit into a context window with what is still to be written.
+            ValueError: if it does not fit into a context window with the answer.
         """
         batch = Batch(self.model, self.processor, [question], form, Batch(self.model, self.processor, [other], form))
         room = limits(self.model, ["text_to_text"], "choice")
@@ -175,7 +175,7 @@ class Demo:
 
 
 def as_question(question: str, choices: str) -> tuple[dict, str]:
-    """A question as the evaluation has them, and its form: "choice" where there are choices, separated by ";" or one a line."""
+    """A question as the evaluation has them, and its form: "choice" if there are choices, separated by ";" or one a line."""
     if not question.strip():
         raise ValueError("The question is empty; write one, or click an example.")
     lines = [line.strip() for line in choices.replace(";", "\n").splitlines() if line.strip()]

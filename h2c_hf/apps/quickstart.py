@@ -38,7 +38,7 @@ def quickstart(output: str | Path = "outputs/quickstart", seed: int = 0, epochs:
     """Run everything and write `output`/{bridge/, report.json, report.md, figures/*.png}.
 
     Returns:
-        0, or 1 where H2C does not beat its controls.
+        0, or 1 if H2C does not beat its controls.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be written to is refused here

@@ -1,4 +1,4 @@
-"""Rebuilds Atlas from nothing: facts, two tokenizers, two tiny models. What ships in `models/` is what `build` made.
+"""Rebuilds Atlas from nothing: facts, two tokenizers, two tiny models. The package ships the output of `build` in `models/`.
 
 Each model is taught by one thread of its own process, so that a seed gives the same weights on any number of cores.
 """
@@ -89,7 +89,7 @@ def new_model(role: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 def build(output: str | Path, seed: int = 0, tables: str | Path | None = None, recipes: dict = RECIPES) -> None:
     """Build Atlas into `output`: `facts.tsv`, and `sharer/` and `receiver/` with model, tokenizer and learning curve.
 
-    Takes about an hour on two cores (not yet timed on a GPU, which is used where there is one); deterministic for a seed on one kind
+    Takes about an hour on two cores (not yet timed on a GPU, which is used if there is one); deterministic for a seed on one kind
     of machine.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the two tiny models read while they are taught: short chats, a list of turns each.
+"""The training texts of the two tiny models: short chats, a list of turns each.
 
 The Sharer is taught the real facts, and to read passages of invented ones. The Receiver lives in *invented worlds*: real
 names, values drawn at random, the facts it needs in its prompt. So it learns to read, and knows nothing.
@@ -34,7 +34,7 @@ class Turn(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where an answer stands: a statement of the passage, which ends in it, and the entity that it is about."""
+    """The place of an answer: a statement of the passage, which ends in it, and the entity that it is about."""
 
     statement: str
     entity: str
@@ -49,7 +49,7 @@ class DocumentWriter:
     """Base of the two teachers. Each name in ``FORMS`` is a method that writes one document of that form.
 
     Args:
-        facts: what the documents are about.
+        facts: the subjects of the documents.
         known: the facts whose values are choices, if not those alone.
     """
 
@@ -144,7 +144,7 @@ class SharerTeacher(DocumentWriter):
 
 
 class ReceiverTeacher(DocumentWriter):
-    """Invented facts, in the prompt; and the same questions without them, where all that can be learned is to guess."""
+    """Invented facts, in the prompt; and the same questions without them, from which a model can only learn to guess."""
 
     FORMS = ("index", "match", "quiz", "choice", "open", "guess_choice", "guess_open")
     QUIZ_TURNS = 4
@@ -193,7 +193,7 @@ class ReceiverTeacher(DocumentWriter):
 
 def atlas_quizzes(split: str, variants: int = 1, seed: int = 0) -> list[dict]:
     """Chats as the Receiver was taught (`ReceiverTeacher.quiz`), in the column ``messages``: four turns, each with invented facts about
-    entities of the split and a question about one of them, so that every answer stands where both models read it. A quiz for every four
+    entities of the split and a question about one of them, so that both models read every answer. A quiz for every four
     facts of the split, ``variants`` times."""
     everything = load_facts()
     asked = [fact for fact in everything if fact.split == split]

@@ -41,7 +41,7 @@ TRIPLES = {
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact. ``kind`` is what the entity is (city, star, ...), ``split`` is train, validation or test."""
+    """One fact. ``kind`` is the entity's (city, star, ...), ``split`` is train, validation or test."""
 
     entity: str
     kind: str

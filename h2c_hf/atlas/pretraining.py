@@ -41,7 +41,7 @@ class PretrainingArguments:
 
 
 class Packer:
-    """Packs documents into sequences of token ids and labels; only what the assistant says is a target."""
+    """Packs documents into sequences of token ids and labels; only the assistant's text is a target."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, teacher: DocumentWriter):
         self.tokenizer, self.teacher = tokenizer, teacher
@@ -221,7 +221,7 @@ def schedule(step: int, steps: int, arguments: PretrainingArguments) -> float:
 @torch.no_grad()
 def mimetic_init_(model: PreTrainedModel, sharpness: float = 5.0, match: float = 1.5, copy: float = 0.5) -> None:
     """Start attention as something useful: in the first layer head h looks h + 1 tokens back, in the others at tokens that
-    are alike, and every head copies what it sees.
+    are alike, and every head copies its input.
 
     With it answers by letter are learned in 200 steps; without it they stayed at chance for 1,000. The idea: Trockman and
     Kolter, "Mimetic Initialization of Self-Attention Layers", 2023. The first layer needs biases on queries and keys.

@@ -60,7 +60,7 @@ def measure_size(model, folded, first, batch: int, tokens: int, rounds: int, dev
 def check_same(ours, trained, theirs) -> None:
     """
     Raises:
-        ValueError: where the ways would not do the same work.
+        ValueError: if the ways would not do the same work.
     """
     for layers in zip(ours.layers, trained.layers, theirs.layers, strict=True):
         for kind in ("keys", "values"):

@@ -80,7 +80,7 @@ def measure_size(model, first, batch: int, tokens: int, rounds: int, device) -> 
 
 
 def floor_parts(model: H2CForCausalLM, prompts: dict[str, torch.Tensor]) -> dict:
-    """What cannot be spared, each step as its model runs it by itself."""
+    """Time the steps that cannot be spared, each step as its model runs it by itself."""
     ids, sharer_ids = prompts["input_ids"], prompts["sharer_input_ids"]
     filled = model.receiver.base_model(ids[:, :-1], use_cache=True)[CACHE]
 

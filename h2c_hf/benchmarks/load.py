@@ -139,7 +139,7 @@ def running(command: list[str], environment: dict[str, str]):
     """Start a server on a free port, and yield its URL once it answers.
 
     Raises:
-        RuntimeError: if it ends or does not answer in time, with the end of what it printed.
+        RuntimeError: if it ends or does not answer in time, with the end of its output.
     """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

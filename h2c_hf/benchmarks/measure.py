@@ -1,4 +1,4 @@
-"""What the benchmarks share: clocks, the most bytes alive, turns, and how results are kept.
+"""The common parts of the benchmarks: clocks, the most bytes alive, turns, and how results are kept.
 
 Time: on CUDA by the clock, synchronised; on CPU the process's CPU seconds on one thread, which other processes disturb least.
 Memory: on CUDA the allocator's own peak, on CPU the running sum of every allocation and release that torch.profiler records.
@@ -25,7 +25,7 @@ SHADES = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE)
 
 
 def device_to_measure() -> torch.device:
-    """CUDA where there is one; else the CPU, from now on with one thread."""
+    """CUDA if there is one; else the CPU, from now on with one thread."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
-"""The method as it was first implemented, step for step, for comparison: what ours is measured against.
+"""The method as it was first implemented, step for step, as the yardstick of ours.
 
-What is called, kept, cloned and freed, and when, follows the original project's code (github.com/parkerpettit/h2c-bridge:
+Calls, copies and frees, and their order, follow the original project's code (github.com/parkerpettit/h2c-bridge:
 models/attention.py, models/projector.py, evaluation/base.py, training/trainer.py). The Sharer is called as a causal language model, with
 the logits of every position and a KV cache; every hidden state is cloned; the Receiver's prefill has its logits too; a Python loop runs
 two small modules for each bridged layer and clones what goes in and out; Python's and CUDA's garbage is collected in every step; the

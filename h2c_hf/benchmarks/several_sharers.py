@@ -1,4 +1,4 @@
-"""`scripts/benchmark.py several_sharers`: what the Receiver writes when two Sharers read a passage each and one of the two tells the
+"""`scripts/benchmark.py several_sharers`: the Receiver's answers when two Sharers read a passage each and one of the two tells the
 answer, both through the one bridge of Atlas, which was trained with one Sharer.
 
 Passages are of invented facts, so that nobody can know them. Which of the two Sharers is told is tossed question by question.
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 @torch.no_grad()
 def measure(options: argparse.Namespace) -> dict[str, dict]:
     """{which inputs: accuracy row of the exact match}. "told" and "untold": one Sharer alone; "both"; "shuffled": both, each with
-    what it reads of another question."""
+    the states of another question."""
     model, processor = H2CForCausalLM.from_pretrained(options.bridge).eval(), H2CProcessor.from_pretrained(options.bridge)
     several = H2CSeveralSharers({"first": model, "second": model})
     questions = two_passages(options)

@@ -152,7 +152,7 @@ def random_batch(model: H2CForCausalLM, options: argparse.Namespace) -> dict[str
 def check_same_loss(model: H2CForCausalLM, first: per_layer.PerLayerBridge, batch: dict) -> None:
     """
     Raises:
-        ValueError: where the two steps would not do the same work.
+        ValueError: if the two steps would not do the same work.
     """
     model.eval(), first.eval()
     with torch.no_grad(), autocast(model):
@@ -167,7 +167,7 @@ def autocast(model: H2CForCausalLM):
 
 
 def our_step(model: H2CForCausalLM) -> Callable[[dict], None]:
-    """What the Trainer does in a step: its clipping, and its default optimizer."""
+    """Do the Trainer's work of a step: its clipping, and its default optimizer."""
     optimizer = torch.optim.AdamW(model.bridge.parameters(), lr=1e-4, fused=True)
 
     def step(batch):

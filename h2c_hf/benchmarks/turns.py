@@ -1,11 +1,11 @@
-"""`scripts/benchmark.py turns`: time to the first token, turn by turn, of a conversation that keeps what it has read
+"""`scripts/benchmark.py turns`: time to the first token, turn by turn, of a conversation that keeps its caches
 (`H2CConversation`) against reading and bridging the whole conversation in every turn.
 
 Both answer the same prompts of random tokens, on a pair with random weights, by turns in one process. That both give the same
 logits in the first turn, in which they do the same, is checked first. (In later turns they may differ: the whole is bridged
 anew from all that the Sharer has read by then.)
 
-What must hold: the last turn takes at most the first turn's time and, for its new tokens, their share of that time,
+The condition: the last turn takes at most the first turn's time and, for its new tokens, their share of that time,
 last <= first * (1 + new tokens / tokens of the first turn). Tokens are those of either model, here as many.
 """
 
@@ -93,7 +93,7 @@ def first_token(answering: H2CForCausalLM | H2CConversation, turn: dict[str, tor
 def check_same_first_turn(model: H2CForCausalLM, turn: dict[str, torch.Tensor]) -> None:
     """
     Raises:
-        ValueError: where the two would not do the same work.
+        ValueError: if the two would not do the same work.
     """
     ours, whole = first_token(model.conversation(), turn), first_token(model, turn)
     difference = float((ours - whole).abs().max())
@@ -121,7 +121,7 @@ def describe(result: dict) -> str:
 
 
 def draw(result: dict) -> Figure:
-    """Median time to first token of each turn, with the range over rounds, and what the last turn may take."""
+    """Median time to first token of each turn, with the range over rounds, and the limit for the last turn."""
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
     settings = result["settings"]

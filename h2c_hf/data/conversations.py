@@ -52,7 +52,7 @@ def read_pair(record: dict, source: "DataSource") -> Iterator[Exchange]:
 
 
 def messages_of(text: str) -> list[dict] | None:
-    """The messages that a text writes, as CSV files hold them; None where it is any other text."""
+    """The messages that a text writes, as CSV files hold them; None if it is any other text."""
     try:
         messages = parse_text(text)
     except ValueError:

@@ -130,7 +130,7 @@ class H2CCollator:
         """The inputs of `H2CForCausalLM.forward` with `labels`, int64; -100 on prompts and padding.
 
         Raises:
-            ValueError: where a prompt or a target has no tokens.
+            ValueError: if a prompt or a target has no tokens.
         """
         for name in ("input_ids", "sharer_input_ids", "target_ids"):
             empty = [i for i, example in enumerate(examples) if not len(example[name])]

@@ -1,4 +1,4 @@
-"""The unit of training data: a prompt, the answer to it, and what the Sharer reads if that is another prompt."""
+"""The unit of training data: a prompt, the answer to it, and the Sharer's prompt if that is another."""
 
 # A prompt, as messages (or as plain text, for models without a chat template, too), and the assistant's turn that follows it; then, if
 # the Sharer reads another prompt, that prompt.

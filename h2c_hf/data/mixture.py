@@ -1,4 +1,4 @@
-"""The training mixture: sources encoded, filtered by length and weighed, with exact counts of what was kept and dropped."""
+"""The training mixture: sources encoded, filtered by length and weighed, with exact counts of kept and dropped examples."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ ENCODING = 3
 
 @dataclass
 class SourceCount:
-    """What became of a source's records: examples = kept + those dropped, and kept = used + held_out + what the weights leave.
+    """Counts of a source's records: examples = kept + dropped, and kept = used + held_out + those that the weights leave.
     A record is one example, or several with `turns="all"`."""
 
     source: str
@@ -85,10 +85,10 @@ def build_dataset(
             context window.
 
     Returns:
-        The mixture, with the columns of `h2c_hf.data.examples.encode_example`; what was held out, or None; and the counts.
+        The mixture, with the columns of `h2c_hf.data.examples.encode_example`; the held-out part, or None; and the counts.
 
     Raises:
-        ValueError: where weights are given to some sources alone, or nothing is left.
+        ValueError: if weights are given to some sources alone, or nothing is left.
     """
     weights = [source.weight for source in sources]
     if None in weights and any(weights):
@@ -179,7 +179,7 @@ def encode_stream(source: DataSource, processor: H2CProcessor, longest: tuple[in
 
 
 class RecordEncoder:
-    """Batches of records to examples: `IDS`, the record's `group`, and in `dropped` why there is none ("" where there is)."""
+    """Batches of records to examples: `IDS`, the record's `group`, and in `dropped` the reason if there is none ("" if there is)."""
 
     def __init__(self, processor: H2CProcessor, source: DataSource, columns: list[str], max_length: int, together: int | None = None):
         """max_length, together: see `build_dataset`."""

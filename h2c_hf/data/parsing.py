@@ -89,7 +89,7 @@ def parse_answer(value, choices: list[str]) -> int:
     """The index of the right choice, from that index or a letter.
 
     Raises:
-        ValueError: for what is neither, no answer, or a letter that is the text of another choice.
+        ValueError: for any other value, no answer, or a letter that is the text of another choice.
     """
     count = len(choices)
     index = LETTERS.find(value.strip()) if isinstance(value, str) and len(value.strip()) == 1 else value
@@ -123,7 +123,7 @@ def parse_question(record: dict) -> dict:
     """The record with its choices as texts and its answer as an index.
 
     Raises:
-        ValueError: naming the column, and what is wrong with it.
+        ValueError: naming the column and its fault.
     """
     if not isinstance(record["question"], str) or not record["question"].strip():
         raise ValueError(f"question is {shortened(record['question'])}; expected a text.")

@@ -1,4 +1,4 @@
-"""Where examples come from: one registry of named worlds, column layouts and forms. Each subject has a module of its own."""
+"""The sources of examples: one registry of named worlds, column layouts and forms. Each subject has a module of its own."""
 
 import difflib
 import re
@@ -55,7 +55,7 @@ class DataSource:
         form: of multiple-choice questions: "choice", answered by letter; "open", in words and without the choices; "hand_off",
             in words, after a `passage` that only the Sharer reads (in Atlas, of invented facts about the split's entities);
             "told", by letter, when the Receiver's own prompt has the answer: in a `hint` that both read, or in what only the Receiver
-            is `told` (in Atlas, half of them, and it is not what the Sharer knows), so that the bridge learns to let it stand;
+            is `told` (in Atlas, half of them, and it is not the Sharer's answer), so that the bridge learns to let it stand;
             or "quiz", of Atlas: chats of several questions, each with its answer for both to read (`turns` counts there, too).
             Of Atlas, "words": passages whose values are ordinary words (`words`, `new_words`), and "two_step": the same, in which two
             statements lead to the answer (the capital of the country that a city is in); "word_list": words in a random order, which the

@@ -21,7 +21,7 @@ def load_tokenizer(pretrained_model_name_or_path, trust_remote_code: bool = Fals
     of splitting need not be those of the file: Atlas' Receiver was taught " 6" as one token, and Qwen2's class makes it two.
 
     Args:
-        source: where it is, as any `from_pretrained` takes it (`revision`, `subfolder`, `gguf_file` ...).
+        source: its location, as any `from_pretrained` takes it (`revision`, `subfolder`, `gguf_file` ...).
     """
     if source.get("gguf_file"):
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **source)

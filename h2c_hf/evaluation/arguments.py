@@ -14,7 +14,7 @@ NEED_WEIGHTS = ("adapter", "lora")  # methods with a field of the same name, whi
 
 @dataclass
 class EvaluationArguments:
-    """The bridge, the questions, who answers them, and what else is measured."""
+    """The bridge, the questions, the methods, and further measurements."""
 
     model: str | None = HfArg(default=None, help="the bridge: a folder, a Hub id, or 'atlas'")
     revision: str | None = HfArg(default=None, help="commit of the bridge's repo")
@@ -82,7 +82,7 @@ class EvaluationArguments:
         )
 
     def to_dict(self) -> dict:
-        """All fields that say what is measured."""
+        """Return all fields that change the results."""
         return {name: value for name, value in asdict(self).items() if name != "output_dir"}
 
 

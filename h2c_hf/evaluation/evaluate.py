@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class Run:
-    """One evaluation: what its stages share. The data is read, and what is wrong with it told, before the models are loaded."""
+    """One evaluation: the state that its stages share. The data is read, and its errors are told, before the models are loaded."""
 
     def __init__(self, options: EvaluationArguments, state: PartialState):
         set_seed(options.seed)
@@ -202,7 +202,7 @@ def load_lora(folder: str, receiver: PreTrainedModel) -> PreTrainedModel:
 
 
 def models(options: EvaluationArguments, model: H2CForCausalLM) -> dict[str, dict]:
-    """Which models, at which commits, where those are known."""
+    """Return the three models' ids, and their commits if known."""
     found = {"bridge": {"id": options.model, "revision": record_commit(model.bridge.config, options.revision)._commit_hash}}
     for role in ("sharer", "receiver"):
         config = getattr(model, role).config
@@ -217,7 +217,7 @@ def gates(model: H2CForCausalLM) -> dict:
 
 
 def training(options: EvaluationArguments, model: H2CForCausalLM) -> dict:
-    """{"training": ...} where the bridge's repo holds the `log_history.json` that `h2c train` wrote."""
+    """Return {"training": ...} if the bridge's repo holds the `log_history.json` that `h2c train` wrote."""
     path = cached_file(
         HUB_CONFIGS / "atlas" if options.model == "atlas" else options.model, "log_history.json", revision=options.revision,
         _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
@@ -232,7 +232,7 @@ def side_by_side(model: H2CForCausalLM, processor: H2CProcessor, questions: list
     """One question with every method's answer, by letter and in words.
 
     Args:
-        results: what `evaluate` returned for `questions` in choice form.
+        results: the output of `evaluate` for `questions` in choice form.
         shared: `adapter` and `prompts` of `Batch`.
     """
     question = questions[row]

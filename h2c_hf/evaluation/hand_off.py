@@ -53,7 +53,7 @@ def words_row(found: dict[str, np.ndarray]) -> dict[str, float | int]:
     token F1, each with its 95 % interval.
 
     Args:
-        found: what `judged` returned.
+        found: the output of `judged`.
     """
     held, overlap = accuracy_row(found["contained"]), mean_row(found["f1"])
     return {

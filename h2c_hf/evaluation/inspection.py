@@ -1,4 +1,4 @@
-"""A look into one question: what the bridge changes in the Receiver's cache, and what that does to the answer. Plain JSON, for figures."""
+"""A look into one question: the bridge's changes of the Receiver's cache, and their effect on the answer. Plain JSON, for figures."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,7 @@ def inspect(
         shared: `adapter` and `prompts` of `Batch`.
 
     Returns:
-        {"injection": what `injection` returns, "probability_shift": what `probability_shift` returns}. A bridge of the message form
+        {"injection": see `injection`, "probability_shift": see `probability_shift`}. A bridge of the message form
         changes no position of the prompt, so it has no "injection".
 
     Raises:
@@ -46,7 +46,7 @@ def injection(batch: Batch) -> dict[str, list]:
 
     Returns:
         {"key", "value": for each Receiver layer |new - old| / |old| (norms over heads and dimensions, no unit) of each of the prompt's
-        N - 1 positions, None where a layer is not bridged; "tokens": the text of these positions}.
+        N - 1 positions, None for a layer that is not bridged; "tokens": the text of these positions}.
     """
     old, new = batch.receiver_cache, METHODS["h2c"].cache(batch)
     bridged = {layer for layer, _ in batch.model.bridge.alignment}
@@ -83,7 +83,7 @@ def _relative_change(old: torch.Tensor, new: torch.Tensor) -> list[float]:
 
 
 def probability_shift(batch: Batch, methods: Iterable[str]) -> dict:
-    """What each method thinks of each letter, in a batch of one.
+    """Return the probability of each letter under each method, in a batch of one.
 
     Returns:
         {"question", "choices", "expected": the right letter, "methods": {name: [probability, over the whole vocabulary, that the

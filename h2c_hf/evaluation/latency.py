@@ -49,7 +49,7 @@ def time_methods(
     lora: PreTrainedModel | None = None,
     form: str = "choice",
 ) -> dict:
-    """What each method takes, from token ids on. For text-to-text that includes the Sharer's text and encoding it again.
+    """Time each method, from token ids on. For text-to-text that includes the Sharer's text and encoding it again.
 
     Args:
         questions: each is timed once with every method; the first warm up and are asked again.
@@ -130,7 +130,7 @@ def per_token(rows: list[dict], name: str) -> float:
 
 
 def break_even(latency: dict[str, dict]) -> dict:
-    """`tokens`: the output length from which H2C takes less time than the Sharer alone; None where it never does."""
+    """`tokens`: the output length from which H2C takes less time than the Sharer alone; None if it never does."""
     h2c, sharer = latency["h2c"], latency["sharer"]
     later = h2c["ttft_ms_median"] - sharer["ttft_ms_median"]
     saved = sharer["per_token_ms_median"] - h2c["per_token_ms_median"]

@@ -1,4 +1,4 @@
-"""`h2c lm-eval ...`: lm-eval's own command, with the model "h2c" registered and, where none is named, chosen.
+"""`h2c lm-eval ...`: lm-eval's own command, with the model "h2c" registered and chosen if none is named.
 
 h2c lm-eval --model_args pretrained=DIR,method=h2c --tasks TASK --apply_chat_template
 """
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def with_model(arguments: list[str]) -> list[str]:
-    """The arguments for `lm-eval`, with `run` and `--model h2c` where they are not given, and `--chat_template_kwargs JSON` among the
+    """The arguments for `lm-eval`, with `run` and `--model h2c` if they are not given, and `--chat_template_kwargs JSON` among the
     model's arguments."""
     if not arguments or arguments[0] in ("ls", "validate", "-h", "--help"):
         return arguments
@@ -36,7 +36,7 @@ def with_template_kwargs(arguments: list[str]) -> list[str]:
     """`--chat_template_kwargs JSON`, which lm-eval does not know, as `--model_args`.
 
     Raises:
-        ValueError: where it is no JSON mapping.
+        ValueError: if it is no JSON mapping.
     """
     row = next((row for row, argument in enumerate(arguments) if argument.split("=")[0] == "--chat_template_kwargs"), None)
     if row is None:

@@ -1,7 +1,7 @@
 """The pair as a model of EleutherAI's lm-evaluation-harness, one `method` or control at a time: `--model h2c`.
 
 lm-eval hands a model strings. Here two models with chat templates of their own read them, so `apply_chat_template` returns
-the conversation, marked, and each model renders it; see `lm_eval_prompts`. Tokens of answers are what follows each model's
+the conversation, marked, and each model renders it; see `lm_eval_prompts`. Tokens of answers are those that follow each model's
 generation prompt. lm-eval finds the name "h2c" once this module is imported; `h2c lm-eval` does that.
 """
 
@@ -54,7 +54,7 @@ LOADING = (
 
 @dataclass(frozen=True)
 class Context:
-    """What stands before the tokens that are scored or written."""
+    """The context of the tokens that are scored or written."""
 
     text: str  # a marked conversation, plain text, or nothing
     room: int  # tokens that must still fit after it, into the window of the model that answers
@@ -96,8 +96,8 @@ class H2CLM(LM):
             pretrained: the bridge's repo or folder, or a model and its processor.
             method: a name in `h2c_hf.evaluation.methods.METHODS`.
             batch_size: contexts a batch; "auto" begins with `max_batch_size` and halves it whenever memory runs out.
-            max_batch_size: where "auto" begins, by default 64.
-            device: of both models; by default the GPU; where there is none, the CPU.
+            max_batch_size: the first size that "auto" tries, by default 64.
+            device: of both models; by default the GPU, or the CPU if there is none.
             trust_remote_code: for the two base models.
             adapter: the bridge's folder of the adapter control (`h2c train ... --blank_sharer true`).
             max_length: longest prompt and answer, tokens of either model, if less than its context window.
@@ -189,7 +189,7 @@ class H2CLM(LM):
 
     @torch.inference_mode()
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-likelihood of the continuation, whether it is what greedy decoding writes), by request."""
+        """(log-likelihood of the continuation, whether greedy decoding writes it), by request."""
         self._warn_of_text(requests)
         asked: dict[str, list[tuple[int, list[int]]]] = {}  # context: its (request, continuation's tokens)
         for row, request in enumerate(requests):
@@ -335,7 +335,7 @@ class H2CLM(LM):
         return [self._prefix_id(role)] * (least - len(ids)) + ids
 
     def _hinted(self, contexts: list[Context]) -> list[Context]:
-        """The contexts with what the Sharer says to each; an empty one has nothing to explain."""
+        """The contexts with the Sharer's text on each; an empty one has nothing to explain."""
         asking = [context for context in contexts if context.text]
         if not asking:
             return contexts

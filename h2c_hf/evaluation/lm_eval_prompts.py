@@ -1,6 +1,6 @@
-"""What a request of lm-eval says to each of two models: its context is one string, and each model has its own chat template.
+"""The prompts that a request of lm-eval gives to each of two models: its context is one string, and each model has its own chat template.
 
-Where lm-eval applies a chat template, its context is therefore not a rendered prompt but the conversation itself, marked
+If lm-eval applies a chat template, its context is therefore not a rendered prompt but the conversation itself, marked
 (`pack`), and each model renders it. Any other context is plain text, and both models read that text.
 """
 
@@ -30,7 +30,7 @@ def unpack(context: str) -> tuple[list[dict], bool] | None:
 
 
 def content(context: str) -> str:
-    """What is asked: the last user message (plain text: all of it)."""
+    """Return the question: the last user message (plain text: all of it)."""
     packed = unpack(context)
     return context if packed is None else packed[0][_users(packed[0])[-1]]["content"]
 
@@ -46,14 +46,14 @@ def with_content(context: str, text: str) -> str:
 
 
 def hint_request(context: str, instruction: str) -> str:
-    """What the Sharer is asked in text-to-text: the same conversation, and an instruction (so it is always a conversation)."""
+    """Return the Sharer's prompt of text-to-text: the same conversation, and an instruction (so it is always a conversation)."""
     packed = unpack(context)
     messages = user_turn(context) if packed is None else packed[0][:-1] if packed[1] else packed[0]
     return with_content(pack(messages), f"{content(context)}\n{instruction}")
 
 
 def with_hint(context: str, hint: str) -> str:
-    """The context with what the Sharer said, before what is asked."""
+    """Return the context with the Sharer's text before the question."""
     return with_content(context, f"{HINT_PREFIX} {hint}\n{content(context)}")
 
 
@@ -71,7 +71,7 @@ def render(tokenizer: PreTrainedTokenizerBase, context: str, template_kwargs: di
         template_kwargs: variables of the chat template, here and below.
 
     Raises:
-        ValueError: for a conversation, where the tokenizer has no chat template.
+        ValueError: for a conversation, if the tokenizer has no chat template.
     """
     packed = unpack(context)
     if packed is None:
@@ -87,7 +87,7 @@ def render(tokenizer: PreTrainedTokenizerBase, context: str, template_kwargs: di
 def encode(
     tokenizer: PreTrainedTokenizerBase, context: str, template_kwargs: dict | None = None, add_bos_token: bool | None = None
 ) -> list[int]:
-    """The token ids of what a model reads.
+    """Return the token ids of a model's prompt.
 
     Args:
         add_bos_token: begin plain text with the begin token, or not; None: as the tokenizer does.
@@ -107,10 +107,10 @@ def split(context: str, continuation: str) -> tuple[str, str]:
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, context: str, continuation: str, template_kwargs: dict | None = None) -> list[int]:
-    """The token ids of the continuation, where it follows the context: in a conversation, its generation prompt.
+    """Return the token ids of the continuation after the context: in a conversation, its generation prompt.
 
     Raises:
-        ValueError: where it has no tokens.
+        ValueError: if it has no tokens.
     """
     packed = unpack(context)
     if packed is None or packed[1] or not continuation.strip():
@@ -125,13 +125,13 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, context: str, continuat
 def newest(tokenizer: PreTrainedTokenizerBase, context: str, limit: int, **options) -> tuple[list[int], bool]:
     """The context in at most ``limit`` tokens, and whether it was cut: the oldest turns go first, then the oldest of the content.
 
-    The frame (the system message, and what the chat template writes) stays whole.
+    The frame (the system message, and the chat template's own text) stays whole.
 
     Args:
         options: of `encode`.
 
     Raises:
-        ValueError: where even the last character of the content does not fit.
+        ValueError: if even the last character of the content does not fit.
     """
     ids = encode(tokenizer, context, **options)
     if len(ids) <= limit:

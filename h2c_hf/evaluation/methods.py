@@ -1,6 +1,6 @@
 """Who answers: the methods and controls of an evaluation, all through one small interface.
 
-A method gets a `Batch` of questions and returns the logits of the first answer token, or text. What several methods need,
+A method gets a `Batch` of questions and returns the logits of the first answer token, or text. Passes that several methods need,
 the Sharer's pass and the Receiver's prefill, the batch computes once. To add one: subclass `Method`, name it, decorate it
 with `@register`.
 """
@@ -25,7 +25,7 @@ MAX_HINT_TOKENS, MAX_REASONING_TOKENS = 48, 96
 
 
 class Batch:
-    """Questions as prompts of one ``form``, and what the methods share of them. Shapes as in `H2CForCausalLM.forward`.
+    """Questions as prompts of one ``form``, and the passes over them that methods share. Shapes as in `H2CForCausalLM.forward`.
 
     A question may have ``shots`` (questions with their answers, as turns before it) and a ``passage`` (which the Sharer reads
     before it, and the Receiver does not), a ``hint`` (a line that stands in the prompts of both) or one that the Receiver alone is
@@ -80,7 +80,7 @@ class Batch:
 
     @cached_property
     def draft(self) -> Draft:
-        """The Sharer's prompts with what it wrote after them."""
+        """The Sharer's prompts with its drafts."""
         ids, mask = self.inputs["sharer_input_ids"], self.inputs["sharer_attention_mask"]
         ends = end_tokens(self.model.sharer, self.processor.sharer_tokenizer)
         with self.part("sharer_writes"):
@@ -88,7 +88,7 @@ class Batch:
 
     @cached_property
     def read(self) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """What the bridge reads: the Sharer's hidden states, of its prompt and its draft, and their mask."""
+        """The Sharer's hidden states of its prompt and its draft, which the bridge reads, and their mask."""
         if self.draft_tokens:
             return self.draft.sharer_hidden_states, self.draft.sharer_attention_mask
         return self.sharer_hidden_states, self.inputs["sharer_attention_mask"]
@@ -122,7 +122,7 @@ def own_draft_tokens(model: H2CForCausalLM) -> int:
 
 
 def conversation(question: dict, form: str, hint: str | None = None, prompts: Prompts = PROMPTS) -> list[dict]:
-    """What the Receiver reads: the question after its few-shot turns."""
+    """Return the Receiver's conversation: the question after its few-shot turns."""
     prompt, answer = FORMS[form]
     turns = []
     for shot in question.get("shots", []):
@@ -131,7 +131,7 @@ def conversation(question: dict, form: str, hint: str | None = None, prompts: Pr
 
 
 def for_sharer(messages: list[dict], question: dict) -> list[dict]:
-    """The same conversation with the question's passage, where it has one, before the last turn."""
+    """The same conversation with the question's passage, if it has one, before the last turn."""
     if "passage" not in question:
         return messages
     return [*messages[:-1], *user_turn(with_passage(question["passage"], messages[-1]["content"]))]
@@ -257,7 +257,7 @@ class H2C(Method):
             )  # fmt: skip
 
     def states(self, batch: Batch) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """What the bridge reads: the Sharer's hidden states and their mask. The controls override this."""
+        """Return the hidden states that the bridge reads, and their mask. The controls override this."""
         return batch.read
 
 
@@ -274,7 +274,7 @@ class Skyline(Receiver):
         return super().generate(self.told(batch), **kwargs)
 
     def told(self, batch: Batch) -> Batch:
-        """The batch with what the Sharer reads as the Receiver's prompts.
+        """Return the batch with the Sharer's prompts as the Receiver's.
 
         Raises:
             ValueError: if a question has no passage.

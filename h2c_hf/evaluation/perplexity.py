@@ -114,7 +114,7 @@ def losses(
 
 
 def with_hint(messages: list[dict] | str, answer: str, hint: str, processor: H2CProcessor, prompts: Prompts) -> dict:
-    """The example with what the Sharer said after its last question."""
+    """Return the example with the Sharer's text after its last question."""
     *before, last = user_turn(messages) if isinstance(messages, str) else messages
     told = {**last, "content": f"{last['content']}\n{prompts.prefix} {hint}"}
     return encode_example(processor, [*before, told], answer)

@@ -1,4 +1,4 @@
-"""What is asked: Atlas, or any dataset in the columns of `cais/mmlu`; few-shot turns; and what is too long for a model."""
+"""The questions: Atlas, or any dataset in the columns of `cais/mmlu`; few-shot turns; and the prompts that are too long for a model."""
 
 from collections import Counter
 from pathlib import Path
@@ -20,7 +20,7 @@ def read_rows(path: str, name: str | None, split: str, columns: tuple[str, ...] 
     """The rows of a dataset by short name, Hub id, folder or file. (`DataSource` reads training data, and refuses test splits.)
 
     Raises:
-        ValueError: where there is no such dataset, configuration or split, or a column is missing.
+        ValueError: if there is no such dataset, configuration or split, or a column is missing.
     """
     try:
         rows = load_table(path, name, "train" if Path(path).is_file() else split)
@@ -71,8 +71,9 @@ def _questions(path: str, name: str | None, split: str) -> list[dict]:
 def limits(
     model, methods: list[str], form: str, max_length: int | None = None, answer_tokens: int = MAX_ANSWER_TOKENS, draft_tokens: int = 0
 ) -> dict[str, int]:
-    """{"receiver", "sharer"}: the longest prompt that leaves room, in the model's context window, for what these methods write. A message
-    takes a position of the Receiver's window for each token of the Sharer's prompt: "both" then limits the sum.
+    """Return the longest prompt of each model, {"receiver", "sharer"}, that leaves room in its context window for its answer.
+
+    A message takes a position of the Receiver's window for each token of the Sharer's prompt: "both" then limits the sum.
     """
     texts = [METHODS[name].max_tokens for name in methods if isinstance(METHODS[name], TextToText)]
     written = {"receiver": HINT_GROWTH * max(*texts, draft_tokens, 0), "sharer": max(*texts, draft_tokens, 0)}
@@ -95,7 +96,7 @@ def fit(
     prompts: Prompts = PROMPTS,
     skyline: bool = False,
 ) -> tuple[list[dict], dict]:
-    """Make every prompt fit: the earliest few-shot turns are dropped first (truncated); what is still too long is refused.
+    """Make every prompt fit: the earliest few-shot turns are dropped first (truncated); a prompt that is still too long is refused.
 
     Args:
         longest: tokens, as `limits` gives them.

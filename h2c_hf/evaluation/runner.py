@@ -44,7 +44,7 @@ def evaluate(
         adapter, prompts, lora: see `Batch`.
         answer_tokens: of the form "open": a text that has not ended after so many tokens is cut.
         draft_tokens: see `Batch`.
-        progress: where finished batches are kept, and how many processes share them.
+        progress: keeps finished batches, and knows how many processes share them.
 
     Returns:
         {method: {"predictions": list of letter indices or texts, "correct": bool array, "scores": list of its letters' logits or

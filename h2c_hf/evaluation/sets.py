@@ -1,7 +1,7 @@
 """Sets of questions that are answered in words: each by name, in one of two regimes, with figures of its own.
 
 In the *private* regime only the Sharer reads the passage, and any working channel gains; in the *shared* regime both models read the
-question, and only what the Sharer knows can gain. The two are never mixed in a table.
+question, and only the Sharer's knowledge can gain. The two are never mixed in a table.
 """
 
 from dataclasses import dataclass, fields
@@ -30,7 +30,7 @@ class QuestionSet:
     Args:
         name: how reports call it.
         regime: "private" or "shared"; the questions must have passages, or none.
-        source: where the questions come from: the fields of `h2c_hf.data.sources.DataSource`, test splits and new words included.
+        source: of the questions: the fields of `h2c_hf.data.sources.DataSource`, test splits and new words included.
         limit: so many questions, spread over all.
         tokens: of the form "repeat": texts of exactly so many tokens of the Receiver, and the accuracy at each position.
         answer_tokens: an answer that has not ended after so many tokens is cut.
@@ -140,7 +140,7 @@ def set_report(
     """The figures of one set.
 
     Args:
-        results: what `h2c_hf.evaluation.runner.evaluate` returned.
+        results: the output of `h2c_hf.evaluation.runner.evaluate`.
         tokenizer: the Receiver's.
         examples: so many questions with every method's answer.
 

@@ -13,7 +13,7 @@ from .methods import METHODS, Batch, TextToText
 
 @dataclass
 class Answer:
-    """An answer so far. Times are from the question on, in seconds; None where there are not yet tokens enough to tell."""
+    """An answer so far. Times are from the question on, in seconds; None until there are tokens enough to tell."""
 
     text: str = ""
     hint: str = ""  # what the Sharer wrote first, in text-to-text
@@ -47,7 +47,7 @@ def stream(name: str, batch: Batch, **kwargs) -> Iterator[Answer]:
 
 
 class Writing:
-    """What `generate` writes in a thread of its own, piece by piece. `times`: when each token came. `result`: what the call returned."""
+    """The text of a `generate` in a thread of its own, piece by piece. `times`: of each token. `result`: the output of the call."""
 
     def __init__(self, call: Callable, tokenizer: PreTrainedTokenizerBase):
         self.streamer = ClockedStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -1,7 +1,7 @@
 """`h2c ablate GRID.yaml`: bridges of several forms, trained alike on Atlas, in two tables: forms x runs x seeds.
 
 A cell is a bridge of one form, trained in one run (on how much of which questions) with one seed, and then asked. It is kept as a json
-file, so that a grid that was stopped goes on where it was. What is asked, and how the tables are made: `h2c_hf.experiments.merits`.
+file, so that a grid that was stopped goes on where it was. The questions and the tables: `h2c_hf.experiments.merits`.
 """
 
 import json
@@ -43,12 +43,12 @@ class Grid:
 
     Args:
         forms: name -> fields of `H2CBridgeConfig` that differ from the published form; `cache_fusion: true`, for the related
-            system of `h2c_hf.experiments.cache_fusion`; and a `learning_rate`, where it needs another than the others.
-        sources: what is trained on, as `train_data` of a training.yaml; of Atlas.
+            system of `h2c_hf.experiments.cache_fusion`; and a `learning_rate`, if it needs another than the others.
+        sources: the training data, as `train_data` of a training.yaml; of Atlas.
         runs: name -> `fraction` of the train entities (default 1), and `without`: subjects that are not trained on, and alone asked.
             Every run takes as many steps as one with all the data.
         seeds: of each cell: weights, order of the examples, and which entities a fraction holds.
-        split: what is asked. Choose on validation; a table of "test" is for the report.
+        split: whose questions are asked. Choose on validation; a table of "test" is for the report.
         training: fields of `H2CTrainingArguments`, the same for all.
     """
 
@@ -113,7 +113,7 @@ def examples(source: str) -> tuple[list[dict], Dataset]:
 
 
 def training_rows(grid: Grid, run: dict, seed: int) -> tuple[Dataset, int, int]:
-    """What a run trains on; how many examples a run with all the data would have; and the number of facts that are asked about."""
+    """Return the training data of a run, the number of examples of a run with all the data, and the number of facts asked about."""
     without, loaded = run.get("without", ()), [examples(json.dumps(source, sort_keys=True)) for source in grid.sources]
     entities = sorted({fact.entity for fact in load_facts() if fact.split == "train" and fact.attribute not in without})
     order = np.random.default_rng(seed).permutation(len(entities))
@@ -197,7 +197,7 @@ def done(cell: tuple) -> bool:
     """Whether a cell is there.
 
     Raises:
-        ValueError: where it is of a form of the same name with other fields.
+        ValueError: if it is of a form of the same name with other fields.
     """
     path, grid, *what = cell
     if not path.exists():
@@ -208,7 +208,7 @@ def done(cell: tuple) -> bool:
 
 
 def tables(grid: Grid, output: Path) -> str:
-    """The finished cells as two Markdown tables: what is carried, a row a form and run; and what else is asked of those that saw all."""
+    """Return the finished cells as two Markdown tables: carried facts, a row a form and run; and other questions to those that saw all."""
     alone = json.loads((output / "alone.json").read_text(encoding="utf-8"))
     rows = []
     for form in grid.forms:

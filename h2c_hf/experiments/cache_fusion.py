@@ -2,8 +2,8 @@
 token by token and layer by layer.
 
 Method: Fu et al. 2025, "Cache-to-Cache: Direct Semantic Communication Between Large Language Models", arXiv 2510.03215. Written anew
-from its description, with what made it stronger here: each model reads its own tokens, and a token of the Receiver gets the Sharer's
-that holds its last character; the chat frame is aligned from the end of what is in the caches; gates start open.
+from its description, with changes that made it stronger here: each model reads its own tokens, and a token of the Receiver gets the
+Sharer's that holds its last character; the chat frame is aligned from the end of the caches; gates start open.
 
     model = CacheFusion(sharer, receiver, processor, anneal_steps=346)  # then as any H2CForCausalLM: H2CTrainer, evaluate, generate
 """
@@ -31,7 +31,7 @@ LAST, CONTENT = 2.0**20, 2.0**20 - 2**10
 
 
 class FusionBridge(PreTrainedModel):
-    """What is added to every bridged layer's keys and values; blocks are stacked as in `H2CBridgeModel`.
+    """The modules that compute the update of every bridged layer's keys and values; blocks are stacked as in `H2CBridgeModel`.
 
     A block sees the Receiver's flattened keys (or values) of a token beside those of the Sharer's token:
 
@@ -134,7 +134,7 @@ class CacheFusion(H2CForCausalLM):
     """In the place of `H2CForCausalLM`, for training with `H2CTrainer`, for `evaluate` with its controls and for `generate`.
 
     For prompts that are chat templates around a user's turn, as `H2CProcessor.apply_chat_template` makes them, of tokenizers whose
-    tokens are bytes (Llama 3, Qwen, the embedded pair). Without what only a bridge for the Hub needs: saving, conversations.
+    tokens are bytes (Llama 3, Qwen, the embedded pair). Saving and conversations, which only a bridge for the Hub needs, are left out.
     """
 
     def __init__(
@@ -225,8 +225,11 @@ def frame_length(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def token_ends(lengths: torch.Tensor, attention_mask: torch.Tensor, frame: int) -> torch.Tensor:
-    """Where tokens end, (batch, length), on a scale that tokenizers share: those of the frame after the content count up to `LAST`; those
-    before it are as many bytes below `CONTENT` as follow them of the content; padding is at 0."""
+    """Return the ends of tokens, (batch, length), on a scale that tokenizers share.
+
+    The ends of the frame after the content count up to `LAST`. The ends before it are as many bytes below `CONTENT` as follow them of the
+    content. Padding is at 0.
+    """
     counted = torch.where(attention_mask.bool(), lengths, 0)[:, : lengths.shape[1] - frame].float()
     after = counted.flip(1).cumsum(1).flip(1) - counted
     frame_ends = LAST + torch.arange(1 - frame, 1, device=after.device).expand(len(after), -1)

@@ -1,7 +1,7 @@
 """`h2c lora CONFIG.yaml`: the Receiver, fine-tuned with LoRA on a run's data without a Sharer.
 
 It is the single model that a bridge is to be compared with. It sees the Receiver's prompts and the targets of the same mixture, in the
-same batches, and what only the Sharer reads is missing. Every learning rate in `lora_learning_rates` is trained, and the adapter with the
+same batches, without the Sharer's texts. Every learning rate in `lora_learning_rates` is trained, and the adapter with the
 lowest validation loss is kept, so that the baseline is not set too low. `h2c evaluate --lora DIR` measures it.
 """
 
@@ -23,7 +23,7 @@ from ..training.fields import LoraArguments
 
 
 class ReceiverCollator(H2CCollator):
-    """The batches of a bridge, less what only the Sharer reads. `position_ids` count from each prompt's first token."""
+    """Collate the batches of a bridge without the Sharer's inputs. `position_ids` count from each prompt's first token."""
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         batch = {name: tensor for name, tensor in super().__call__(examples).items() if not name.startswith("sharer_")}

@@ -1,7 +1,7 @@
-"""What a bridge is asked in an ablation, on Atlas, and the tables of the answers.
+"""The questions of an ablation, on Atlas, and the tables of the answers.
 
-What it carries: by letter (`choice`) and in words (`open`), and of passages of 1, 4 and 16 invented facts that the Sharer alone reads.
-What it harms: questions whose answer stands in the Receiver's own prompt, where the Sharer reads it too (`told`) or knows something
+Carried facts: by letter (`choice`) and in words (`open`), and of passages of 1, 4 and 16 invented facts that the Sharer alone reads.
+Harm: questions whose answer stands in the Receiver's own prompt, if the Sharer reads it too (`told`) or knows something
 else (`against`); and the perplexity of text of the kind that the Receiver was taught (`text`).
 """
 
@@ -48,7 +48,7 @@ def conversations(split: str) -> list[tuple[list[dict], str]]:
 
 
 def ask(model: H2CForCausalLM, processor: H2CProcessor, split: str, merits: dict[str, list[str]]) -> dict[str, dict]:
-    """{"correct": {"merit/method": 1 where a question of the split was answered rightly, else 0}, "perplexity": {method: of `text`}}."""
+    """Return {"correct": {"merit/method": 1 or 0 for each question of the split}, "perplexity": {method: of `text`}}."""
     correct, found = {}, {}
     for merit, methods in merits.items():
         if merit == "text":
@@ -61,11 +61,11 @@ def ask(model: H2CForCausalLM, processor: H2CProcessor, split: str, merits: dict
 
 
 def knowledge_table(rows: list[tuple[str, str, dict, list[dict]]], alone: dict, split: str) -> str:
-    """What is carried of what the Sharer knows, a row a form and run.
+    """Return the table of carried facts that the Sharer knows, a row a form and run.
 
     Args:
         rows: (form, run, the run's options, its cells, one a seed).
-        alone: what `ask` found of both models alone.
+        alone: the output of `ask` for both models alone.
     """
     titles = ("form", "run", "seeds", "facts", "parameters", "choice, recovered (%)", "with another's states (%)")
     titles += ("open, of the Sharer's (%)", "with another's states (%)")
@@ -86,7 +86,7 @@ def knowledge_table(rows: list[tuple[str, str, dict, list[dict]]], alone: dict, 
 
 
 def harm_table(rows: list[tuple[str, list[dict]]], alone: dict) -> str:
-    """What is carried of passages, and what is lost of what the Receiver knew, a row a form. rows: (form, its cells, one a seed)."""
+    """Return the table of facts carried from passages, and of the Receiver's lost answers, a row a form. rows: (form, a cell a seed)."""
     titles = ("form", "seeds", *(f"passage of {n}, exact match (%)" for n in FACTS), "of 16, with another's states (%)")
     titles += ("told, points lost", "against the Sharer, points lost", "text, perplexity over the Receiver's")
     lines = []
@@ -113,7 +113,7 @@ def by_seed(cells: list[dict]) -> dict[str, np.ndarray]:
 
 
 def averaged(right: np.ndarray) -> list[np.ndarray]:
-    """The mean over seeds, a number a question; then, where there are several, each seed."""
+    """The mean over seeds, a number a question; then each seed, if there are several."""
     return [right.mean(0), *(right if len(right) > 1 else [])]
 
 

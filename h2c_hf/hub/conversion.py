@@ -38,7 +38,7 @@ def convert(checkpoint: str | Path, sharer: str, receiver: str, output: str | Pa
         num_attention_heads: of the blocks' cross-attention; the checkpoint's shapes do not tell.
 
     Raises:
-        ConversionError: where the checkpoint cannot be read or does not fit the pair, or `output` exists and is not empty.
+        ConversionError: if the checkpoint cannot be read or does not fit the pair, or `output` exists and is not empty.
     """
     output = Path(output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -63,7 +63,7 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
             or a dict that holds it as `bridge_state_dict`. No code in it is run.
 
     Raises:
-        ConversionError: where the file is not there, not whole, needs code to be read, or holds no bridge.
+        ConversionError: if the file is not there, not whole, needs code to be read, or holds no bridge.
     """
     path = Path(path)
     if not path.is_file():
@@ -110,7 +110,7 @@ def pair_config(state: dict[str, torch.Tensor], sharer: str, receiver: str, num_
     """The config of an original bridge between two models, checked against the bridge's state dict, shape by shape.
 
     Raises:
-        ConversionError: where a model's config cannot be read, a key is missing or unknown, or a shape is not the pair's.
+        ConversionError: if a model's config cannot be read, a key is missing or unknown, or a shape is not the pair's.
     """
     configs = {role: _model_config(role, name) for role, name in (("sharer", sharer), ("receiver", receiver))}
     matches = {key: BLOCK.fullmatch(key) for key in state}

@@ -37,12 +37,12 @@ ENDORSED = re.compile(r"(?<![a-z])(google|deepmind|official)(?![a-z])", re.IGNOR
 
 
 def llama_id(config: H2CBridgeConfig) -> str | None:
-    """The id of the Llama in the pair; the Sharer's where both are."""
+    """The id of the Llama in the pair; the Sharer's if both are."""
     return next((model for model in (config.sharer_model_id, config.receiver_model_id) if VERSION.search(model or "")), None)
 
 
 def llama_version(config: H2CBridgeConfig, license: str | None = None) -> str | None:
-    """The version, as "3.1", of the Llama whose licence holds for the bridge: where an id of the pair tells it, or `license` is one."""
+    """The version, as "3.1", of the Llama whose licence holds for the bridge, if an id of the pair tells it, or `license` is one."""
     match = VERSION.search(llama_id(config) or "") or VERSION.fullmatch(license or "")
     return match and match[1]
 
@@ -77,12 +77,12 @@ def attribution(version: str) -> str:
 
 
 def built_with(version: str) -> str:
-    """What is displayed on the card."""
+    """Return the notice that the card displays."""
     return f"Built with {'Meta Llama 3' if version == '3' else 'Llama'}"
 
 
 def name_begins(version: str) -> str:
-    """What the name of a model that was trained with one has to begin with."""
+    """Return the beginning that the licence asks of the name of a model that was trained with one."""
     return {"2": "", "3": "Llama 3"}.get(version, "Llama")
 
 
@@ -98,7 +98,7 @@ def follow_licence(
 
     Raises:
         ValueError: for a name that a licence forbids.
-        OSError: where the agreement is not in the folder, and cannot be fetched from the Llama's own repo.
+        OSError: if the agreement is not in the folder, and cannot be fetched from the Llama's own repo.
     """
     version, gemma = llama_version(config, license), has_gemma(config, license)
     owner, _, name = repo.rpartition("/")

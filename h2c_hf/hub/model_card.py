@@ -1,4 +1,4 @@
-"""The model card of a bridge, from its config and what lies beside it: `report.json`, `data.json`, `training.json`, `figures/`.
+"""The model card of a bridge, from its config and the files beside it: `report.json`, `data.json`, `training.json`, `figures/`.
 
 Every number in it is copied from one of these.
 """
@@ -23,10 +23,10 @@ TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
 
 def write_model_card(directory: str | Path, config: H2CBridgeConfig, repo: str, license: str | None = None) -> Path:
-    """Write `README.md` into a bridge's folder, and `.eval_results/` where its results belong on a leaderboard.
+    """Write `README.md` into a bridge's folder, and `.eval_results/` if its results belong on a leaderboard.
 
     Args:
-        directory: holds the bridge, and what there is to tell of it.
+        directory: holds the bridge, its report and its recipe.
         repo: the id or the folder that the card tells to load.
         license: a licence id of the Hub; a Llama or a Gemma in the pair brings its own.
 

@@ -102,13 +102,13 @@ def fetch(name: str, source: str = "auto") -> Path:
 
 
 def fetch_from_hub(model_id: str, target: Path, required: bool) -> dict | None:
-    """Download a repo into `target` and check its checksums. Return what `ORIGIN` says of it, or None if the Hub cannot be reached.
+    """Download a repo into `target` and check its checksums. Return the contents of its `ORIGIN`, or None if the Hub cannot be reached.
 
     Args:
         required: raise if the Hub cannot be reached.
 
     Raises:
-        OSError: for a gated or missing repo, or a file that is not what the Hub says.
+        OSError: for a gated or missing repo, or a file whose checksum is not the Hub's.
     """
     try:
         revision = HfApi().model_info(model_id, timeout=10).sha

@@ -45,12 +45,12 @@ def push(
     token: str | None = None,
     overwrite_card: bool = False,
 ) -> str:
-    """Write the model card into a bridge's folder and upload the folder. What is on the Hub changes in one commit, or not at all.
+    """Write the model card into a bridge's folder and upload the folder. The repo changes in one commit, or not at all.
 
     Args:
         directory: as `save_pretrained` of model and processor wrote it, or `h2c train`.
-        repo: "user/name"; made where it is not there.
-        revision: a branch, made where it is not there; by default the main one.
+        repo: "user/name"; made if it is not there.
+        revision: a branch, made if it is not there; by default the main one.
         private: of a new repo.
         report: a `report.json` to take into the folder, with the `figures` beside it.
         license: a licence id of the Hub for the card; see `write_model_card`.
@@ -60,8 +60,8 @@ def push(
         The commit's address.
 
     Raises:
-        ValueError: where the folder is no whole bridge, its licence asks for another name, or the Hub does not take its card.
-        OSError: where the Hub cannot be reached or refuses, with what to do.
+        ValueError: if the folder is no whole bridge, its licence asks for another name, or the Hub does not take its card.
+        OSError: if the Hub cannot be reached or refuses, with the next step.
     """
     directory = Path(directory)
     card = prepare(directory, repo, report, license, token, overwrite_card)
@@ -78,14 +78,14 @@ def push(
 
 @contextlib.contextmanager
 def told_of_pushing(repo: str, outcome: str = "was not pushed") -> Iterator[None]:
-    """Tell in one sentence what goes wrong between here and the Hub, and what to do.
+    """Tell an error of the Hub or the connection in one sentence, with the next step.
 
     Args:
         outcome: of the repo, in the sentence.
 
     Raises:
         ValueError: for an id that is none.
-        OSError: where the Hub cannot be reached or refuses.
+        OSError: if the Hub cannot be reached or refuses.
     """
     try:
         yield
@@ -140,7 +140,7 @@ def check_repo(repo: str) -> None:
     """Refuse an id without owner or with characters that the Hub refuses, before anything is made.
 
     Raises:
-        ValueError: with what was expected.
+        ValueError: naming the expected value.
     """
     try:
         validate_repo_id(repo)
@@ -170,8 +170,8 @@ def validate(card: Path) -> None:
     """The Hub's own check of a card, before anything is made or sent.
 
     Raises:
-        ValueError: with what the Hub says.
-        OSError: where the Hub has no such check: `huggingface_hub` commits no card without it.
+        ValueError: with the Hub's message.
+        OSError: if the Hub has no such check: `huggingface_hub` commits no card without it.
     """
     try:
         ModelCard.load(card).validate()
@@ -186,7 +186,7 @@ def validate(card: Path) -> None:
 
 
 def refusal(answer: str) -> str:
-    """What the check found, from its answer."""
+    """Return the findings of the check, from its answer."""
     try:
         return "; ".join(error["message"].strip().rstrip(".") for error in json.loads(answer)["errors"])
     except (ValueError, LookupError, TypeError):  # in words
@@ -194,7 +194,7 @@ def refusal(answer: str) -> str:
 
 
 def advice(error: HTTPError, repo: str) -> str:
-    """What went wrong between here and the Hub, and what to do."""
+    """Return the cause of an error of the Hub or the connection, and the next step."""
     if not isinstance(error, HfHubHTTPError):  # of the HTTP library: no connection, or one that was cut
         return (
             f": the connection to the Hub failed ({first_line(error) or type(error).__name__}); what was there is as it was. Check the "
@@ -209,7 +209,7 @@ def check_folder(directory: Path) -> H2CBridgeConfig:
     """The bridge's config.
 
     Raises:
-        ValueError: where something is missing without which the repo would not work.
+        ValueError: if something is missing without which the repo would not work.
     """
     if not (directory / "config.json").is_file():
         raise ValueError(f"{directory} holds no config.json; expected the folder of a bridge, as save_pretrained or `h2c train` writes it.")

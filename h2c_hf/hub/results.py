@@ -103,7 +103,7 @@ def model_index(report: dict) -> list[EvalResult]:
 
 
 def write_eval_results(directory: Path, report: dict | None, repo: str) -> None:
-    """Write `.eval_results/report.yaml`, or remove what is there: H2C's accuracy, in per cent, on a whole dataset of the Hub. A part of
+    """Write `.eval_results/report.yaml`, or remove an old one: H2C's accuracy, in per cent, on a whole dataset of the Hub. A part of
     a dataset, or one that is not on the Hub, belongs on no leaderboard; nor do baselines and controls, which are not this model."""
     path = directory / FILE
     dataset, name, split = asked(report, "data") if report else ("", None, None)

@@ -1,4 +1,4 @@
-"""`h2c report REPORT [OTHER]`: prints a saved report as a page, or compares two, paired where both asked the same questions."""
+"""`h2c report REPORT [OTHER]`: prints a saved report as a page, or compares two, paired over the questions that both asked."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from .statistics import difference
 
 
 def compare(first: Path, second: Path) -> str:
-    """The methods that both reports have, as a page. Where `items.parquet` lies beside both, differences are paired over the
+    """The methods that both reports have, as a page. If both have an `items.parquet`, differences are paired over the
     questions that both asked, with McNemar's p; else they stand without one.
 
     Raises:
-        ValueError: for what is no report, or reports without a common method.
+        ValueError: for a file that is no report, or reports without a common method.
     """
     reports = [load_report(path) for path in (first, second)]
     names = [name for name in reports[0]["methods"] if name in reports[1]["methods"]]

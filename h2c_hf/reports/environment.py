@@ -1,4 +1,4 @@
-"""Where a report was made: libraries, hardware, and the commit of this code."""
+"""The environment of a report: libraries, hardware, and the commit of this code."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ LIBRARIES = (
 
 
 def environment() -> dict[str, str | None]:
-    """Python, machine, accelerators, git commit (with '+' where files were changed since; None outside a checkout), versions."""
+    """Python, machine, accelerators, git commit (with '+' if files were changed since; None outside a checkout), versions."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),

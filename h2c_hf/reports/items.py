@@ -1,4 +1,4 @@
-"""`items.parquet`: what every method said to every question, a row each, so that others can check a report and pair two."""
+"""`items.parquet`: the answer of every method to every question, a row each, so that others can check a report and pair two."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""`report.json`: what a run measured, in one versioned file; and `report.md`, the same for people."""
+"""`report.json`: the results of a run, in one versioned file; and `report.md`, the same for people."""
 
 import json
 from pathlib import Path
@@ -18,8 +18,8 @@ def build_report(results: dict[str, dict], latency: dict[str, dict], questions: 
     """A report of one evaluation; its headline is the choice form, or else a set of questions in words.
 
     Args:
-        results: what `h2c_hf.evaluation.runner.evaluate` returned; with `h2c`, `receiver`, `sharer` and a control.
-        latency: {method: row}, as in what `h2c_hf.evaluation.latency.time_methods` returned; may be empty.
+        results: the output of `h2c_hf.evaluation.runner.evaluate`; with `h2c`, `receiver`, `sharer` and a control.
+        latency: {method: row}, as `h2c_hf.evaluation.latency.time_methods` returns it; may be empty.
         questions: those that were asked.
         more: further keys of the report.
     """

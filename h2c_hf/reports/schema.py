@@ -15,7 +15,7 @@ def load_report(path: str | Path) -> dict:
     """Read a `report.json`.
 
     Raises:
-        ValueError: where it is no report, one of another schema version, or one that the schema refuses.
+        ValueError: if it is no report, one of another schema version, or one that the schema refuses.
     """
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -102,7 +102,7 @@ def discordance(first: np.ndarray, second: np.ndarray) -> list[list[int]]:
 
 def questions_needed(first: np.ndarray, second: np.ndarray) -> int | None:
     """How many questions McNemar's test would need to find the observed difference, at the observed discordance, in 80 % of
-    tries (R. J. Connor, Biometrics 43, 1987); None where the methods do not differ at all."""
+    tries (R. J. Connor, Biometrics 43, 1987); None if the methods do not differ at all."""
     (_, only_first), (only_second, _) = discordance(first, second)
     share, lead = (only_first + only_second) / len(first), abs(only_first - only_second) / len(first)
     if not lead:
@@ -112,7 +112,7 @@ def questions_needed(first: np.ndarray, second: np.ndarray) -> int | None:
 
 
 def _paired(statistic, *samples: np.ndarray) -> dict[str, float | None]:
-    """Value and percentile bootstrap interval of a statistic of paired samples; None where it is not defined (no lead)."""
+    """Value and percentile bootstrap interval of a statistic of paired samples; None if it is not defined (no lead)."""
     samples = [np.asarray(sample, float) for sample in samples]
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)

@@ -1,4 +1,4 @@
-"""Categories of subjects: the 57 of MMLU in its four, as its authors group them; those of Atlas by what their entities are."""
+"""Categories of subjects: the 57 of MMLU in its four, as its authors group them; those of Atlas by the kinds of their entities."""
 
 SUBJECTS = {
     "STEM": (

@@ -56,7 +56,7 @@ def parse(arguments: list[str] | None, prog: str, *more: type) -> tuple:
 
 
 def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
-    """Refuse what is missing or contradictory, before anything is loaded.
+    """Refuse missing or contradictory fields, before anything is loaded.
 
     Raises:
         ValueError: in one sentence.

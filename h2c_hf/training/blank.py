@@ -1,4 +1,4 @@
-"""The adapter control: a bridge trained as any other, but with zeros where the Sharer's states would be."""
+"""The adapter control: a bridge trained as any other, but with zeros instead of the Sharer's states."""
 
 from dataclasses import dataclass
 

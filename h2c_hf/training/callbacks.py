@@ -1,4 +1,4 @@
-"""What a training run tells of the bridge beside its loss: gates, gradients, a few answers; and checkpoints for wandb."""
+"""Log lines about the bridge beside the loss: gates, gradients, a few answers; and checkpoints for wandb."""
 
 import json
 import os

@@ -16,7 +16,7 @@ class WholeCheckpoints(Trainer):
 
     The stock Trainer writes file by file into `checkpoint-N` itself: a kill in between, or a full disk, leaves half a checkpoint,
     which `resume_from_checkpoint=True` then takes for the last one. So `save` is told to write into a staging folder, and
-    what the stock method does after writing (push, delete old checkpoints) is done after the rename.
+    the stock method's work after writing (push, delete old checkpoints) is done after the rename.
     """
 
     _staging: str | None = None

@@ -1,4 +1,4 @@
-"""The data of a run: what is trained on, what is validated on, and how long it is."""
+"""The data of a run: training and validation examples, and their lengths."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -52,7 +52,7 @@ class Data:
 
 
 def load_data(h2c: H2CArguments, training: H2CTrainingArguments, processor: H2CProcessor, together: int | None = None) -> Data:
-    """Encode what the arguments name. Other ranks wait for the first, and then read the datasets cache.
+    """Encode the data that the arguments name. Other ranks wait for the first, and then read the datasets cache.
 
     Args:
         together: see `build_dataset`.
@@ -74,7 +74,7 @@ def load_data(h2c: H2CArguments, training: H2CTrainingArguments, processor: H2CP
 
 
 def unused_name(taken: dict, name: str) -> str:
-    """`name`, or with a number where it is taken."""
+    """Return `name`, with a number if it is taken."""
     return next(candidate for n in range(1, len(taken) + 2) if (candidate := name if n == 1 else f"{name}_{n}") not in taken)
 
 

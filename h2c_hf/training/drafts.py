@@ -13,7 +13,7 @@ BATCH = 32  # examples
 def with_drafts(data: Dataset, model: H2CForCausalLM, processor: H2CProcessor, tokens: int) -> Dataset:
     """Return the examples with up to `tokens` tokens, greedily written by the Sharer, at the end of their `sharer_input_ids`.
 
-    The bridge then trains on what `generate(sharer_max_new_tokens=tokens)` will give it; the Sharer reads prompt and draft in one pass.
+    The bridge then trains on the same inputs as in `generate(sharer_max_new_tokens=tokens)`; the Sharer reads prompt and draft in one pass.
     """
     tokenizer = processor.sharer_tokenizer
     ends, pad = end_tokens(model.sharer, tokenizer), padding_id(tokenizer)

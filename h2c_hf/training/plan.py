@@ -1,4 +1,4 @@
-"""What a run will do and need, before any weights are loaded: `h2c train CONFIG.yaml --dry_run`."""
+"""The plan and the needs of a run, before any weights are loaded: `h2c train CONFIG.yaml --dry_run`."""
 
 import math
 

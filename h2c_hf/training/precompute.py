@@ -23,7 +23,7 @@ SHARD_BYTES = 2**29  # of states; a run that is killed loses at most this much
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, compute what the store lacks, say what it costs. Returns the exit status."""
+    """Parse the arguments, compute the missing states, and tell their size. Return the exit status."""
     h2c, training = parse(arguments, "h2c precompute")
     if not h2c.sharer_states:
         raise ValueError("sharer_states is missing; expected the folder to write, in the yaml file or as --sharer_states DIR.")
@@ -73,7 +73,7 @@ def refuse_small_disk(folder: Path, needed: int) -> None:
 @torch.inference_mode()
 def compute(model: H2CForCausalLM, store: SharerStates, prompts: dict[str, np.ndarray], batch_size: int, shard_tokens: int) -> None:
     """Let the Sharer read `prompts` as in training, and write shard after shard. Sorted by length, so that batches hold little
-    padding, and the longest first, so that what does not fit into memory or window shows at once."""
+    padding, and the longest first, so that a prompt that does not fit into memory or window shows at once."""
     ordered = sorted(prompts.items(), key=lambda item: (-len(item[1]), item[0]))
     layers = store.identity["layers"]
     with tqdm(total=sum(map(len, prompts.values())), desc="Reading", unit="token", unit_scale=True) as progress:
@@ -92,7 +92,7 @@ def compute(model: H2CForCausalLM, store: SharerStates, prompts: dict[str, np.nd
 
 
 def split(ordered: list[tuple[str, np.ndarray]], tokens: int) -> list[list[tuple[str, np.ndarray]]]:
-    """Runs of prompts with at most so many tokens, or a single one. What is left after some runs is split as it was with them: a
+    """Runs of prompts with at most so many tokens, or a single one. The rest after some runs is split as it was with them: a
     killed run that goes on writes the shards that it would have written."""
     runs, room = [], 0
     for item in ordered:

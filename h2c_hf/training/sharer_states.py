@@ -2,7 +2,7 @@
 
 `store.json` says whose states they are. Each `<checksum>.safetensors` holds some prompts, each under a hash over that and its
 token ids, (layers, length, sharer_hidden_size), with only the layers that the bridge reads. A shard is named by the checksum of its
-bytes, so that what is whole needs no other record.
+bytes, so that a whole shard needs no other record.
 """
 
 import json
@@ -46,7 +46,7 @@ class SharerStates:
         """The store to train from. verify: read every shard once, for its checksum.
 
         Raises:
-            ValueError: where there is none, it holds another Sharer's states, or a shard is damaged.
+            ValueError: if there is none, it holds another Sharer's states, or a shard is damaged.
         """
         store = cls(folder, identity)
         if not (store.folder / "store.json").is_file():
@@ -62,7 +62,7 @@ class SharerStates:
         """Find the prompts that are stored; returns the shards that are damaged.
 
         Raises:
-            ValueError: where the folder holds something else.
+            ValueError: if the folder holds something else.
         """
         self._refuse_another()
         shards = tqdm(self.shards(), "Checking the Sharer states", unit="shard", disable=None if verify else True)
@@ -96,7 +96,7 @@ class SharerStates:
     # Writing
 
     def begin(self, damaged: list[Path]) -> None:
-        """Make the folder ready to be written to: without what a killed run was writing, and without damaged shards."""
+        """Make the folder ready to be written to: without a killed run's half shard, and without damaged shards."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in [*damaged, *self.folder.glob("*.part")]:
             path.unlink()
@@ -106,7 +106,7 @@ class SharerStates:
         """Write a shard: states (layers, length, sharer_hidden_size) by prompt, as `missing` names them.
 
         Raises:
-            OSError: where the disk is full; nothing half-written is left.
+            OSError: if the disk is full; nothing half-written is left.
         """
         dtype = getattr(torch, self.identity["dtype"])
         tensors = {name: tensor for key, state in states.items() for name, tensor in pack(key, state, dtype).items()}
@@ -246,7 +246,7 @@ def open_states(
     """The store that `sharer_states` names, with all prompts of `datasets` in it.
 
     Raises:
-        ValueError: where it is stale, damaged or incomplete.
+        ValueError: if it is stale, damaged or incomplete.
     """
     identity = states_identity(h2c, training, pair, tokenizer)
     with training.main_process_first(desc="checking the Sharer states"):

@@ -110,7 +110,7 @@ def evaluation_config(arguments: list[str]) -> str:
 
 
 def pushing(training: H2CTrainingArguments) -> contextlib.AbstractContextManager:
-    """Tell a push that fails in the run in one sentence, with the folder that holds what was trained."""
+    """Tell a push that fails in the run in one sentence, with the folder that holds the trained bridge."""
     if not training.push_to_hub:
         return contextlib.nullcontext()
     from ..hub.push import told_of_pushing
@@ -177,7 +177,7 @@ def fit_new_message(h2c: H2CArguments, training: H2CTrainingArguments, model: H2
 
 
 def make_collator(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data) -> H2CCollator:
-    """What batches hold of the Sharer: its prompt, its stored states, or zeros for the adapter control."""
+    """Return the collator for the Sharer's part of a batch: its prompt, its stored states, or zeros for the adapter control."""
     if h2c.blank_sharer:
         return BlankSharerCollator(processor, pair.bridge_config())
     if h2c.sharer_states:
@@ -187,8 +187,9 @@ def make_collator(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair,
 
 
 def choose_metric(training: H2CTrainingArguments, names: list[str]) -> None:
-    """What "best" is judged by: with several validation sets their metrics carry their names, and the stock default, the loss,
-    is that of the first.
+    """Choose the metric of the "best" checkpoint.
+
+    With several validation sets their metrics carry their names, and the stock default, the loss, is that of the first.
 
     Raises:
         ValueError: for a metric that none of them has.
@@ -246,7 +247,7 @@ def finish(trainer: H2CTrainer) -> bool:
 
 
 def save_recipe(h2c: H2CArguments, training: H2CTrainingArguments, output: Path) -> None:
-    """`training.json`: what the model card tells of how the bridge was trained."""
+    """Write `training.json`: the recipe that the model card tells."""
     recipe = {name: getattr(h2c, name) for name in ("sharer_quantization", "base_dtype", "max_length")}
     recipe |= {name: getattr(training, name) for name in RECIPE}
     batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps

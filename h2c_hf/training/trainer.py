@@ -23,7 +23,7 @@ class H2CTrainer(WholeCheckpoints):
 
     The base models are frozen and left out of `state_dict` on save, so optimizer and checkpoints hold the bridge alone.
     Evaluation adds to the stock `eval_loss`, all over the targets: `eval_perplexity`, by token; `eval_accuracy`, the share of examples
-    whose target is right to the last token; and, where every target is a letter, `eval_choice_accuracy`: the right letter scores
+    whose target is right to the last token; and, if every target is a letter, `eval_choice_accuracy`: the right letter scores
     best among the first four.
     """
 
@@ -102,7 +102,7 @@ class H2CTrainer(WholeCheckpoints):
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """As stock; gathers what FSDP2 left sharded, which safetensors cannot write. (Every rank comes here.)"""
+        """As stock; gathers the tensors that FSDP2 left sharded, which safetensors cannot write. (Every rank comes here.)"""
         if state_dict is not None:
             state_dict = {name: x.full_tensor() if hasattr(x, "full_tensor") else x for name, x in state_dict.items()}
         super()._save(output_dir, state_dict)
@@ -120,7 +120,7 @@ class H2CTrainer(WholeCheckpoints):
 
 
 def letters_of(processor: H2CProcessor) -> list[int]:
-    """The Receiver's tokens for A to D; none where it has no chat template, or writes them in several tokens."""
+    """The Receiver's tokens for A to D; none if it has no chat template, or writes them in several tokens."""
     try:
         return letter_ids(processor.receiver_tokenizer, user_turn("?"), template_kwargs=processor.chat_template_kwargs)
     except ValueError:
@@ -129,7 +129,7 @@ def letters_of(processor: H2CProcessor) -> list[int]:
 
 def target_scores(logits: torch.Tensor, labels: torch.Tensor, letters: list[int]) -> torch.Tensor:
     """Of each example (batch, 4), float: whether its target would be decoded greedily; the target's negative log-likelihood in
-    nats; its tokens; whether its letter scores best of `letters` (nan where it does not begin with one).
+    nats; its tokens; whether its letter scores best of `letters` (nan if it does not begin with one).
 
     Args:
         logits: (batch, T + 1, vocabulary), from the kickstart on.
@@ -176,7 +176,7 @@ class TargetMetrics:
 
 
 def target_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`accuracy`, `perplexity`, and `choice_accuracy` where every target begins with a letter, of `target_scores`' rows."""
+    """`accuracy`, `perplexity`, and `choice_accuracy` if every target begins with a letter, of `target_scores`' rows."""
     right, nll, tokens, letter = np.asarray(prediction.predictions, dtype=np.float64).T
     metrics = {"accuracy": right.mean(), "perplexity": np.exp(nll.sum() / tokens.sum())}
     if not np.isnan(letter).any():

@@ -1,4 +1,4 @@
-"""Figures of the bridge: its gates, what it changes in the Receiver's cache, how it was trained."""
+"""Figures of the bridge: its gates, its changes of the Receiver's cache, its training."""
 
 import math
 from itertools import cycle
@@ -246,14 +246,14 @@ def training(report: dict, theme: Theme) -> Figure:
 
 
 def smoothed(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Return the mean over a window of a twentieth of the points, or of what there is of it at the ends."""
+    """Return the mean over a window of a twentieth of the points, or of a part of it at the ends."""
     values = np.array([value for _, value in points])
     half = len(values) // 40
     return [(step, float(np.nanmean(values[max(0, i - half) : i + half + 1]))) for i, (step, _) in enumerate(points)]
 
 
 def training_panels(history: list[dict]) -> list[tuple[str, str, dict[str, list[tuple[int, float]]]]]:
-    """(what the axis measures, its scale, {curve: [(step, value)]}) of each panel. Validation sets are known by their run times."""
+    """Return (label of the axis, its scale, {curve: [(step, value)]}) of each panel. Validation sets are known by their run times."""
     keys = dict.fromkeys(key for entry in history for key in entry)
     sets = [
         key.removeprefix("eval_").removesuffix("runtime").strip("_") for key in keys if key.startswith("eval_") and key.endswith("runtime")

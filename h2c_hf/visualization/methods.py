@@ -33,7 +33,7 @@ def accuracy(report: dict, theme: Theme) -> Figure:
 
 
 def chance(report: dict) -> float | None:
-    """The accuracy of guessing, where the report tells: older ones, by the number of letters alone."""
+    """Return the accuracy of guessing, as the report tells it; for older ones, by the number of letters alone."""
     if "chance" in report:
         return report["chance"]
     if report.get("confusion"):
@@ -42,7 +42,7 @@ def chance(report: dict) -> float | None:
 
 
 def latency(report: dict, theme: Theme) -> Figure:
-    """Accuracy against time to first token, methods only: a control takes what H2C takes."""
+    """Accuracy against time to first token, methods only: a control takes as long as H2C."""
     methods = {n: row for n, row in report["methods"].items() if n not in CONTROLS and row.get("ttft_ms_median") is not None}
     looks = theme.looks(methods)
     figure = page("Accuracy against time to first token", 3.9)
@@ -72,7 +72,7 @@ def latency(report: dict, theme: Theme) -> Figure:
 
 
 def latency_parts(report: dict, theme: Theme) -> Figure:
-    """What the time to first token is spent on, method by method."""
+    """The parts of the time to first token, method by method."""
     rows = {name: {part: ms for part, ms in parts.items() if ms} for name, parts in report["latency_parts"].items()}
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
     figure = page("Time to first token, by part", 0.42 * len(rows) + 1.4)

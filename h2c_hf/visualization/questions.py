@@ -1,4 +1,4 @@
-"""Figures of the questions: which are answered rightly, with what, and a page of answers side by side."""
+"""Figures of the questions: which are answered rightly by which method, and a page of answers side by side."""
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -132,7 +132,7 @@ def probability_shift(report: dict, theme: Theme) -> Figure:
 
 
 def generations(report: dict, theme: Theme) -> Figure:
-    """A page: what each method answered to a few questions, by letter and in words."""
+    """A page: the answers of each method to a few questions, by letter and in words."""
     width = 9.5  # inches, as all lengths here
     columns, rooms = (0.15, 2.15, 4.75), (1.85, 2.45, 4.55)
     rows = [("heading", ["Answers side by side"]), ("columns", ["method", "letter, among the choices", "in words, without the choices"])]

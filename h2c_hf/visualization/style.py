@@ -110,7 +110,7 @@ def inches(text: str, size: float = SIZE) -> float:
 
 
 def wrap(text: str, width: float, size: float = SIZE, lines: int = 3) -> str:
-    """Text in at most so many lines of so many inches; an ellipsis where it went on. Breaks words that are too long for a line."""
+    """Text in at most so many lines of so many inches; an ellipsis if it went on. Breaks words that are too long for a line."""
     made, rest = [], printable(" ".join(text.split()))
     while rest and len(made) < lines:
         widths = accumulate(inches(character, size) for character in rest)
