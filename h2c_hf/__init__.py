@@ -8,9 +8,11 @@ The names below are imported when they are first used: `import h2c_hf` and `h2c 
 
 from importlib import import_module
 
+from .hints import REPOSITORY as REPOSITORY
+from .hints import missing
+
 
 __version__ = "0.1.0"
-REPOSITORY = "https://github.com/h2c-hf/h2c_hf"
 
 # public name: the module that defines it
 _MODULES = {
@@ -31,8 +33,6 @@ def __getattr__(name: str):
     try:
         return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     except ModuleNotFoundError as error:
-        from .hints import missing
-
         raise ImportError(missing(f"h2c_hf.{name}", error, "train")) from error
 
 

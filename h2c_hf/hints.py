@@ -2,7 +2,8 @@
 
 import sys
 
-from . import REPOSITORY
+
+REPOSITORY = "https://github.com/h2c-hf/h2c_hf"
 
 
 def install(extra: str) -> str:
