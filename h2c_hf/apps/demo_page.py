@@ -4,6 +4,7 @@ import base64
 import functools
 import html
 import io
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 
@@ -101,6 +102,8 @@ class Demo:
     def __init__(self, model: H2CForCausalLM, processor: H2CProcessor, repo: str | None = None):
         self.model, self.processor, self.repo = model, processor, repo
         self.writes_message = model.config.bridge_form == "message"
+        self.newest: dict[str, int] = {}  # by visitor, the number of the last run that was begun or stopped
+        self.numbers = itertools.count()
         # For a real pair one statement and texts of another kind; the tiny models read only statements of this kind.
         told = {question["subject"]: question for question in reversed(atlas_passages("test", 1 if repo else 4, invented=True))}
         passages = [told[subject] for subject in ATLAS_PASSAGES]
@@ -111,21 +114,40 @@ class Demo:
         else:
             self.examples, self.hand_offs = QUESTIONS, [*self.hand_offs[:2], *HAND_OFFS]
 
-    @told
-    def compare(self, question: str, choices: str, expected: str, longest: int) -> Iterator[str]:
-        """The cards of all methods and controls, as their answers are written one after the other."""
-        asked, form = as_question(question, choices)
-        other = next(example for example in self.examples if example["question"] != asked["question"])
-        yield from self.answers(asked, other, form, expected, longest)
+    def begin(self, request: gr.Request) -> tuple[str, int]:
+        """Return the visitor and the number of a new run; their older runs end. (Gradio's `cancels` would also end a run that is begun
+        while it cancels: an example clicked right after Stop.)"""
+        visitor, number = request.session_hash, next(self.numbers)
+        self.newest[visitor] = number
+        return visitor, number
 
     @told
-    def hand_off(self, passage: str, question: str, expected: str, longest: int) -> Iterator[str]:
+    def compare(self, question: str, choices: str, expected: str, longest: int, run: tuple[str, int] | None = None) -> Iterator[str]:
+        """The cards of all methods and controls, as their answers are written one after the other.
+
+        Args:
+            run: from `begin`; the answers end when the visitor begins another. None: they are written to the end.
+        """
+        asked, form = as_question(question, choices)
+        other = next(example for example in self.examples if example["question"] != asked["question"])
+        yield from self.answers(asked, other, form, expected, longest, run)
+
+    @told
+    def hand_off(self, passage: str, question: str, expected: str, longest: int, run: tuple[str, int] | None = None) -> Iterator[str]:
         """The same, for a passage that only the Sharer reads."""
         asked = as_hand_off(passage, question)
         other = next(one for one in self.hand_offs if one[0] != asked["passage"])
-        yield from self.answers(asked, {**asked, "passage": other[0], "question": other[1]}, "open", expected, longest)
+        yield from self.answers(asked, {**asked, "passage": other[0], "question": other[1]}, "open", expected, longest, run)
 
-    def answers(self, asked: dict, other: dict, form: str, expected: str, longest: int) -> Iterator[str]:
+    def answers(
+        self, asked: dict, other: dict, form: str, expected: str, longest: int, run: tuple[str, int] | None = None
+    ) -> Iterator[str]:
+        for shown in self.all_answers(asked, other, form, expected, longest):
+            if run is not None and self.newest[run[0]] != run[1]:
+                return
+            yield shown
+
+    def all_answers(self, asked: dict, other: dict, form: str, expected: str, longest: int) -> Iterator[str]:
         self.batch(asked, other, form, longest)  # refused before anything is shown
         answers: dict[str, Answer] = {}
         yield cards(answers, expected, form)  # what an earlier question left is gone at once
@@ -250,9 +272,11 @@ def drawn(figure: Callable, report: dict) -> str:
 
 def page(demo: Demo) -> gr.Blocks:
     one_at_a_time = {"concurrency_id": "model", "concurrency_limit": 1}  # or the clocks would measure one another
+    at_once = {"queue": False, "show_progress": "hidden"}
     shown = {"show_progress": "hidden", **one_at_a_time}
     rows = [example_row(example, by_letter=n % 2 == 1) for n, example in enumerate(demo.examples)]
     with gr.Blocks(title="Hidden-to-Cache", analytics_enabled=False) as blocks:
+        run = gr.State()
         gr.Markdown(introduction(demo))
         # A message is about what the Sharer has read: the hand-off comes first.
         with gr.Tabs(selected="hand_off" if demo.writes_message else "compare"):
@@ -269,13 +293,15 @@ def page(demo: Demo) -> gr.Blocks:
                     choices.render()
                     expected.render()
                 longest = gr.Slider(1, 256, value=64, step=1, label="Tokens at most")
-                inputs = [question, choices, expected, longest]
-                events = [
-                    gr.on([ask.click, question.submit, choices.submit, expected.submit], demo.compare, inputs, answers, **shown),
-                    examples.load_input_event.then(demo.compare, inputs, answers, **shown),
-                    *([] if demo.writes_message else [blocks.load(demo.compare, inputs, answers, **shown)]),
+                inputs = [question, choices, expected, longest, run]
+                begun = [
+                    gr.on([ask.click, question.submit, choices.submit, expected.submit], demo.begin, None, run, **at_once),
+                    examples.load_input_event.then(demo.begin, None, run, **at_once),
+                    *([] if demo.writes_message else [blocks.load(demo.begin, None, run, **at_once)]),
                 ]
-                stop.click(None, cancels=events)
+                for event in begun:
+                    event.then(demo.compare, inputs, answers, **shown)
+                stop.click(demo.begin, None, run, **at_once)
             with gr.Tab("Hand-off", id="hand_off"):
                 gr.Markdown(HAND_OFF_TEXT + (ATLAS_HAND_OFF_TEXT if demo.repo is None else ""))
                 passage = gr.Textbox(demo.hand_offs[0][0], label="Text that only the Sharer reads", lines=3, max_lines=12, render=False)
@@ -289,13 +315,15 @@ def page(demo: Demo) -> gr.Blocks:
                 ask, stop = buttons()
                 handed = gr.HTML(cards({}, "", "open"), elem_id="handed")
                 known.render()
-                inputs = [passage, asked, known, longest]
-                events = [
-                    gr.on([ask.click, asked.submit, known.submit], demo.hand_off, inputs, handed, **shown),
-                    examples.load_input_event.then(demo.hand_off, inputs, handed, **shown),
-                    *([blocks.load(demo.hand_off, inputs, handed, **shown)] if demo.writes_message else []),
+                inputs = [passage, asked, known, longest, run]
+                begun = [
+                    gr.on([ask.click, asked.submit, known.submit], demo.begin, None, run, **at_once),
+                    examples.load_input_event.then(demo.begin, None, run, **at_once),
+                    *([blocks.load(demo.begin, None, run, **at_once)] if demo.writes_message else []),
                 ]
-                stop.click(None, cancels=events)
+                for event in begun:
+                    event.then(demo.hand_off, inputs, handed, **shown)
+                stop.click(demo.begin, None, run, **at_once)
             with gr.Tab("Inside") as inside:
                 if demo.writes_message:
                     gr.Markdown(MESSAGE_TEXT)

@@ -129,7 +129,7 @@ def prepare(directory: Path, repo: str, report: str | Path | None, license: str 
     follow_licence(directory, config, repo, license, token)
     card = directory / "README.md"
     if card.exists() and not overwrite_card and not written_by_us(card):
-        print(f"{card} was written by hand and is pushed as it is; --overwrite_card replaces it.")
+        print("README.md was written by hand and is pushed as it is; --overwrite_card replaces it.")
         return card
     if (directory / "report.json").is_file() and not (directory / "figures" / "accuracy.png").is_file():
         draw(load_report(directory / "report.json"), directory / "figures", names=["accuracy"])
@@ -157,7 +157,11 @@ def dry_run(directory: Path, repo: str, report: str | None, license: str | None,
         check_folder(directory)
     with tempfile.TemporaryDirectory() as temporary:
         copy = shutil.copytree(directory, Path(temporary) / "bridge", ignore=shutil.ignore_patterns("checkpoint-*", "_*", ".git"))
-        card = prepare(copy, repo, report, license, None, overwrite_card)
+        try:
+            card = prepare(copy, repo, report, license, None, overwrite_card)
+        except (OSError, ValueError) as error:  # with the name of the folder that the user knows
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(str(error).replace(str(copy), str(directory))) from error
         files = files_to_push(copy)
         sizes = [path.stat().st_size for path in files]
         print(f"{len(files)} files, {sum(sizes) / 1e6:,.1f} MB, would go to {repo}:")

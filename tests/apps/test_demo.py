@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,6 +78,18 @@ def test_what_only_the_sharer_reads_reaches_the_answer(demo):
     shown = [cards([*demo.hand_off(*hand_off, 16)][-1]) for hand_off in demo.hand_offs]
     assert [cards["h2c"][:2] for cards in shown] == [("✓", known) for _, _, known in demo.hand_offs]
     assert shown[0]["receiver"][0] == shown[0]["shuffled"][0] == shown[0]["zeros"][0] == "✗"
+
+
+def test_a_visitors_newer_run_ends_the_older(demo):
+    """Stop begins a run that asks nothing. Another visitor's answers go on."""
+    one, other = (SimpleNamespace(session_hash=name) for name in ("one", "other"))
+    asked = ("In which country is the city of Bensekrane?", "", "Algeria", 64)
+    runs = [demo.compare(*asked, demo.begin(visitor)) for visitor in (one, other)]
+    for run in runs:
+        next(run)
+    later = demo.begin(one)
+    assert list(runs[0]) == [] and cards([*runs[1]][-1])["h2c"][:2] == ("✓", "Algeria")
+    assert cards([*demo.compare(*asked, later)][-1])["h2c"][:2] == ("✓", "Algeria")
 
 
 def test_the_page_shows_a_message(atlas):

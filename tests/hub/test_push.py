@@ -115,20 +115,28 @@ def test_model_and_processor_push_themselves(hub, online, atlas):
 # What is refused before anything is sent
 
 
+@pytest.mark.parametrize("options", [[], ["--dry_run"]], ids=["push", "dry run"])
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("config.json", "holds no config.json"),
-        ("model.safetensors", "holds no model.safetensors"),
-        ("processor_config.json", "holds no processor_config.json"),
-        ("modeling_h2c.py", "lacks the code modeling_h2c.py"),
-        ("sharer/config.json", "holds no such folder with a model in it"),
+        ("config.json", "{bridge} holds no config.json"),
+        ("model.safetensors", "{bridge} holds no model.safetensors"),
+        ("processor_config.json", "{bridge} holds no processor_config.json"),
+        ("modeling_h2c.py", "{bridge} lacks the code modeling_h2c.py"),
+        ("sharer/config.json", "{bridge} holds no such folder with a model in it"),
     ],
 )
-def test_a_folder_that_would_not_work_is_refused(hub, online, bridge, missing, message, capsys):
+def test_a_folder_that_would_not_work_is_refused_by_its_name(hub, online, bridge, missing, message, options, capsys):
     (bridge / missing).unlink()
-    assert main(["push", str(bridge), "u/r"]) == 2
-    assert message in capsys.readouterr().err and not hub.requests
+    assert main(["push", str(bridge), "u/r", *options]) == 2
+    assert message.format(bridge=bridge) in capsys.readouterr().err and not hub.requests
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.json", "{"), ("report.json", "{"), ("report.json", "[]")])
+def test_a_dry_run_names_the_file_that_is_broken(hub, online, bridge, name, content, capsys):
+    (bridge / name).write_text(content)
+    assert main(["push", str(bridge), "u/r", "--dry_run"]) == 2
+    assert str(bridge / name) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["/somewhere/llama", "../llama", "~/llama", "models/a/llama", None])

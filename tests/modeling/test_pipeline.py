@@ -1,11 +1,13 @@
 """The text-generation pipeline over both models: what it gives is what the processor, `generate` and the tokenizer give."""
 
+import re
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from pairs import join, tiny_model, tiny_processor
-from transformers import GenerationConfig, TextIteratorStreamer
+from transformers import GenerationConfig, TextIteratorStreamer, pipeline
 from transformers.utils import logging
 
 from h2c_hf.modeling import H2CProcessor, H2CTextGenerationPipeline
@@ -40,6 +42,15 @@ def test_a_chat_gets_its_answer(pipe):
     (tokens,) = pipe(chat, return_tensors=True, **OPTIONS)
     inputs = pipe.processor.apply_chat_template(chat)
     assert tokens["generated_token_ids"] == pipe.model.generate(**inputs, **OPTIONS)[0].tolist()
+
+
+def test_loaded_objects_become_a_pipeline_as_the_docs_say(pipe):
+    """transformers looks for a custom pipeline only if the model is a repo."""
+    page = (Path(__file__).parents[2] / "docs" / "using.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"`(pipeline\([^`]*pipeline_class=[^`]*)`", page)
+    names = {"pipeline": pipeline, "H2CTextGenerationPipeline": H2CTextGenerationPipeline}
+    made = eval(line, {**names, "model": pipe.model, "processor": pipe.processor})
+    assert made(ask("Oslo"), **OPTIONS) == pipe(ask("Oslo"), **OPTIONS)
 
 
 def test_a_batch_answers_as_each_chat_alone(pipe):
