@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from lm_eval.api.instance import Instance
 from pairs import LLAMA_TEMPLATE, byte_tokenizer, tiny_model
 
 from h2c_hf.cli import main
@@ -169,6 +170,10 @@ def test_lm_eval_renders_with_the_switch(trained):
         context = lm.apply_chat_template(user_turn("Who?"))
         ids = encode(lm.tokenizer, context, lm.processor.chat_template_kwargs)
         assert lm.tokenizer.decode(ids).endswith("</think>\n\n") and processor.chat_template_kwargs == {}
+        request = Instance(request_type="loglikelihood", doc={}, arguments=(context, "A"), idx=0)
+        ((score, _),) = lm.loglikelihood([request], disable_tqdm=True)
+        (target,) = lm.tokenizer("A", add_special_tokens=False)["input_ids"]
+        assert score == pytest.approx(model.receiver(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[target].item(), abs=1e-4)
     arguments = with_model(["--tasks", "x", SWITCH])
     assert arguments[:5] == ["run", "--model", "h2c", "--tasks", "x"] and json.loads(arguments[-1]) == {"chat_template_kwargs": OFF}
     assert with_model(["--chat_template_kwargs", json.dumps(OFF), "--tasks", "x"])[-1] == arguments[-1]

@@ -9,8 +9,10 @@ import pytest
 import torch
 from lm_eval.api.model import CachingLM
 from lm_eval_requests import QUESTIONS, chat, requests, text_of
+from pairs import byte_tokenizer
 from source import ATLAS_BRIDGE
 
+from h2c_hf.evaluation import lm_eval_model
 from h2c_hf.evaluation.lm_eval_command import with_model
 from h2c_hf.evaluation.lm_eval_model import H2CLM
 from h2c_hf.evaluation.lm_eval_prompts import encode, newest, pack
@@ -67,8 +69,17 @@ def test_model_arguments_go_before_the_commands_defaults(atlas):
     assert lm.batch_size == 3 and lm.loglikelihood(requests("", [("a b", " c")]), disable_tqdm=True)
 
 
+def test_parallelize_spreads_the_models(atlas, monkeypatch):
+    asked = []
+    monkeypatch.setattr(lm_eval_model, "load_pair", lambda name, **arguments: asked.append(arguments["device_map"]) or atlas)
+    for parallelize in (True, False):
+        H2CLM("somewhere", device="cpu", parallelize=parallelize)
+    assert asked == ["auto", "cpu"]
+
+
 def test_an_automatic_batch_size_halves_when_memory_runs_out(atlas):
     """A Receiver that has memory for three rows at a time."""
+    assert [H2CLM(atlas, batch_size="auto", max_batch_size=most).batch_size for most in (8, None)] == [8, 64]
     asked = [("a " * n, " b") for n in range(2, 12)] + [("a a", " c")]
     expected = H2CLM(atlas, batch_size=2).loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)
 
@@ -86,6 +97,10 @@ def test_an_automatic_batch_size_halves_when_memory_runs_out(atlas):
         lm = H2CLM(atlas, batch_size="auto:4")
         texts = lm.generate_until(requests("generate_until", [(text, kind) for text, _ in asked]), disable_tqdm=True)
         assert len(texts) == len(asked) and lm.batch_size <= 3
+        alone, halved = (H2CLM(atlas, batch_size=size, max_length=8) for size in (1, "auto"))
+        for lm in (alone, halved):
+            lm.loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)
+        assert halved.shortened == alone.shortened and alone.shortened["receiver"] > 1  # none is counted in each attempt
         with pytest.raises(torch.OutOfMemoryError):
             H2CLM(atlas, batch_size=8).loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)
     finally:
@@ -100,6 +115,9 @@ def test_a_maximal_length_is_that_of_both_windows(atlas, role):
     whole = H2CLM(atlas, role).generate_until(requests("generate_until", [(tail, kind)]), disable_tqdm=True)
     assert lm.generate_until(requests("generate_until", [(text, kind)]), disable_tqdm=True) == whole
     assert lm.shortened[role] == 1
+    both = H2CLM(atlas, max_length=40)
+    both.generate_until(requests("generate_until", [(text, kind)]), disable_tqdm=True)
+    assert both.shortened == {"receiver": 1, "sharer": 1}
 
 
 def test_a_begin_token_is_added_as_asked(atlas):
@@ -111,7 +129,11 @@ def test_a_begin_token_is_added_as_asked(atlas):
         assert encode(tokenizer, "a b", add_bos_token=True) == begun
         assert encode(tokenizer, "a b") == tokenizer("a b")["input_ids"]
         assert encode(tokenizer, pack(user_turn("a")), add_bos_token=True) == encode(tokenizer, pack(user_turn("a")))
-    assert any(H2CLM(atlas, role).tokenizer.bos_token_id is not None for role in ("receiver", "sharer"))
+    plain_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    tokenizer = byte_tokenizer(["<s>", "</s>"], bos="<s>", eos_token="</s>", chat_template=plain_template)
+    plain = tokenizer("a b", add_special_tokens=False)["input_ids"]
+    assert encode(tokenizer, "a b") == encode(tokenizer, "a b", add_bos_token=True) == [tokenizer.bos_token_id, *plain]
+    assert encode(tokenizer, "a b", add_bos_token=False) == encode(tokenizer, pack(user_turn("a b")), add_bos_token=True) == plain
     role = "sharer"
     with_bos, without = (
         H2CLM(atlas, role, add_bos_token=given).loglikelihood(requests("", [("a b", " c")]), disable_tqdm=True) for given in (True, False)

@@ -115,7 +115,8 @@ def test_batches_with_subjects_are_what_one_call_gives(metric):
 
 def test_no_known_subject_is_none_at_all(metric):
     columns = {"predictions": ["A", "B"], "references": ["A", "C"]}
-    assert metric.compute(**columns, subjects=[None, None]) == metric.compute(**columns)
+    result = metric.compute(**columns, subjects=[None, None])
+    assert result == metric.compute(**columns) and set(result) == {"accuracy", "accuracy_low", "accuracy_high", "n"}
 
 
 def test_processes_share_one_metric(tmp_path):
