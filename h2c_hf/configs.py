@@ -72,6 +72,8 @@ def copy(name: str, directory: Path) -> int:
     """
     if name not in names():
         raise ValueError(f"There is no config {name!r}; expected one of {', '.join(names())}.")
+    if directory.is_file():
+        raise ValueError(f"{directory} is a file; expected a folder to copy to.")
     files = sorted((HUB_CONFIGS / name).glob("*.yaml"))
     for path in files:
         if (directory / path.name).exists():

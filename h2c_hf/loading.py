@@ -230,14 +230,14 @@ def opened(repo: str | None, revision: str | None = None, **options) -> tuple[H2
 
     Raises:
         OSError: if there is no such repo or folder, in one sentence.
+        ValueError: for a revision of a folder.
     """
+    if revision is not None and (repo is None or os.path.isdir(repo)):
+        raise ValueError(f"--revision is {revision!r}, and {repo or 'Atlas'} is a folder; expected a revision with a Hub id only.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     placed: dict[str, Any] = {} if importlib.util.find_spec("accelerate") is None else {"device_map": {"": device}}
-    if repo is None:
-        given = options.get("chat_template_kwargs")
-        model, processor = load_pair("atlas", dtype=torch.float32, chat_template_kwargs=given, **placed)
-    else:
-        model, processor = load_pair(repo, revision, dtype="auto", **placed, **options)
+    dtype = "auto" if repo else torch.float32
+    model, processor = load_pair(repo or "atlas", revision, dtype=dtype, **placed, **options)
     return (model if placed else model.to(device)), processor
 
 

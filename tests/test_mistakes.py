@@ -64,12 +64,13 @@ MISTAKES = [
     (["plot", "{folder}"], "No such file or directory"),
     (["report", "{report}", "{report}", "third"], "'third' is not expected here. `h2c report --help`"),
     # sharing and trying
-    (["models", "fetch", "gemma"], "There is no model 'gemma'; expected one of gemma-3-270m"),
+    (["models", "fetch", "gemma"], "There is no model 'gemma' to fetch; expected one of gemma-3-270m"),
     (["models", "get", "gemma-3-270m"], "invalid choice: 'get'"),
     (["push", "{bridge}"], "the following arguments are required: REPO"),
     (["push", "{bridge}", "bridge"], "'bridge' names no owner: expected 'user/name'"),
     (["push", "{bridge}", "me/../bridge"], "is no id of a repo: expected 'user/name'"),
-    (["push", "{folder}", "me/bridge", "--dry_run"], "holds no config.json; expected the folder of a bridge"),
+    (["push", "{folder}", "me/bridge", "--dry_run"], "empty holds no config.json; expected the folder of a bridge"),
+    (["push", "/no/such", "me/bridge"], "There is no folder /no/such; expected that of a bridge"),
     (["push", "{bridge}", "me/bridge", "--report", "none.json"], "There is no report none.json"),
     (["chat", "/no/such/bridge"], "The bridge '/no/such/bridge' was not loaded: there is no such folder"),
     (["chat", "{truncated}"], "is truncated or damaged"),
@@ -80,13 +81,39 @@ MISTAKES = [
     (["demo", "--port", "99999"], "--port is 99999; expected 1 to 65535"),
     (["demo", "--port", "{port}"], "is in use; expected another port, or none"),
     (["demo", "--host", "no.such.host.invalid"], "--host is 'no.such.host.invalid', which is no address"),
+    # newer parts: the message form, drafts, sets in a yaml file, the published pair, servers
+    ([*TRAIN, "--bridge_form", "mesage"], "bridge_form is 'mesage'; expected one of rewrite, message"),
+    ([*TRAIN, "--bridge_form", "message", "--num_attention_heads", "7"], "num_attention_heads is 7, which does not divide"),
+    ([*TRAIN, "--draft_tokens", "-1"], "draft_tokens is -1; expected at least 0"),
+    ([*TRAIN, "--draft_tokens", "many"], "invalid int value: 'many'"),
+    ([*TRAIN, "--train_data", "form=words"], "The data source 'form=words' has no path; expected path="),
+    (["evaluate", "unnamed.yaml", "--output_dir", "out"], "The set 'path=atlas' has no name; expected name=NAME,path=DATA,regime=private"),
+    (["evaluate", "no_list.yaml", "--output_dir", "out"], "The set 'atlas' has no name; expected name=NAME"),
+    (["evaluate", "regime.yaml", "--output_dir", "out"], "regime of the set 'a' is 'secret'; expected one of private, shared"),
+    (["models", "fetch", "smollm2"], "There is no model 'smollm2' to fetch; expected one of gemma-3-270m, smollm2-135m-instruct"),
+    (["quickstart", "--pair", "gemma"], "There is no quickstart for the pair 'gemma'; expected one of atlas, gemma-3-270m_to_smollm2-135m"),
+    (["quickstart", "--pair", "gemma-3-270m_to_smollm2-135m", "--steps", "0"], "--steps is 0; expected at least 1"),
+    (["quickstart", "--steps", "5"], "--steps is 5, and the quickstart of Atlas has none; expected --epochs"),
+    (["serve", "--port", "{port}"], "cannot be listened on (Address already in use); choose another --port"),
+    (["serve", "--host", "no.such.host.invalid"], "--host is 'no.such.host.invalid', which is no address"),
+    (["serve", "--max_body", "0"], "--max_body is 0; expected at least 1"),
+    (["chat", "--url", "nothing"], "--url is 'nothing'; expected http://HOST:PORT, as `h2c serve` prints it"),
+    (["chat", "--revision", "abc"], "--revision is 'abc', and Atlas is a folder; expected a revision with a Hub id only"),
+    (["chat", "--receiver", "nobody/none"], "The Receiver 'nobody/none' was not loaded"),
+    (["chat", "--sharer_chat_template", "none.jinja"], "none.jinja"),
+    (["configs", "copy", "atlas", "notes.txt"], "notes.txt is a file; expected a folder to copy to"),
+    (["atlas", "build", "--tables", "/no/such"], "There is no folder /no/such; expected that of the source tables"),
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mistakes")
-    texts = {"broken.yaml": "a: [", "list.yaml": "- 1\n", "notes.txt": "notes", "old.json": json.dumps({"schema_version": 0})}
+    texts = {
+        "unnamed.yaml": "model: m\nsets:\n- {path: atlas}\n", "no_list.yaml": "model: m\nsets: atlas\n",
+        "regime.yaml": "model: m\nsets:\n- {name: a, path: atlas, regime: secret}\n",
+        "broken.yaml": "a: [", "list.yaml": "- 1\n", "notes.txt": "notes", "old.json": json.dumps({"schema_version": 0}),
+    }  # fmt: skip
     for name, text in texts.items():
         (folder / name).write_text(text)
     (folder / "empty").mkdir()

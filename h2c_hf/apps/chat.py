@@ -233,6 +233,8 @@ def main(arguments: list[str] | None = None) -> int:
     read = prompt_session().prompt if sys.stdin.isatty() and sys.stdout.isatty() else input
     if options.url is not None:
         check_alone(options)
+        if not options.url.startswith(("http://", "https://")):
+            raise ValueError(f"--url is {options.url!r}; expected http://HOST:PORT, as `h2c serve` prints it.")
         chat = RemoteChat(options.url, options.max_new_tokens, read)
         print(f"Server    {chat.url}, model {chat.options['model']}\n/help lists the commands; /compare shows Receiver and H2C.")
         chat.run()

@@ -155,7 +155,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.epochs <= 0:
         raise ValueError(f"--epochs is {options.epochs:g}; expected more than 0.")
     if options.pair == "atlas":
+        if options.steps is not None:
+            raise ValueError(f"--steps is {options.steps}, and the quickstart of Atlas has none; expected --epochs.")
         return quickstart(options.output, options.seed, options.epochs)
+    if options.steps is not None and options.steps < 1:
+        raise ValueError(f"--steps is {options.steps}; expected at least 1.")
     from .quickstart_pair import quickstart_pair
 
     return quickstart_pair(options.pair, options.output, options.seed, options.steps)

@@ -40,7 +40,7 @@ def quickstart_pair(pair: str, output: str | Path, seed: int = 0, steps: int | N
         ValueError: for another pair.
     """
     if pair not in names(FILES[0]):
-        raise ValueError(f"There is no quickstart for the pair {pair!r}; expected one of {', '.join(names(FILES[0]))}.")
+        raise ValueError(f"There is no quickstart for the pair {pair!r}; expected one of {', '.join(['atlas', *names(FILES[0])])}.")
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be written to is refused here
     training, evaluation = (HUB_CONFIGS / pair / name for name in FILES)

@@ -16,12 +16,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if not 0 <= options.port <= 65535:
         raise ValueError(f"--port is {options.port}; expected 0 to 65535, with 0 for any free port.")
+    for name, least in (("max_body", 1), ("shutdown_seconds", 0)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name} is {getattr(options, name)}; expected at least {least}.")
     with contextlib.closing(socket.socket()) as listener:  # first: a port that is taken is told before the models are loaded
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((options.host, options.port))
+        except socket.gaierror:
+            raise ValueError(f"--host is {options.host!r}, which is no address; expected 127.0.0.1, or 0.0.0.0.") from None
         except OSError as error:
-            raise OSError(f"{options.host}:{options.port} cannot be listened on ({error}); choose another --port.") from error
+            raise OSError(f"{options.host}:{options.port} cannot be listened on ({error.strerror}); choose another --port.") from error
         name = options.name or options.repo or "atlas"
         model, processor = opened(options.repo, **pair_options(options))
         app = build_app(name, model, processor, options.max_body)

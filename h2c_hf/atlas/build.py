@@ -99,6 +99,8 @@ def build(output: str | Path, seed: int = 0, tables: str | Path | None = None, r
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     facts_file = output / "facts.tsv"
+    if tables is not None and not Path(tables).is_dir():
+        raise ValueError(f"There is no folder {tables}; expected that of the source tables, cities.csv and others.")
     save_facts(load_facts() if tables is None else select_facts(tables, seed), facts_file)
     spawn = multiprocessing.get_context("spawn")
     workers = [spawn.Process(target=build_model, args=(role, output, seed, recipes[role])) for role in ROLES]

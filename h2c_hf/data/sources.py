@@ -147,7 +147,8 @@ class DataSource:
                 near = difflib.get_close_matches(key, known, n=1)
                 raise ValueError(f"A data source has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
         if "path" not in source:
-            raise ValueError(f"A data source has no path, but {source}; expected path=NAME_OR_ID_OR_FOLDER.")
+            written = ",".join(f"{key}={value}" for key, value in source.items())
+            raise ValueError(f"The data source {written!r} has no path; expected path=NAME_OR_ID_OR_FOLDER.")
         typed = {key: _typed(key, value, known[key]) for key, value in source.items() if value is not None}
         try:
             return cls(**typed)

@@ -77,7 +77,8 @@ class QuestionSet:
         told = {name: value for name, value in entry.items() if name in own}
         for name in ("name", "regime"):
             if not told.get(name):
-                raise ValueError(f"A set of questions has no {name}, but {entry}; expected {name}=VALUE.")
+                written = ",".join(f"{key}={value}" if value else key for key, value in entry.items())
+                raise ValueError(f"The set {written!r} has no {name}; expected name=NAME,path=DATA,regime=private, or regime=shared.")
         try:
             numbers = {name: int(told[name]) for name in NUMBERS if told.get(name) is not None}
         except (TypeError, ValueError):

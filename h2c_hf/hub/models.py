@@ -77,7 +77,7 @@ def fetch(name: str, source: str = "auto") -> Path:
         OSError: if no source has the model, or a download is incomplete or damaged.
     """
     if name not in PUBLISHED:
-        raise ValueError(f"There is no model {name!r}; expected one of {', '.join(PUBLISHED)}.")
+        raise ValueError(f"There is no model {name!r} to fetch; expected one of {', '.join(PUBLISHED)}.")
     folder = models_dir() / name
     if folder.is_dir():
         if not read_origin(folder):

@@ -215,6 +215,8 @@ def check_folder(directory: Path) -> H2CBridgeConfig:
     Raises:
         ValueError: if something is missing without which the repo would not work.
     """
+    if not directory.is_dir():
+        raise ValueError(f"There is no folder {directory}; expected that of a bridge, as save_pretrained or `h2c train` writes it.")
     if not (directory / "config.json").is_file():
         raise ValueError(f"{directory} holds no config.json; expected the folder of a bridge, as save_pretrained or `h2c train` writes it.")
     config = H2CBridgeConfig.from_pretrained(directory)

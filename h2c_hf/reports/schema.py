@@ -20,8 +20,8 @@ def load_report(path: str | Path) -> dict:
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         found = report["schema_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no report: expected JSON with a schema_version, {error!r}.") from None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{path} is no report: expected JSON with a schema_version, as `h2c evaluate` writes it.") from None
     if found != SCHEMA_VERSION:
         raise ValueError(f"{path} has schema_version {found}; expected {SCHEMA_VERSION}.")
     check_report(report, path)
