@@ -18,9 +18,14 @@ QUESTIONS = [
 ]
 
 
+@pytest.fixture(params=["rewrite", "message"])
+def form(request) -> str:
+    return request.param
+
+
 @pytest.fixture
-def trained(tmp_path):
-    return four_steps(tmp_path)
+def trained(tmp_path, form):
+    return four_steps(tmp_path, bridge_form=form)
 
 
 def four_steps(folder, **bridge):
@@ -128,22 +133,20 @@ def test_accumulated_batches_weigh_by_tokens():
     torch.testing.assert_close(halves, loss(slice(0, 4)), atol=1e-5, rtol=1e-5)
 
 
-def test_gates_and_gradients_are_logged_by_layer_and_part(trained):
+def test_gates_and_gradients_are_logged_by_layer_and_part(trained, form):
     model, _, trainer, _ = trained
-    history = trainer.state.log_history
-    assert (
-        [entry["step"] for entry in history if "gate/key/0" in entry] == [entry["step"] for entry in history if "loss" in entry] == [2, 4]
-    )
-    entry = [entry for entry in history if "gate/key/0" in entry][-1]
+    parts = ("attention", "ffn", "gate") if form == "rewrite" else ("message",)
+    logged = [entry for entry in trainer.state.log_history if f"grad_norm/{parts[0]}" in entry]
+    assert [entry["step"] for entry in logged] == [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [2, 4]
     for kind, values in model.gate_values().items():
-        assert [entry[f"gate/{kind}/{layer}"] for layer in range(len(values))] == values
-    assert all(entry[f"grad_norm/{part}"] > 0 for part in ("attention", "ffn", "gate"))
+        assert [logged[-1].get(f"gate/{kind}/{layer}") for layer in range(len(values))] == values
+    assert all(logged[-1][f"grad_norm/{part}"] > 0 for part in parts)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(trained):
     model, _, trainer, _ = trained
     with torch.no_grad():
-        model.bridge.ffn_out.bias.fill_(torch.nan)
+        next(model.bridge.parameters()).fill_(torch.nan)
     before = {name: parameter.clone() for name, parameter in model.bridge.named_parameters()}
     trainer.args.max_steps, trainer.train_dataset = 8, trainer.train_dataset.select([1])
     with pytest.raises(FloatingPointError, match=r"The loss is nan in step 1; .*Which is snow"):
@@ -152,7 +155,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(trained):
         torch.testing.assert_close(parameter, before[name], rtol=0, atol=0, equal_nan=True)
 
 
-def test_examples_are_plain_columns():
+def test_examples_are_plain_columns(form):
     examples = encode_questions(tiny_processor(), QUESTIONS, "open")
     assert isinstance(examples, Dataset) and examples.column_names == ["input_ids", "sharer_input_ids", "target_ids"]
 
@@ -169,13 +172,13 @@ def tiny_run(tmp_path, model=None, **options):
     return H2CTrainer(model, arguments, processor, train_dataset=examples, eval_dataset=examples, **of_trainer)
 
 
-def tiny_pair():
+def tiny_pair(form):
     sizes = {"vocab_size": 300, "max_position_embeddings": 512}
-    return join(tiny_model("llama", 0, **sizes), tiny_model("qwen2", 1, **sizes), dropout=0.0)
+    return join(tiny_model("llama", 0, **sizes), tiny_model("qwen2", 1, **sizes), dropout=0.0, bridge_form=form)
 
 
-def test_label_smoothing_is_that_of_the_targets(tmp_path):
-    trainer = tiny_run(tmp_path, tiny_pair(), label_smoothing_factor=0.1)
+def test_label_smoothing_is_that_of_the_targets(tmp_path, form):
+    trainer = tiny_run(tmp_path, tiny_pair(form), label_smoothing_factor=0.1)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
     logits = trainer.model(**batch).logits[:, :-1]
     targets = batch["labels"][:, -logits.shape[1] :]
@@ -184,33 +187,33 @@ def test_label_smoothing_is_that_of_the_targets(tmp_path):
     assert np.isfinite(trainer.train().training_loss) and np.isfinite(trainer.evaluate()["eval_loss"])
 
 
-def test_stock_arguments_leave_the_columns_to_the_collator(tmp_path):
-    assert np.isfinite(tiny_run(tmp_path, tiny_pair(), remove_unused_columns=True).train().training_loss)
+def test_stock_arguments_leave_the_columns_to_the_collator(tmp_path, form):
+    assert np.isfinite(tiny_run(tmp_path, tiny_pair(form), remove_unused_columns=True).train().training_loss)
 
 
-def test_noise_on_frozen_embeddings_is_refused(tmp_path):
+def test_noise_on_frozen_embeddings_is_refused(tmp_path, form):
     with pytest.raises(ValueError, match=r"neftune_noise_alpha is 5.0; expected None: both models' embeddings are frozen."):
-        tiny_run(tmp_path, tiny_pair(), neftune_noise_alpha=5.0)
+        tiny_run(tmp_path, tiny_pair(form), neftune_noise_alpha=5.0)
 
 
-def test_a_loss_function_gets_logits_and_labels_in_step(tmp_path):
+def test_a_loss_function_gets_logits_and_labels_in_step(tmp_path, form):
     seen = []
 
     def loss(outputs, labels, num_items_in_batch=None):
         seen.append((outputs.logits.shape[1], labels.shape[1]))
         return F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
 
-    trainer = tiny_run(tmp_path, tiny_pair(), compute_loss_func=loss)
+    trainer = tiny_run(tmp_path, tiny_pair(form), compute_loss_func=loss)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
     assert torch.allclose(trainer.compute_loss(trainer.model, dict(batch)), trainer.model(**batch).loss, atol=1e-5)
     assert all(logits == labels for logits, labels in seen)
 
 
-def test_a_model_init_is_called_for_each_run(tmp_path):
+def test_a_model_init_is_called_for_each_run(tmp_path, form):
     made = []
 
     def model_init():
-        made.append(tiny_pair())
+        made.append(tiny_pair(form))
         return made[-1]
 
     trainer = tiny_run(tmp_path, model_init=model_init)
@@ -220,8 +223,8 @@ def test_a_model_init_is_called_for_each_run(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["eval_do_concat_batches", "batch_eval_metrics"])
-def test_metrics_over_batches_are_those_over_all(tmp_path, option):
-    model = tiny_pair().eval()
+def test_metrics_over_batches_are_those_over_all(tmp_path, option, form):
+    model = tiny_pair(form).eval()
     names = ["eval_loss", "eval_perplexity", "eval_accuracy", "eval_choice_accuracy"]
     expected = tiny_run(tmp_path, model).evaluate()
     trainer = tiny_run(tmp_path, model, **{option: option == "batch_eval_metrics"})
@@ -230,12 +233,12 @@ def test_metrics_over_batches_are_those_over_all(tmp_path, option):
         assert [metrics[name] for name in names] == pytest.approx([expected[name] for name in names])
 
 
-def test_metrics_of_ones_own_get_logits_and_labels_in_step(tmp_path):
+def test_metrics_of_ones_own_get_logits_and_labels_in_step(tmp_path, form):
     def accuracy(prediction):
         guesses, targets = prediction.predictions[:, :-1].argmax(-1), prediction.label_ids[:, 1:]
         return {"own": ((guesses == targets) | (targets == IGNORE_INDEX)).all(1).mean(), "tokens": (targets != IGNORE_INDEX).sum()}
 
-    model = tiny_pair().eval()
+    model = tiny_pair(form).eval()
     metrics, expected = tiny_run(tmp_path, model, compute_metrics=accuracy).evaluate(), tiny_run(tmp_path, model).evaluate()
     examples = tiny_run(tmp_path, model).eval_dataset
     assert metrics["eval_own"] == expected["eval_accuracy"]
@@ -243,8 +246,8 @@ def test_metrics_of_ones_own_get_logits_and_labels_in_step(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_run_trains(tmp_path):
-    trainer = tiny_run(tmp_path, tiny_pair(), torch_compile=True, torch_compile_backend="aot_eager")
-    before = trainer.model.bridge.gate.detach().clone()
+def test_a_compiled_run_trains(tmp_path, form):
+    trainer = tiny_run(tmp_path, tiny_pair(form), torch_compile=True, torch_compile_backend="aot_eager")
+    before = [parameter.detach().clone() for parameter in trainer.model.bridge.parameters()]
     assert np.isfinite(trainer.train().training_loss)
-    assert not torch.equal(trainer.model.bridge.gate, before)
+    assert not any(map(torch.equal, trainer.model.bridge.parameters(), before))
