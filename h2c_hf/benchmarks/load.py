@@ -2,16 +2,16 @@
 
     python scripts/benchmark.py load --bridge REPO --output docs/benchmarks/load_cpu.json
 
-starts `h2c serve`, vLLM with the connector, vLLM with the Receiver alone and vLLM with the Sharer alone, and asks them by turns.
-vLLM runs in the environment of `scripts/serve_env`. Servers that run already:
+starts `h2c serve`, vLLM with the connector, vLLM with the Receiver alone and vLLM with the Sharer alone, one after the other, and asks
+each. vLLM runs in the environment of `scripts/serve_env`. Servers that run already:
 
     python scripts/benchmark.py load --server serve=http://127.0.0.1:8000 --server vllm=http://127.0.0.1:8001 \\
         --server receiver=http://127.0.0.1:8001,alone --eos 2 --clients 1 8
 
 Each server answers the same streamed chat requests, a passage and a question for the Sharer and the question for the Receiver, with as
 many new tokens each: the end token is suppressed. No request is repeated, so that no server answers from a cache. ",alone" asks for the
-Receiver alone (`h2c: false`), ",plain" sends a passage and a question to a server without a bridge, ",question" the question only. A
-server that is not asked only waits; nothing else should run on the machine.
+Receiver alone (`h2c: false`), ",plain" sends a passage and a question to a server without a bridge, ",question" the question only.
+Nothing else should run on the machine.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from ..modeling import H2CBridgeConfig, H2CProcessor
 from .measure import save
 
 
+SHARER = "vLLM, Sharer"
 KINDS = ("bridged", "alone", "plain", "question")
 START_SECONDS = 1200  # vLLM on a busy CPU takes minutes
 QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
@@ -44,10 +45,11 @@ QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THR
 
 @dataclass
 class Rival:
-    """A server to ask: its name in the results, its address, the kind of its requests, and the id of its model's end token."""
+    """A server to ask: its name in the results, its address or the command that starts it, the kind of its requests, and the id of its
+    model's end token."""
 
     name: str
-    url: str
+    address: str | list[str]
     kind: str
     eos: int
 
@@ -72,11 +74,18 @@ def main(arguments: list[str] | None = None) -> int:
             rivals = four_servers(options.bridge, options.vllm, stack)
         else:
             rivals = [Rival(*parsed(server), options.eos) for server in options.server]
-        for turn, clients in enumerate(options.clients):
-            asked = rows_of(turn * (options.requests + max(options.clients)), options.requests + clients)
-            for rival in rivals if turn % 2 == 0 else rivals[::-1]:
-                rows.append({"server": rival.name, "clients": clients, **asyncio.run(load(rival, asked, clients, options.new_tokens))})
-                print(described(rows[-1]), flush=True)
+        for rival in rivals:
+            try:
+                with serving(rival, options.bridge) as url:
+                    for turn, clients in enumerate(options.clients):
+                        asked = rows_of(turn * (options.requests + max(options.clients)), options.requests + clients)
+                        measured = asyncio.run(load(rival, url, asked, clients, options.new_tokens))
+                        rows.append({"server": rival.name, "clients": clients, **measured})
+                        print(described(rows[-1]), flush=True)
+            except StartError as error:
+                if rival.name != SHARER:
+                    raise
+                print(f"{rival.name} is left out: {error}", flush=True)  # vLLM need not run every Sharer
     for line in compared(rows):
         print(line)
     kept = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items() if name != "output"}
@@ -85,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def four_servers(bridge: str, environment: Path, stack: contextlib.ExitStack) -> list[Rival]:
-    """Start the servers of a bridge one after the other; they end with `stack`.
+    """The servers of a bridge, with the commands that start them. Their tokenizers' folders end with `stack`.
 
     Raises:
         ValueError: if there is no vLLM in `environment`.
@@ -108,22 +117,14 @@ def four_servers(bridge: str, environment: Path, stack: contextlib.ExitStack) ->
 
     with_connector = ("--middleware", "h2c_hf.serving.middleware.H2CMiddleware", "--kv-transfer-config", json.dumps(connector))
     commands = {
-        "h2c serve": ([sys.executable, "-m", "h2c_hf.cli", "serve", bridge], "bridged", "receiver"),
         "vLLM, bridged": (vllm("receiver", *with_connector), "bridged", "receiver"),
         "vLLM, Receiver": (vllm("receiver"), "question", "receiver"),
-        "vLLM, Sharer": (vllm("sharer"), "plain", "sharer"),
+        "h2c serve": ([sys.executable, "-m", "h2c_hf.cli", "serve", bridge], "bridged", "receiver"),
+        SHARER: (vllm("sharer"), "plain", "sharer"),
     }
-    rivals = []
-    for name, (command, kind, role) in commands.items():
-        try:
-            url = stack.enter_context(running(command, {"H2C_BRIDGE": bridge}))
-        except RuntimeError as error:
-            if role == "receiver":
-                raise
-            print(f"{name} is left out: {error}", flush=True)  # vLLM need not run every Sharer
-            continue
-        rivals.append(Rival(name, url, kind, getattr(processor, f"{role}_tokenizer").eos_token_id))
-    return rivals
+    return [
+        Rival(name, command, kind, getattr(processor, f"{role}_tokenizer").eos_token_id) for name, (command, kind, role) in commands.items()
+    ]
 
 
 @contextlib.contextmanager
@@ -134,12 +135,21 @@ def saved(tokenizer):
         yield folder
 
 
+class StartError(RuntimeError):
+    """A server ended before it answered, or did not answer in time."""
+
+
+def serving(rival: Rival, bridge: str | None):
+    """Yield the URL of a server, which is started if it has a command."""
+    return contextlib.nullcontext(rival.address) if isinstance(rival.address, str) else running(rival.address, {"H2C_BRIDGE": bridge})
+
+
 @contextlib.contextmanager
 def running(command: list[str], environment: dict[str, str]):
     """Start a server on a free port, and yield its URL once it answers.
 
     Raises:
-        RuntimeError: if it ends or does not answer in time, with the end of its output.
+        StartError: with the end of its output.
     """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -154,8 +164,9 @@ def running(command: list[str], environment: dict[str, str]):
             while not healthy(url):
                 if process.poll() is not None or time.monotonic() > end:
                     log.seek(0)
-                    raise RuntimeError(f"{' '.join(command[:6])} ... does not answer. It printed:\n{log.read()[-3000:]}")
+                    raise StartError(f"{' '.join(command[:6])} ... does not answer. It printed:\n{log.read()[-3000:]}")
                 time.sleep(0.5)
+            print(f"{url} answers", flush=True)
             yield url
         finally:
             process.terminate()
@@ -181,15 +192,14 @@ def parsed(server: str) -> tuple[str, str, str]:
     return name, url, kind or "bridged"
 
 
-async def load(rival: Rival, rows: list[dict], clients: int, new_tokens: int) -> dict:
+async def load(rival: Rival, url: str, rows: list[dict], clients: int, new_tokens: int) -> dict:
     """Ask a question about each row, with `clients` of them under way at a time; the first `clients` rows warm the server up."""
     from openai import AsyncOpenAI
 
-    client = AsyncOpenAI(base_url=f"{rival.url}/v1", api_key="none", max_retries=0, timeout=3600)
+    client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=3600)
     model = (await client.models.list()).data[0].id
     waiting = iter([{"model": model, **request(row, rival, new_tokens)} for row in rows])
-    for _ in range(clients):
-        await answered(client, next(waiting))
+    await asyncio.gather(*(answered(client, next(waiting)) for _ in range(clients)))
     results = []
 
     async def one_client() -> None:

@@ -12,7 +12,8 @@ prompt begins with `message_tokens` placeholder ids, one for each Sharer token.
 `kv_connector_extra_config`:
     bridge: repo or folder. The Sharer, the bridge and the Receiver's prefill then run in vLLM's first worker.
     urls: instead, a list of bridge servers (see `bridge_server`). Their token is read from H2C_BRIDGE_TOKEN.
-    async: bridge while other requests decode (default true). False bridges between steps.
+    async: bridge while other requests decode. False bridges between steps, all waiting prompts in one pass. Default: false if the bridge
+        runs on the CPU that decodes, and would take its cores; true on a GPU and with `urls`.
     dtype, device, max_batch_tokens, cache_bytes: of a local bridge. timeout: seconds for a prompt, with `urls`.
 """
 
@@ -76,7 +77,7 @@ class H2CConnector(KVConnectorBase_V1):
         self._options = dict(self._kv_transfer_config.kv_connector_extra_config)
         check_vllm(vllm_config, kv_cache_config, self._options)
         self._block_size = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
-        self._async = self._options.get("async", True)
+        self._async = self._options.get("async", "urls" in self._options or self._bridge_device().type != "cpu")
         # Scheduler
         self._prompts: dict[str, Prompt | str | None] = {}  # of each request: its prompt, why it is refused, or None for no bridge
         self._loads: list[Load] = []
@@ -142,6 +143,10 @@ class H2CConnector(KVConnectorBase_V1):
 
     # Worker
 
+    def _bridge_device(self) -> torch.device:
+        """The device of a local bridge."""
+        return torch.device(self._options.get("device", self._vllm_config.device_config.device))
+
     def _start_bridger(self) -> Bridger | BridgeClient:
         """
         Raises:
@@ -157,7 +162,7 @@ class H2CConnector(KVConnectorBase_V1):
         dtype = getattr(torch, options["dtype"]) if "dtype" in options else config.dtype
         model = load_model(options["bridge"], dtype=dtype)
         check_receiver(pair_facts(model), config)
-        device = torch.device(options.get("device", self._vllm_config.device_config.device))
+        device = self._bridge_device()
         check_memory(model, device)
         sizes = {
             "max_batch_tokens": options.get("max_batch_tokens", MAX_BATCH_TOKENS),
@@ -330,10 +335,13 @@ def check_vllm(vllm_config, kv_cache_config, options: dict) -> None:
         raise ValueError(f"kv_connector_extra_config has {sorted(unknown)[0]!r}; expected some of {', '.join(sorted(OPTIONS))}.")
     if ("bridge" in options) == ("urls" in options):
         raise ValueError("kv_connector_extra_config has both or neither of 'bridge' and 'urls'; expected one of them.")
-    groups = kv_cache_config.kv_cache_groups
-    if len(groups) != 1 or not isinstance(groups[0].kv_cache_spec, FullAttentionSpec):
-        kinds = ", ".join(type(group.kv_cache_spec).__name__ for group in groups)
-        raise ValueError(f"The Receiver has {len(groups)} KV cache groups ({kinds}); expected one, of full attention: no sliding windows.")
+    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    if len(specs) != 1 or not isinstance(specs[0], FullAttentionSpec):
+        kinds = ", ".join(type(spec).__name__ for spec in specs)
+        raise ValueError(f"The Receiver has {len(specs)} KV cache groups ({kinds}); expected one, of full attention: no sliding windows.")
+    # vLLM gives sliding layers the blocks of full attention where a model has both kinds, and notes the window.
+    if window := specs[0].sliding_window or specs[0].attention_chunk_size:
+        raise ValueError(f"Layers of the Receiver attend to {window} positions; expected full attention: no sliding windows.")
     policy = vllm_config.kv_transfer_config.kv_load_failure_policy
     if policy != "fail":
         raise ValueError(f"kv_load_failure_policy is {policy!r}, which answers without the bridge when it fails; expected 'fail'.")
