@@ -3,8 +3,8 @@ from pairs import randomize
 from vllm_engine import ATLAS, ENVIRONMENT, PYTHON, Pair
 
 from h2c_hf.atlas.questions import atlas_questions
-from h2c_hf.prompts import FORMS
 from h2c_hf.modeling import H2CForCausalLM
+from h2c_hf.prompts import FORMS
 
 
 @pytest.fixture(scope="session")
