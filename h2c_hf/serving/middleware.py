@@ -7,7 +7,7 @@ Chat completions, completions and responses take the fields of `h2c serve`: `sha
 
 import os
 
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 
 from ..loading import fetched_base
 from ..modeling import H2CBridgeConfig, H2CProcessor
@@ -47,6 +47,7 @@ class H2CMiddleware:
         self.processor = H2CProcessor.from_pretrained(bridge)
         self.config = H2CBridgeConfig.from_pretrained(bridge)
         self.sharer_window = sharer_window(self.config, bridge)
+        self.samples = samples(bridge)
 
     async def __call__(self, scope, receive, send):
         endpoint = scope.get("path", "").rstrip("/")
@@ -70,6 +71,8 @@ class H2CMiddleware:
             BadRequestError: for a request that cannot be bridged, with the reason.
         """
         extension = take_extension(body, endpoint)
+        if not self.samples and body.get("temperature") is None and (body.get("n") or 1) == 1:
+            body = {**body, "temperature": 0}  # as `h2c serve` answers; vLLM would sample at 1, and refuses n greedy answers
         if not extension.h2c:
             if body.get("kv_transfer_params") is not None:
                 raise BadRequestError(f"kv_transfer_params is given; leave it out: {REFUSED['kv_transfer_params']}.")
@@ -100,6 +103,14 @@ class H2CMiddleware:
         else:
             params["input_ids"] = ids  # vLLM renders `input` itself; the connector compares
         return {**body, "kv_transfer_params": params}
+
+
+def samples(bridge: str) -> bool:
+    """Whether the bridge's generation config samples; `generate` is greedy without one."""
+    try:
+        return bool(GenerationConfig.from_pretrained(bridge).do_sample)
+    except OSError:  # the repo has none
+        return False
 
 
 def sharer_window(config: H2CBridgeConfig, bridge: str) -> int | None:

@@ -8,6 +8,7 @@ import sys
 import pytest
 from pairs import join, tiny_model, tiny_processor
 from servers import ASKED, QUESTION, ROOT
+from transformers import GenerationConfig
 
 from h2c_hf.serving.middleware import REFUSED, H2CMiddleware
 from h2c_hf.serving.openai_requests import CHAT, COMPLETIONS, RESPONSES, BadRequestError
@@ -127,8 +128,18 @@ def test_responses_keep_their_input(middleware, atlas, given):
 
 
 def test_h2c_false_passes_the_request_on(middleware):
-    body = passed(middleware, CHAT, messages=ASKED, h2c=False, prompt_logprobs=1)
-    assert body == {"messages": ASKED, "prompt_logprobs": 1, "kv_transfer_params": {"h2c": False}}
+    body = passed(middleware, CHAT, messages=ASKED, h2c=False, prompt_logprobs=1, temperature=1)
+    assert body == {"messages": ASKED, "prompt_logprobs": 1, "temperature": 1, "kv_transfer_params": {"h2c": False}}
+
+
+def test_the_default_is_greedy_unless_the_bridge_samples(middleware, fetched_pair):
+    """As with `h2c serve`. vLLM's own default is a temperature of 1."""
+    assert passed(middleware, CHAT, messages=ASKED)["temperature"] == 0
+    assert passed(middleware, CHAT, messages=ASKED, h2c=False)["temperature"] == 0
+    assert passed(middleware, CHAT, messages=ASKED, temperature=0.5)["temperature"] == 0.5
+    assert "temperature" not in passed(middleware, CHAT, messages=ASKED, n=2)
+    GenerationConfig(do_sample=True).save_pretrained(fetched_pair)
+    assert "temperature" not in passed(H2CMiddleware(echo, fetched_pair), CHAT, messages=ASKED)
 
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if name != "prompt"])
