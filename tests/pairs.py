@@ -61,6 +61,8 @@ def join(sharer, receiver, seed: int = 0, **overrides) -> H2CForCausalLM:
     return model
 
 
+# Parameters of a bridge that are not trained with the rest, with a `token_hidden_size`.
+DICTIONARY = {f"message.token_{part}.{kind}" for part in ("norm", "proj", "in", "out") for kind in ("weight", "bias")}
 TOKEN_PATHS = ({}, {"token_rank": 12}, {"token_rank": 3, "token_hidden_size": 5})  # from the Sharer's embeddings to a message
 
 

@@ -5,16 +5,13 @@ import copy
 
 import pytest
 import torch
-from pairs import alone, join, random_inputs, random_pair, tiny_model
+from pairs import DICTIONARY, alone, join, random_inputs, random_pair, tiny_model
 from reference import plain_message
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, TextStreamer
 
 from h2c_hf.modeling import H2CBridgeConfig, H2CBridgeModel, H2CForCausalLM
 from h2c_hf.modeling.message_h2c import message_length, message_mask
 from h2c_hf.several_sharers import H2CSeveralSharers
-
-
-DICTIONARY = {f"message.token_{part}.{kind}" for part in ("norm", "proj", "in", "out") for kind in ("weight", "bias")}
 
 
 def message_pair(seed: int = 2, **overrides) -> H2CForCausalLM:
