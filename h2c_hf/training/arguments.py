@@ -78,6 +78,9 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
         "draft_tokens needs the Sharer in memory and data that is read once; expected no streaming, sharer_states or blank_sharer": (
             h2c.draft_tokens and (h2c.streaming or h2c.sharer_states or h2c.blank_sharer)
         ),
+        "token_hidden_size is a dictionary that is learned from the Sharer before training; expected fit_examples above 0, no sharer_states": (
+            h2c.token_hidden_size and not h2c.init_from and (not h2c.fit_examples or h2c.sharer_states)
+        ),
         "streaming needs max_steps: the length of a stream is not known": h2c.streaming and training.max_steps <= 0,
         "streaming cannot hold out a validation_fraction; give validation_data": h2c.streaming and h2c.validation_fraction,
         "streaming counts in the main process what it reads; expected dataloader_num_workers 0": (
