@@ -78,7 +78,7 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
         "draft_tokens needs the Sharer in memory and data that is read once; expected no streaming, sharer_states or blank_sharer": (
             h2c.draft_tokens and (h2c.streaming or h2c.sharer_states or h2c.blank_sharer)
         ),
-        "token_hidden_size is a dictionary that is learned from the Sharer before training; expected fit_examples above 0, no sharer_states": (
+        "token_hidden_size asks for a dictionary, which is learned from the Sharer; expected fit_examples above 0, no sharer_states": (
             h2c.token_hidden_size and not h2c.init_from and (not h2c.fit_examples or h2c.sharer_states)
         ),
         "streaming needs max_steps: the length of a stream is not known": h2c.streaming and training.max_steps <= 0,
