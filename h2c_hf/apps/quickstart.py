@@ -105,9 +105,10 @@ def save_bridge(model: H2CForCausalLM, processor: H2CProcessor, directory: Path,
     with atomic(directory) as temporary_path:
         model.save_pretrained(temporary_path)
         processor.save_pretrained(temporary_path)
+        ignored = shutil.ignore_patterns("learning_curve.json", "tokenizer*")
         for role in ("sharer", "receiver"):
-            ignored = shutil.ignore_patterns("learning_curve.json", "tokenizer*")
-            shutil.copytree(models / role, temporary_path / role, ignore=ignored)
+            if not (temporary_path / role).exists():  # a bridge that was loaded from its folder has brought them along
+                shutil.copytree(models / role, temporary_path / role, ignore=ignored)
 
 
 def make_report(
