@@ -267,6 +267,10 @@ class H2CBridgeConfig(PreTrainedConfig):
             raise ValueError(f"bridge_form is {self.bridge_form!r}; expected one of {', '.join(BRIDGE_FORMS)}.")
         if self.token_hidden_size is not None and self.token_rank is None:
             raise ValueError(f"token_hidden_size is {self.token_hidden_size} and token_rank is None; expected both, or token_rank alone.")
+        if self.token_hidden_size is not None and self.hidden_size is not None and self.token_rank > self.hidden_size:
+            raise ValueError(
+                f"token_rank is {self.token_rank}; expected at most the width of the Receiver, {self.hidden_size}, with a dictionary."
+            )
         if self.layer_alignment not in LAYER_ALIGNMENTS:
             raise ValueError(f"layer_alignment is {self.layer_alignment!r}; expected one of {', '.join(LAYER_ALIGNMENTS)}.")
 

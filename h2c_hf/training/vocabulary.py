@@ -33,8 +33,8 @@ def fit_vocabulary(model: H2CForCausalLM, processor: H2CProcessor, texts: list[s
         texts: as the Sharer will read them; their tokens are learned, and all that are one token of the Receiver's as well.
 
     Returns:
-        {"words": how many tokens were learned, "own": the share of them for which, of all the Receiver's embeddings, that of the same
-        characters is nearest, "own_linear": the same of the linear map alone}; shares of words that are one token of the Receiver.
+        {"words": how many tokens were learned, "own": of those that are one token of the Receiver, the share to which its embedding of the
+        same characters is nearest, "own_linear": the same of the linear map alone}.
     """
     message, device = model.bridge.message, model.bridge.device
     pairs = same_characters(processor.sharer_tokenizer, processor.receiver_tokenizer)
@@ -68,7 +68,7 @@ def own_share(message: MessageProjection, inputs: torch.Tensor, targets: torch.T
     rows = torch.arange(0, len(inputs), -(-len(inputs) // TRIED))
     directions = F.normalize(targets, dim=1)
     nearest = (message.project_tokens(inputs[rows])[0] @ directions.T).argmax(1)
-    return (nearest.cpu() == rows).float().mean().item()
+    return (targets[nearest] == targets[rows]).all(1).float().mean().item()  # several Sharer tokens may have one target
 
 
 @torch.no_grad()

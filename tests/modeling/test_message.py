@@ -212,6 +212,15 @@ def test_parameters_of_the_reference_pair():
         assert H2CBridgeModel(config).num_parameters() < 30_000_000
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"token_rank": None}, "token_rank is None; expected both"), ({"token_rank": 49}, "token_rank is 49; .* Receiver, 48")],
+)
+def test_dictionary_of_an_impossible_width_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        H2CBridgeConfig(bridge_form="message", token_hidden_size=8, hidden_size=48, num_attention_heads=1, **fields)
+
+
 def test_unknown_form_is_refused():
     with pytest.raises(ValueError, match="bridge_form is 'append'; expected one of rewrite, message"):
         H2CBridgeConfig(bridge_form="append")
