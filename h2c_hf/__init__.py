@@ -29,7 +29,9 @@ __all__ = ["__version__", *_MODULES]
 
 def __getattr__(name: str):
     if name not in _MODULES:
-        raise AttributeError(f"module 'h2c_hf' has no attribute {name!r}; expected one of {', '.join(_MODULES)}.")
+        raise AttributeError(
+            f"module 'h2c_hf' has no attribute {name!r}; expected one of {', '.join(_MODULES)}."
+        )
     try:
         return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     except ModuleNotFoundError as error:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; when the body ends, rename the file or folder that was written there to `path`.
+    """Yield a temporary path in the same folder; when the body ends, rename the file or folder that was
+    written there to `path`.
 
-    An older file or folder of the name is replaced then. If the body fails, it stays, and nothing is left of the new one.
+    An older file or folder of the name is replaced then. If the body fails, it stays, and nothing is left of
+    the new one.
     """
     temporary_path = path.with_name(f"{path.name}.part")
     remove(temporary_path)  # of a killed process

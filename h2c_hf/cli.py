@@ -14,7 +14,8 @@ from .hints import missing
 
 @dataclass(frozen=True)
 class Command:
-    """A command: the module whose `main(arguments)` returns the exit status, the module of its parser, and its purpose.
+    """A command: the module whose `main(arguments)` returns the exit status, the module of its parser, and
+    its purpose.
 
     `extra` names the optional dependencies that the command needs.
     """
@@ -23,21 +24,38 @@ class Command:
     parsers: str
     what: str
     extra: str = "all"
-    # Mistakes are told before torch is imported, if the parser reads all arguments; other commands read a yaml file or lm-eval's own.
+    # Mistakes are told before torch is imported, if the parser reads all arguments; other commands read a
+    # yaml file or lm-eval's own.
     complete: bool = True
 
 
 COMMANDS = {
-    "quickstart": Command("apps.quickstart", "apps.parsers", "train a bridge on Atlas, measure it, draw it, load it back and ask it"),
+    "quickstart": Command(
+        "apps.quickstart",
+        "apps.parsers",
+        "train a bridge on Atlas, measure it, draw it, load it back and ask it",
+    ),
     "chat": Command(
-        "apps.chat", "apps.parsers", "talk to a bridge in the terminal, and compare it with the Receiver and text-to-text", extra="chat"
+        "apps.chat",
+        "apps.parsers",
+        "talk to a bridge in the terminal, and compare it with the Receiver and text-to-text",
+        extra="chat",
     ),
     "demo": Command(
-        "apps.demo", "apps.parsers", "open a page in which Receiver, text-to-text, H2C and Sharer answer side by side", extra="demo"
+        "apps.demo",
+        "apps.parsers",
+        "open a page in which Receiver, text-to-text, H2C and Sharer answer side by side",
+        extra="demo",
     ),
-    "configs": Command("configs", "configs", "list the configs that come with the package, or copy one to start from"),
+    "configs": Command(
+        "configs", "configs", "list the configs that come with the package, or copy one to start from"
+    ),
     "train": Command(
-        "training.train", "training.parsers", "train a bridge for a pair of models on a mixture of data", extra="train", complete=False
+        "training.train",
+        "training.parsers",
+        "train a bridge for a pair of models on a mixture of data",
+        extra="train",
+        complete=False,
     ),
     "precompute": Command(
         "training.precompute",
@@ -61,9 +79,13 @@ COMMANDS = {
         complete=False,
     ),
     "report": Command("reports.compare", "reports.parsers", "print a report, or compare two", extra="eval"),
-    "models": Command("hub.models", "hub.parsers", "list the language models of the real pair, and fetch them"),
+    "models": Command(
+        "hub.models", "hub.parsers", "list the language models of the real pair, and fetch them"
+    ),
     "serve": Command("apps.serve", "apps.parsers", "answer OpenAI's clients over HTTP", extra="serve"),
-    "plot": Command("visualization.figures", "visualization.parsers", "draw the figures of a saved report", extra="viz"),
+    "plot": Command(
+        "visualization.figures", "visualization.parsers", "draw the figures of a saved report", extra="viz"
+    ),
     "lm-eval": Command(
         "evaluation.lm_eval_command",
         "evaluation.parsers",
@@ -71,9 +93,17 @@ COMMANDS = {
         extra="lm-eval",
         complete=False,
     ),
-    "push": Command("hub.push", "hub.parsers", "upload a bridge, with its model card and results, to the Hub", extra="viz"),
-    "convert": Command("hub.conversion", "hub.parsers", "turn a checkpoint of the original implementation into a bridge"),
-    "ablate": Command("experiments.ablation", "experiments.parsers", "train forms of the bridge alike on Atlas, and compare them"),
+    "push": Command(
+        "hub.push", "hub.parsers", "upload a bridge, with its model card and results, to the Hub", extra="viz"
+    ),
+    "convert": Command(
+        "hub.conversion", "hub.parsers", "turn a checkpoint of the original implementation into a bridge"
+    ),
+    "ablate": Command(
+        "experiments.ablation",
+        "experiments.parsers",
+        "train forms of the bridge alike on Atlas, and compare them",
+    ),
     "atlas": Command("atlas.build", "atlas.parsers", "rebuild the embedded world of facts and tiny models"),
 }
 RESUMED = {"evaluate", "precompute", "ablate"}  # go on where they stopped when they are started again
@@ -97,7 +127,8 @@ Shell completion: eval "$(register-python-argcomplete h2c)"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit status. A mistake of the user's is told in one sentence, with status 2."""
+    """Run a command and return its exit status. A mistake of the user's is told in one sentence, with status
+    2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "_ARGCOMPLETE" in os.environ:
         complete()
@@ -115,10 +146,14 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()  # here, so that a closed pipe is met here
         return status
     except KeyboardInterrupt:
-        tell(f"{command} was stopped by Ctrl-C" + ("; the same command goes on where it stopped." if command in RESUMED else "."))
+        tell(
+            f"{command} was stopped by Ctrl-C"
+            + ("; the same command goes on where it stopped." if command in RESUMED else ".")
+        )
         return INTERRUPTED
     except BrokenPipeError:
-        with contextlib.suppress(OSError, ValueError):  # or Python would complain of the closed pipe when it ends
+        # Or Python would complain of the closed pipe when it ends.
+        with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
     except Exception as error:
@@ -131,7 +166,10 @@ def main(arguments: list[str] | None = None) -> int:
 def run(command: str, arguments: list[str]) -> int:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
-        raise ValueError(f"There is no command {command!r}" + (f"; did you mean `h2c {near[0]}`?" if near else "; `h2c` lists them."))
+        raise ValueError(
+            f"There is no command {command!r}"
+            + (f"; did you mean `h2c {near[0]}`?" if near else "; `h2c` lists them.")
+        )
     # lm-eval has help of its own behind its subcommands.
     if {"-h", "--help"} & set(arguments[:1] if command == "lm-eval" else arguments):
         parser_of(command).print_help()
@@ -139,7 +177,8 @@ def run(command: str, arguments: list[str]) -> int:
     if COMMANDS[command].complete:
         parser_of(command).parse_args(arguments)
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: progress bars would fill a log file
+        # Read when tqdm is imported: progress bars would fill a log file.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         return import_module(f"{__package__}.{COMMANDS[command].module}").main(arguments) or 0
     except ModuleNotFoundError as error:

@@ -1,4 +1,5 @@
-"""The common parts of all commands' argument parsers. Without torch and transformers, whose import takes seconds: `--help` is quick."""
+"""The common parts of all commands' argument parsers. Without torch and transformers, whose import takes
+seconds: `--help` is quick."""
 
 import argparse
 import dataclasses
@@ -22,13 +23,16 @@ def HfArg(*, help: str, default: Any = dataclasses.MISSING, default_factory: Cal
 
 
 def add_fields(parser: argparse.ArgumentParser, dataclass: type) -> None:
-    """Add a dataclass's fields to a parser, for its help and for shell completion. Values are parsed by `ConfigParser`."""
+    """Add a dataclass's fields to a parser, for its help and for shell completion. Values are parsed by
+    `ConfigParser`."""
     for field in dataclasses.fields(dataclass):
         default = field.default_factory() if field.default is dataclasses.MISSING else field.default
         choices = typing.get_args(field.type) if typing.get_origin(field.type) is typing.Literal else None
         text = field.metadata["help"].replace("%", "%%")
         if default not in (None, []):
-            text += f" (default: {' '.join(map(str, default)) if isinstance(default, list) else default})".replace("%", "%%")
+            text += f" (default: {' '.join(map(str, default)) if isinstance(default, list) else default})".replace(
+                "%", "%%"
+            )
         parser.add_argument(
             f"--{field.name}", help=text, choices=choices, metavar=None if choices else type_name(field.type),
             nargs="+" if typing.get_origin(field.type) is list else "?" if field.type is bool else None,
@@ -50,12 +54,15 @@ class Formatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, **kwargs)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs = [part if part.startswith(" ") else textwrap.fill(part, width) for part in text.split("\n\n")]
+        paragraphs = [
+            part if part.startswith(" ") else textwrap.fill(part, width) for part in text.split("\n\n")
+        ]
         return textwrap.indent("\n\n".join(paragraphs), indent)
 
 
 class Parser(argparse.ArgumentParser):
-    """`ArgumentParser` that tells a mistake in one sentence, with the nearest option and the command that lists all."""
+    """`ArgumentParser` that tells a mistake in one sentence, with the nearest option and the command that
+    lists all."""
 
     def __init__(self, prog: str, description: str, **kwargs):
         kwargs.setdefault("formatter_class", Formatter)

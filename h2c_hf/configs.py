@@ -1,4 +1,5 @@
-"""`h2c configs`: the configs that come with the package, by name. `h2c train atlas` reads `atlas/training.yaml` among them."""
+"""`h2c configs`: the configs that come with the package, by name. `h2c train atlas` reads
+`atlas/training.yaml` among them."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +10,12 @@ from .hints import next_commands
 
 # In the wheel the folder lies inside the package, in a clone beside it.
 HUB_CONFIGS = next(
-    (folder for folder in (Path(__file__).parent / "hub_configs", Path(__file__).parents[1] / "hub_configs") if folder.is_dir()), None
+    (
+        folder
+        for folder in (Path(__file__).parent / "hub_configs", Path(__file__).parents[1] / "hub_configs")
+        if folder.is_dir()
+    ),
+    None,
 )
 ADAPTER = "atlas/adapter"  # the adapter control of the Atlas bridge
 
@@ -20,7 +26,8 @@ def names(file: str = "*.yaml") -> list[str]:
 
 
 def find(given: str, file: str) -> Path:
-    """Return the yaml file that an argument means: a file, a folder that holds `file`, or the name of a config in the package.
+    """Return the yaml file that an argument means: a file, a folder that holds `file`, or the name of a
+    config in the package.
 
     Args:
         file: "training.yaml" or "evaluation.yaml".
@@ -35,20 +42,30 @@ def find(given: str, file: str) -> Path:
     if given in names(file):
         return HUB_CONFIGS / given / file
     if given.endswith((".yaml", ".yml")):
-        raise ValueError(f"There is no file {given!r}; expected a yaml file of fields, or one of {', '.join(names(file))}.")
-    raise ValueError(f"There is no config {given!r}; expected a yaml file, a folder with {file}, or one of {', '.join(names(file))}.")
+        raise ValueError(
+            f"There is no file {given!r}; expected a yaml file of fields, or one of {', '.join(names(file))}."
+        )
+    raise ValueError(
+        f"There is no config {given!r}; expected a yaml file, a folder with {file}, or one of "
+        f"{', '.join(names(file))}."
+    )
 
 
 def add_config(parser: Parser, file: str) -> None:
     action = parser.add_argument(
-        "config", nargs="?", metavar="CONFIG", help=f"a yaml file of fields, a folder with {file}, or one of: {', '.join(names(file))}"
+        "config",
+        nargs="?",
+        metavar="CONFIG",
+        help=f"a yaml file of fields, a folder with {file}, or one of: {', '.join(names(file))}",
     )
     action.completer = lambda prefix, **_: [*names(file), *(str(path) for path in Path().glob(f"{prefix}*"))]
 
 
 def configs() -> Parser:
     parser = Parser("h2c configs", "List the configs that come with the package, or copy one to start from.")
-    parser.add_argument("action", nargs="?", choices=("list", "copy"), default="list", help="default: %(default)s")
+    parser.add_argument(
+        "action", nargs="?", choices=("list", "copy"), default="list", help="default: %(default)s"
+    )
     parser.add_argument("name", nargs="?", metavar="NAME", help="the config to copy")
     parser.add_argument("directory", nargs="?", metavar="DIR", help="folder to copy it to (default: NAME)")
     return parser
@@ -59,7 +76,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.action == "copy":
         return copy(options.name or "", Path(options.directory or options.name or ""))
     for name in names():
-        print(name, *(f"  {path.name:<16} {first_comment(path)}" for path in sorted((HUB_CONFIGS / name).glob("*.yaml"))), sep="\n")
+        print(
+            name,
+            *(
+                f"  {path.name:<16} {first_comment(path)}"
+                for path in sorted((HUB_CONFIGS / name).glob("*.yaml"))
+            ),
+            sep="\n",
+        )
     next_commands("h2c train atlas", "h2c configs copy atlas my-pair")
     return 0
 
@@ -77,7 +101,9 @@ def copy(name: str, directory: Path) -> int:
     files = sorted((HUB_CONFIGS / name).glob("*.yaml"))
     for path in files:
         if (directory / path.name).exists():
-            raise ValueError(f"{directory / path.name} is already there; expected another folder, or remove it.")
+            raise ValueError(
+                f"{directory / path.name} is already there; expected another folder, or remove it."
+            )
     directory.mkdir(parents=True, exist_ok=True)
     for path in files:
         print(f"Wrote {shutil.copyfile(path, directory / path.name)}")

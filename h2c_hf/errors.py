@@ -39,7 +39,10 @@ def reason(error: OSError, name: str) -> str:
         return "there is no such folder. Expected a folder with a config.json, or a Hub id as 'user/name'."
     if constants.HF_HUB_OFFLINE:
         return f"it is not in the cache, and HF_HUB_OFFLINE is set. Run `HF_HUB_OFFLINE=0 hf download {name}` once, or give a folder."
-    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes) or "not a valid model identifier" in text:
+    if (
+        any(isinstance(cause, RepositoryNotFoundError) for cause in causes)
+        or "not a valid model identifier" in text
+    ):
         return "there is no such model on the Hub, or the token may not see it. Check the id; for a private one run `hf auth login`."
     if "connect" in text.lower():
         return f"it is not in the cache, and {constants.ENDPOINT} cannot be reached. Check the network, or give a folder."

@@ -1,6 +1,8 @@
-"""The one way to load a pair: configs, tokenizers and weights of a Sharer and a Receiver, and a trained bridge with both.
+"""The one way to load a pair: configs, tokenizers and weights of a Sharer and a Receiver, and a trained
+bridge with both.
 
-A base model is named by a Hub id, a folder, a GGUF file, 'atlas' (the tiny model in the package), or a name that `h2c models` lists.
+A base model is named by a Hub id, a folder, a GGUF file, 'atlas' (the tiny model in the package), or a name
+that `h2c models` lists.
 """
 
 import importlib.util
@@ -12,7 +14,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from .atlas import MODELS
@@ -33,16 +41,21 @@ QUANTIZATION = {
 ROLES = ("sharer", "receiver")
 BUNDLED = {"atlas": MODELS}  # name of a pair in the package: the folder of its sharer/, receiver/ and bridge/
 # Models that `h2c models fetch` gets: name, and the Hub id that a bridge's config stores.
-FETCHED = {"gemma-3-270m": "google/gemma-3-270m", "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+FETCHED = {
+    "gemma-3-270m": "google/gemma-3-270m",
+    "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
 ORIGIN = "h2c_origin.json"  # in a fetched folder: {"model_id", "revision", "source"}
 
-BASE_ARGUMENTS = ("dtype", "device_map", "attn_implementation", *HUB_ARGUMENTS)  # of `from_pretrained`, for base models and bridge
+# Of `from_pretrained`, for base models and bridge.
+BASE_ARGUMENTS = ("dtype", "device_map", "attn_implementation", *HUB_ARGUMENTS)
 
-# A question and its answer as plain text, for base models. Of earlier turns only the text remains: an end token in the middle of a
-# prompt would end the document for a base model.
+# A question and its answer as plain text, for base models. Of earlier turns only the text remains: an end
+# token in the middle of a prompt would end the document for a base model.
 PLAIN = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ '\nAnswer: ' + message['content'] + (eos_token or '' if loop.last else '\n\n') }}"
+    "{% if message['role'] == 'assistant' %}{{ '\nAnswer: ' + message['content'] + (eos_token or '' if "
+    "loop.last else '\n\n') }}"
     "{% else %}{{ message['content'] + ('\n\n' if message['role'] == 'system' else '') }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '\nAnswer:' }}{% endif %}"
 )
@@ -76,13 +89,18 @@ class BaseModel:
 
     @classmethod
     def find(
-        cls, name: str, role: str, revision: str | None = None, gguf_file: str | None = None, trust_remote_code: bool = False
+        cls,
+        name: str,
+        role: str,
+        revision: str | None = None,
+        gguf_file: str | None = None,
+        trust_remote_code: bool = False,
     ) -> "BaseModel":
         """Find a base model by name.
 
         Args:
-            name: a Hub id, a folder, a .gguf file, 'atlas', or a name in `FETCHED`. The Hub id of a fetched model means the fetched
-                folder, unless that has another revision than `revision`.
+            name: a Hub id, a folder, a .gguf file, 'atlas', or a name in `FETCHED`. The Hub id of a fetched
+                model means the fetched folder, unless that has another revision than `revision`.
             role: "sharer" or "receiver".
             gguf_file: a GGUF file in that folder or repo.
 
@@ -91,20 +109,29 @@ class BaseModel:
         """
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         if name in BUNDLED:
-            return cls(str(BUNDLED[name] / role), f"./{role}", **options)  # saved in a folder of the bridge's own repo
+            # Saved in a folder of the bridge's own repo.
+            return cls(str(BUNDLED[name] / role), f"./{role}", **options)
         path = Path(name).expanduser()
         if path.is_file():
             if path.suffix != ".gguf" or gguf_file is not None:
                 also = "" if gguf_file is None else f", and {role}_gguf_file is {gguf_file!r}"
-                raise ValueError(f"{role} is the file {name!r}{also}; expected a Hub id, a folder, or one .gguf file.")
+                raise ValueError(
+                    f"{role} is the file {name!r}{also}; expected a Hub id, a folder, or one .gguf file."
+                )
             path, gguf_file = path.parent, path.name
         if gguf_file is not None:
             options["gguf_file"] = gguf_file
             if importlib.util.find_spec("gguf") is None:
-                raise ValueError(f"{role} is the GGUF file {gguf_file}, which needs gguf; install it with: {install('gguf')}")
+                raise ValueError(
+                    f"{role} is the GGUF file {gguf_file}, which needs gguf; install it with: "
+                    f"{install('gguf')}"
+                )
         if path.is_dir():
             if gguf_file is not None and not (path / gguf_file).is_file():
-                raise ValueError(f"{role}_gguf_file is {gguf_file!r}; expected a file in {path}, which holds none of this name.")
+                raise ValueError(
+                    f"{role}_gguf_file is {gguf_file!r}; expected a file in {path}, which holds none of this "
+                    "name."
+                )
             origin = {} if gguf_file else read_origin(path)
             folder = str(path.absolute())
             return cls(folder, origin.get("model_id", folder), commit=origin.get("revision"), **options)
@@ -115,16 +142,26 @@ class BaseModel:
             if fetched_folder.is_dir() and revision in (None, read_origin(fetched_folder).get("revision")):
                 return cls.find(str(fetched_folder), role, None, None, trust_remote_code)
             if name in FETCHED:
-                raise ValueError(f"{role} is {name!r}, which is not in {models_dir()}; fetch it with: h2c models fetch {name}")
+                raise ValueError(
+                    f"{role} is {name!r}, which is not in {models_dir()}; fetch it with: h2c models fetch "
+                    f"{name}"
+                )
         if not is_hub_id(name):
-            raise ValueError(f"{role} is {name!r}, and there is no such folder or file; expected that, a Hub id, or 'atlas'.")
+            raise ValueError(
+                f"{role} is {name!r}, and there is no such folder or file; expected that, a Hub id, or "
+                "'atlas'."
+            )
         return cls(name, name, **options)
 
     def source(self) -> dict:
         """Return the arguments of any `from_pretrained` that say where the model is."""
         named = {"revision": self.revision, "gguf_file": self.gguf_file}
         given = {name: value for name, value in named.items() if value is not None}
-        return {"pretrained_model_name_or_path": self.path, "trust_remote_code": self.trust_remote_code, **given}
+        return {
+            "pretrained_model_name_or_path": self.path,
+            "trust_remote_code": self.trust_remote_code,
+            **given,
+        }
 
     def fields(self, role: str) -> dict:
         """Return the fields of `H2CBridgeConfig` that say where the model is."""
@@ -146,14 +183,18 @@ class BaseModel:
             loading: more arguments of `from_pretrained` (`dtype`, `device_map`, `attn_implementation` ...).
         """
         source = self.source()
-        model = load(source.pop("pretrained_model_name_or_path"), **source, **quantized(quantization, self), **loading)
+        model = load(
+            source.pop("pretrained_model_name_or_path"), **source, **quantized(quantization, self), **loading
+        )
         self._with_commit(model.config)
         return model
 
     def _with_commit(self, config: PreTrainedConfig) -> PreTrainedConfig:
         if self.commit is not None:
             config._commit_hash = self.commit
-        return record_commit(config, self.revision, **({"filename": self.gguf_file} if self.gguf_file else {}))
+        return record_commit(
+            config, self.revision, **({"filename": self.gguf_file} if self.gguf_file else {})
+        )
 
 
 def quantized(quantization: str, model: BaseModel | None = None) -> dict:
@@ -165,9 +206,14 @@ def quantized(quantization: str, model: BaseModel | None = None) -> dict:
     if quantization == "none":
         return {}
     if model is not None and model.gguf_file is not None:
-        raise ValueError(f"quantization is {quantization!r} and the weights are in {model.gguf_file}; expected 'none' for a GGUF file.")
+        raise ValueError(
+            f"quantization is {quantization!r} and the weights are in {model.gguf_file}; expected 'none' for "
+            "a GGUF file."
+        )
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"quantization is {quantization!r}, which needs bitsandbytes; install it with: {install('quant')}")
+        raise ValueError(
+            f"quantization is {quantization!r}, which needs bitsandbytes; install it with: {install('quant')}"
+        )
     return {"quantization_config": BitsAndBytesConfig(**QUANTIZATION[quantization])}
 
 
@@ -175,19 +221,25 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) ->
     """Give a tokenizer a chat template, which is saved with it.
 
     Args:
-        chat_template: a Jinja file, or a name in `CHAT_TEMPLATES`. Those begin with the bos token if the tokenizer itself puts it in
-            front of a text, as Gemma's does: templates are encoded without added special tokens.
+        chat_template: a Jinja file, or a name in `CHAT_TEMPLATES`. Those begin with the bos token if the
+            tokenizer itself puts it in front of a text, as Gemma's does: templates are encoded without added
+            special tokens.
 
     Raises:
         ValueError: if there is no such file.
     """
     if chat_template in CHAT_TEMPLATES:
-        adds_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        adds_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [
+            tokenizer.bos_token_id
+        ]
         tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + CHAT_TEMPLATES[chat_template]
     elif Path(chat_template).is_file():
         tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
     else:
-        raise ValueError(f"There is no chat template {chat_template!r}; expected a Jinja file, or one of {', '.join(CHAT_TEMPLATES)}.")
+        raise ValueError(
+            f"There is no chat template {chat_template!r}; expected a Jinja file, or one of "
+            f"{', '.join(CHAT_TEMPLATES)}."
+        )
     return tokenizer
 
 
@@ -204,7 +256,8 @@ def load_pair(
     Args:
         bridge, revision: the bridge's folder or Hub id, or "atlas" (in the package); and its commit.
         sharer_chat_template, receiver_chat_template: instead of the tokenizers' own; see `set_chat_template`.
-        chat_template_kwargs: variables of both chat templates, as a mapping or its JSON, over those of the saved processor.
+        chat_template_kwargs: variables of both chat templates, as a mapping or its JSON, over those of the
+            saved processor.
         loading: more arguments of `load_model`.
 
     Returns:
@@ -223,7 +276,8 @@ def load_pair(
 
 
 def opened(repo: str | None, revision: str | None = None, **options) -> tuple[H2CForCausalLM, H2CProcessor]:
-    """Load a bridge, its models and its processor onto the GPU, or the CPU if there is none. Without a repo: Atlas, in fp32.
+    """Load a bridge, its models and its processor onto the GPU, or the CPU if there is none. Without a repo:
+    Atlas, in fp32.
 
     Args:
         options: of `load_pair`.
@@ -233,9 +287,14 @@ def opened(repo: str | None, revision: str | None = None, **options) -> tuple[H2
         ValueError: for a revision of a folder.
     """
     if revision is not None and (repo is None or os.path.isdir(repo)):
-        raise ValueError(f"--revision is {revision!r}, and {repo or 'Atlas'} is a folder; expected a revision with a Hub id only.")
+        raise ValueError(
+            f"--revision is {revision!r}, and {repo or 'Atlas'} is a folder; expected a revision with a Hub "
+            "id only."
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    placed: dict[str, Any] = {} if importlib.util.find_spec("accelerate") is None else {"device_map": {"": device}}
+    placed: dict[str, Any] = (
+        {} if importlib.util.find_spec("accelerate") is None else {"device_map": {"": device}}
+    )
     dtype = "auto" if repo else torch.float32
     model, processor = load_pair(repo or "atlas", revision, dtype=dtype, **placed, **options)
     return (model if placed else model.to(device)), processor
@@ -256,12 +315,13 @@ def load_model(
 
     Args:
         bridge, revision: see `load_pair`.
-        sharer, receiver: base models instead of those that the bridge's config names; see `BaseModel.find`. A model that `h2c models
-            fetch` got is loaded from there.
+        sharer, receiver: base models instead of those that the bridge's config names; see `BaseModel.find`. A
+            model that `h2c models fetch` got is loaded from there.
         sharer_gguf_file, receiver_gguf_file: GGUF files in those.
         sharer_quantization: "none", "nf4" or "int8".
         trust_remote_code: let the base models run code from their repos.
-        loading: more arguments of `H2CForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation` ...).
+        loading: more arguments of `H2CForCausalLM.from_pretrained` (`dtype`, `device_map`,
+            `attn_implementation` ...).
     """
     if bridge in BUNDLED:
         bridge, sharer, receiver = str(BUNDLED[bridge] / "bridge"), sharer or bridge, receiver or bridge
@@ -272,7 +332,10 @@ def load_model(
     arguments = {"revision": revision, **loading}
     for role, (name, gguf_file) in given.items():
         if name is None and gguf_file is not None:
-            raise ValueError(f"{role}_gguf_file is {gguf_file!r} without a {role}; expected the folder or Hub id that holds it.")
+            raise ValueError(
+                f"{role}_gguf_file is {gguf_file!r} without a {role}; expected the folder or Hub id that "
+                "holds it."
+            )
         quantization = sharer_quantization if role == "sharer" else "none"
         base: BaseModel | None
         if name is not None:
@@ -281,14 +344,22 @@ def load_model(
             base = fetched_base(config, role, trust_remote_code)
         if base is None:  # `from_pretrained` knows where it is
             code = {"trust_remote_code": True} if trust_remote_code else {}
-            arguments[f"{role}_kwargs"] = {**code, **quantized(quantization), **loading.get(f"{role}_kwargs", {})}
+            arguments[f"{role}_kwargs"] = {
+                **code,
+                **quantized(quantization),
+                **loading.get(f"{role}_kwargs", {}),
+            }
             continue
         with naming(role.capitalize(), name or getattr(config, f"{role}_model_id")):
-            arguments[role] = base.model(quantization, **{"dtype": "auto", **shared, **arguments.pop(f"{role}_kwargs", {})})
+            arguments[role] = base.model(
+                quantization, **{"dtype": "auto", **shared, **arguments.pop(f"{role}_kwargs", {})}
+            )
     if "sharer" in arguments and "receiver" in arguments:
         arguments.pop("device_map", None)  # both are where it says; the bridge goes where the Receiver is
     try:
-        return H2CForCausalLM.from_pretrained(bridge, **{name: value for name, value in arguments.items() if value is not None}).eval()
+        return H2CForCausalLM.from_pretrained(
+            bridge, **{name: value for name, value in arguments.items() if value is not None}
+        ).eval()
     except OSError:
         name_missing_model(config, {name: shared[name] for name in HUB_ARGUMENTS if name in shared})
         raise
@@ -299,11 +370,14 @@ def fetched_base(config: H2CBridgeConfig, role: str, trust_remote_code: bool = F
     model_id = getattr(config, f"{role}_model_id")
     if model_id not in FETCHED.values() or getattr(config, f"{role}_gguf_file") is not None:
         return None
-    return BaseModel.find(model_id, role, getattr(config, f"{role}_revision"), trust_remote_code=trust_remote_code)
+    return BaseModel.find(
+        model_id, role, getattr(config, f"{role}_revision"), trust_remote_code=trust_remote_code
+    )
 
 
 def name_missing_model(config: H2CBridgeConfig, hub: dict) -> None:
-    """Raise an OSError that names the base model that cannot be loaded, if one of those in a bridge's config cannot.
+    """Raise an OSError that names the base model that cannot be loaded, if one of those in a bridge's config
+    cannot.
 
     Args:
         hub: more arguments of any `from_pretrained` (`cache_dir`, `token` ...).

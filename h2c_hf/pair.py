@@ -26,7 +26,9 @@ class Pair:
     def base(self, role: str) -> BaseModel:
         named = ("revision", "gguf_file")
         options = {name: getattr(self.arguments, f"{role}_{name}") for name in named}
-        return BaseModel.find(getattr(self.arguments, role), role, trust_remote_code=self.arguments.trust_remote_code, **options)
+        return BaseModel.find(
+            getattr(self.arguments, role), role, trust_remote_code=self.arguments.trust_remote_code, **options
+        )
 
     def source(self, role: str) -> dict:
         """Arguments of any `from_pretrained` that say where the model is."""
@@ -40,7 +42,9 @@ class Pair:
         return naming(role.capitalize(), getattr(self.arguments, role))
 
     def processor(self) -> H2CProcessor:
-        processor = H2CProcessor(*(self.base(role).tokenizer(getattr(self.arguments, f"{role}_chat_template")) for role in ROLES))
+        processor = H2CProcessor(
+            *(self.base(role).tokenizer(getattr(self.arguments, f"{role}_chat_template")) for role in ROLES)
+        )
         set_template_kwargs(processor, read_template_kwargs(self.arguments.chat_template_kwargs))
         return processor
 
@@ -48,7 +52,8 @@ class Pair:
         """The config of the bridge to train: a new one's, or that of `init_from`.
 
         Raises:
-            ValueError: if `init_from` is a bridge for another pair, or of another form than the arguments ask for.
+            ValueError: if `init_from` is a bridge for another pair, or of another form than the arguments ask
+                for.
         """
         sharer, receiver = self.config("sharer"), self.config("receiver")
         given = {name: value for name in PUBLISHED if (value := getattr(self.arguments, name)) is not None}
@@ -60,7 +65,10 @@ class Pair:
             config.check_pair(sharer, receiver)
             for name, value in given.items():
                 if value != (got := getattr(config, name)):
-                    raise ValueError(f"init_from is a bridge with {name} {got}, and {name} is {value}; expected the same, or none.")
+                    raise ValueError(
+                        f"init_from is a bridge with {name} {got}, and {name} is {value}; expected the same, "
+                        "or none."
+                    )
             return config
         located = {name: value for role in ROLES for name, value in self.base(role).fields(role).items()}
         return H2CBridgeConfig.from_pair(sharer, receiver, **{**located, **given})
@@ -77,7 +85,11 @@ class Pair:
             receiver = self.base("receiver").model(**self._loading())
         sharer = self._sharer(device) if self.arguments.loads_sharer else self.config("sharer")
         # Made here, after `set_seed`: every rank draws the same weights.
-        bridge = H2CBridgeModel.from_pretrained(self.arguments.init_from, dtype=torch.float32) if self.arguments.init_from else None
+        bridge = (
+            H2CBridgeModel.from_pretrained(self.arguments.init_from, dtype=torch.float32)
+            if self.arguments.init_from
+            else None
+        )
         return H2CForCausalLM(config, sharer, receiver, bridge)
 
     def _sharer(self, device: torch.device) -> PreTrainedModel:
@@ -91,16 +103,24 @@ class Pair:
 
     def _loading(self) -> dict:
         attention = self.arguments.attn_implementation
-        return {"dtype": self.arguments.base_dtype, **({} if attention is None else {"attn_implementation": attention})}
+        return {
+            "dtype": self.arguments.base_dtype,
+            **({} if attention is None else {"attn_implementation": attention}),
+        }
 
 
 def atlas_pair(models: Path = MODELS) -> tuple[H2CForCausalLM, H2CProcessor]:
-    """Return the tiny Sharer and Receiver in fp32 with a new bridge, on the GPU if there is one; and their processor."""
+    """Return the tiny Sharer and Receiver in fp32 with a new bridge, on the GPU if there is one; and their
+    processor."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sharer, receiver = (
-        AutoModelForCausalLM.from_pretrained(models / role, dtype=torch.float32).to(device) for role in ("sharer", "receiver")
+        AutoModelForCausalLM.from_pretrained(models / role, dtype=torch.float32).to(device)
+        for role in ("sharer", "receiver")
     )
-    # The bridge's folder will hold both models beside it: see `save_bridge` of the quickstart.
-    # Without dropout: one pass over the questions is too little to learn them by heart, and on a CPU it takes a third of a step.
-    model = H2CForCausalLM.from_pair(sharer, receiver, sharer_model_id="./sharer", receiver_model_id="./receiver", dropout=0.0)
+    # The bridge's folder will hold both models beside it: see `save_bridge` of the quickstart. Without
+    # dropout: one pass over the questions is too little to learn them by heart, and on a CPU it takes a third
+    # of a step.
+    model = H2CForCausalLM.from_pair(
+        sharer, receiver, sharer_model_id="./sharer", receiver_model_id="./receiver", dropout=0.0
+    )
     return model, H2CProcessor(*(load_tokenizer(models / role) for role in ("sharer", "receiver")))

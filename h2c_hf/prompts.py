@@ -1,6 +1,8 @@
-"""The words around a question, and the token ids around an answer: one place for training, evaluation and generation.
+"""The words around a question, and the token ids around an answer: one place for training, evaluation and
+generation.
 
-A question is a dict in the columns of ``cais/mmlu``: ``question``, ``choices`` (list of str), ``answer`` (index), ``subject``.
+A question is a dict in the columns of ``cais/mmlu``: ``question``, ``choices`` (list of str), ``answer``
+(index), ``subject``.
 """
 
 import re
@@ -12,17 +14,23 @@ from .modeling.processing_h2c import encode_marked, mark_special_tokens, special
 from .wording import LETTERS, PROMPTS, Prompts
 
 
-THINKING_SWITCHES = ("enable_thinking", "thinking")  # variables of chat templates: of Qwen3 and GLM; of Granite and DeepSeek
+# Variables of chat templates: of Qwen3 and GLM; of Granite and DeepSeek.
+THINKING_SWITCHES = ("enable_thinking", "thinking")
 
 
 def choice_prompt(question: dict, hint: str | None = None, prompts: Prompts = PROMPTS) -> str:
-    """Return the question with its lettered choices; ``hint`` is another model's text about it (text-to-text)."""
+    """Return the question with its lettered choices; ``hint`` is another model's text about it
+    (text-to-text)."""
     return "\n".join([_with_choices(question), *_hint_line(hint, prompts), prompts.choice])
 
 
-def hint_prompt(question: dict, variant: str = "hint", prompts: Prompts = PROMPTS, choices: bool = True) -> str:
+def hint_prompt(
+    question: dict, variant: str = "hint", prompts: Prompts = PROMPTS, choices: bool = True
+) -> str:
     """Return the Sharer's prompt of text-to-text: it sees the same question and may answer and explain."""
-    return "\n".join([_with_choices(question) if choices else question["question"], getattr(prompts, variant)])
+    return "\n".join(
+        [_with_choices(question) if choices else question["question"], getattr(prompts, variant)]
+    )
 
 
 def open_prompt(question: dict, hint: str | None = None, prompts: Prompts = PROMPTS) -> str:
@@ -60,16 +68,24 @@ def set_template_kwargs(processor: H2CProcessor, given: dict | None) -> None:
     Raises:
         ValueError: for a variable that neither template reads.
     """
-    templates = [str(getattr(processor, f"{role}_tokenizer").chat_template) for role in ("sharer", "receiver")]
+    templates = [
+        str(getattr(processor, f"{role}_tokenizer").chat_template) for role in ("sharer", "receiver")
+    ]
     for name in given or {}:
         if not any(re.search(rf"\b{re.escape(name)}\b", template) for template in templates):
-            raise ValueError(f"chat_template_kwargs has {name!r}, a variable that neither chat template reads; expected one of theirs.")
+            raise ValueError(
+                f"chat_template_kwargs has {name!r}, a variable that neither chat template reads; expected "
+                "one of theirs."
+            )
     processor.chat_template_kwargs = {**processor.chat_template_kwargs, **(given or {})}
 
 
 def thinking_advice(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A sentence on how to switch off a chat template's thinking block, for an error; nothing if the template has no known switch."""
-    switch = next((name for name in THINKING_SWITCHES if re.search(rf"\b{name}\b", str(tokenizer.chat_template))), None)
+    """A sentence on how to switch off a chat template's thinking block, for an error; nothing if the template
+    has no known switch."""
+    switch = next(
+        (name for name in THINKING_SWITCHES if re.search(rf"\b{name}\b", str(tokenizer.chat_template))), None
+    )
     if switch is None:
         return ""
     return f" The template may open a thinking block there: switch it off with --chat_template_kwargs '{{\"{switch}\": false}}'."
@@ -82,16 +98,19 @@ def answer_ids(
     ended: bool = True,
     template_kwargs: dict | None = None,
 ) -> list[int]:
-    """The token ids with which the assistant's turn says ``answer``, through its end token (or, if not ``ended``, up to it).
+    """The token ids with which the assistant's turn says ``answer``, through its end token (or, if not
+    ``ended``, up to it).
 
-    Derived from the chat template: they are the text after the generation prompt, whatever stands between (Llama 3 writes
-    two line ends and then "A", not " A"). Special tokens that are written in a message are text, as in `H2CProcessor`.
+    Derived from the chat template: they are the text after the generation prompt, whatever stands between
+    (Llama 3 writes two line ends and then "A", not " A"). Special tokens that are written in a message are
+    text, as in `H2CProcessor`.
 
     Args:
         template_kwargs: variables of the chat template, as `H2CProcessor.chat_template_kwargs`.
 
     Raises:
-        ValueError: for a template whose generation prompt is not how the assistant's turn begins, or an answer without tokens.
+        ValueError: for a template whose generation prompt is not how the assistant's turn begins, or an
+            answer without tokens.
     """
     prompt, text = answer_text(tokenizer, conversation, answer, ended, template_kwargs)
     return ended_ids(tokenizer, following_ids(tokenizer, prompt, text), answer)
@@ -104,20 +123,27 @@ def answer_text(
     ended: bool = True,
     template_kwargs: dict | None = None,
 ) -> tuple[str, str]:
-    """The rendered prompt, and the text after it with which the assistant's turn says ``answer``; both marked for `encode_marked`.
+    """The rendered prompt, and the text after it with which the assistant's turn says ``answer``; both marked
+    for `encode_marked`.
 
     Raises:
         ValueError: for a template whose generation prompt is not how the assistant's turn begins.
     """
     conversation, answer = mark_special_tokens(tokenizer, [conversation, answer])
     variables = template_kwargs or {}
-    prompt = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True, **variables)
+    prompt = tokenizer.apply_chat_template(
+        conversation, tokenize=False, add_generation_prompt=True, **variables
+    )
     turns = [*conversation, {"role": "assistant", "content": answer}]
-    whole = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=not ended, **variables)
+    whole = tokenizer.apply_chat_template(
+        turns, tokenize=False, continue_final_message=not ended, **variables
+    )
     if not whole.startswith(prompt):
         raise ValueError(
-            f"The chat template of {_name(tokenizer)} does not begin the assistant's turn with its generation prompt: "
-            f"expected {prompt[-40:]!r} and the answer, got {whole[-40 - len(answer) :]!r}.{thinking_advice(tokenizer)}"
+            f"The chat template of {_name(tokenizer)} does not begin the assistant's turn with its "
+            "generation prompt: "
+            f"expected {prompt[-40:]!r} and the answer, got "
+            f"{whole[-40 - len(answer) :]!r}.{thinking_advice(tokenizer)}"
         )
     return prompt, whole[len(prompt) :]
 
@@ -129,13 +155,17 @@ def ended_ids(tokenizer: PreTrainedTokenizerBase, ids: list[int], answer: str) -
         ValueError: if there are none.
     """
     if not ids:
-        raise ValueError(f"The answer {answer!r} has no tokens in the chat template of {_name(tokenizer)}; expected at least one.")
+        raise ValueError(
+            f"The answer {answer!r} has no tokens in the chat template of {_name(tokenizer)}; expected at "
+            "least one."
+        )
     return ids[: ids.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in ids else ids
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """The argument of `generate` that ends an answer: the model's own end tokens, and the tokenizer's, in which targets end. They differ
-    in models whose generation config was lost on the way, and the answer would then run on."""
+    """The argument of `generate` that ends an answer: the model's own end tokens, and the tokenizer's, in
+    which targets end. They differ in models whose generation config was lost on the way, and the answer would
+    then run on."""
     own = model.generation_config.eos_token_id
     ends = {*([] if own is None else [own] if isinstance(own, int) else own), tokenizer.eos_token_id} - {None}
     return {"eos_token_id": sorted(ends)} if ends else {}
@@ -149,27 +179,34 @@ def following_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) ->
 
 
 def after(before: list[int], together: list[int], alone: list[int]) -> list[int]:
-    """The token ids of a text after a prompt, given those of the prompt, of both together, and of the text alone."""
-    # The prompt's last token may merge with the text (a line end, and an answer that begins with one): in generation the
-    # prompt stands as it is, so the text is encoded on its own then.
+    """The token ids of a text after a prompt, given those of the prompt, of both together, and of the text
+    alone."""
+    # The prompt's last token may merge with the text (a line end, and an answer that begins with one): in
+    # generation the prompt stands as it is, so the text is encoded on its own then.
     return alone if together[: len(before)] != before else together[len(before) :]
 
 
 def last_special(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
-    """The position of the last special token of a rendered prompt, 0 if it has none: a special token cuts the text, so the token ids
-    after it do not depend on the text before it. Marked ones are text, and do not count."""
+    """The position of the last special token of a rendered prompt, 0 if it has none: a special token cuts the
+    text, so the token ids after it do not depend on the text before it. Marked ones are text, and do not
+    count."""
     pattern = special_pattern(tokenizer)
     end = prompt.rfind("\ufdd1") + 1
     return max((match.start() for match in pattern.finditer(prompt, end)), default=0) if pattern else 0
 
 
 def letter_ids(
-    tokenizer: PreTrainedTokenizerBase, conversation: list[dict], count: int = 4, template_kwargs: dict | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: list[dict],
+    count: int = 4,
+    template_kwargs: dict | None = None,
 ) -> list[int]:
-    """The token id of each of the first ``count`` letters, as an answer to ``conversation``; ``template_kwargs`` as for `answer_ids`.
+    """The token id of each of the first ``count`` letters, as an answer to ``conversation``;
+    ``template_kwargs`` as for `answer_ids`.
 
     Raises:
-        ValueError: if a letter is more than one token, two letters share one, or there are not so many letters.
+        ValueError: if a letter is more than one token, two letters share one, or there are not so many
+            letters.
     """
     if not 1 <= count <= len(LETTERS):
         raise ValueError(f"Got {count} choices; expected 1 to {len(LETTERS)}.")
@@ -178,7 +215,8 @@ def letter_ids(
         token = answer_ids(tokenizer, conversation, letter, template_kwargs=template_kwargs)[0]
         if tokenizer.decode([token]).strip() != letter:
             raise ValueError(
-                f"The answers {', '.join(LETTERS[:count])} must be single, distinct tokens; {letter!r} begins with token {token}, "
+                f"The answers {', '.join(LETTERS[:count])} must be single, distinct tokens; {letter!r} "
+                f"begins with token {token}, "
                 f"{tokenizer.decode([token])!r}.{thinking_advice(tokenizer)}"
             )
         ids.append(token)
@@ -192,7 +230,10 @@ def _name(tokenizer: PreTrainedTokenizerBase) -> str:
 def _answer_index(question: dict) -> int:
     index, count = question["answer"], len(question["choices"])
     if isinstance(index, str) or not 0 <= index < count:
-        raise ValueError(f"The answer of a question is {index!r}; expected the index of one of its {count} choices, 0 to {count - 1}.")
+        raise ValueError(
+            f"The answer of a question is {index!r}; expected the index of one of its {count} choices, 0 to "
+            f"{count - 1}."
+        )
     return index
 
 

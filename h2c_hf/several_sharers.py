@@ -1,6 +1,7 @@
 """Several Sharers into one Receiver, each through a bridge of its own.
 
-No part of the remote code on the Hub: no Auto class leads here, and each bridge is saved as the ordinary repo that it is.
+No part of the remote code on the Hub: no Auto class leads here, and each bridge is saved as the ordinary repo
+that it is.
 """
 
 import json
@@ -25,12 +26,14 @@ NAMES = "several_sharers.json"
 
 
 class H2CSeveralSharers(nn.Module):
-    """Models that share one Receiver, answering as one: the bridges' updates of the Receiver's own keys and values are summed. A Sharer
-    that a call gives no inputs for is switched off in that call; with none the Receiver answers alone.
+    """Models that share one Receiver, answering as one: the bridges' updates of the Receiver's own keys and
+    values are summed. A Sharer that a call gives no inputs for is switched off in that call; with none the
+    Receiver answers alone.
 
-    Its parameters, its state dict and so a Trainer's checkpoints are those of the bridges. Inputs of a Sharer are a dict with
-    `sharer_input_ids` and `sharer_attention_mask`, or `sharer_hidden_states`, as in `H2CForCausalLM.bridged_cache`; what an
-    `H2CProcessor` returns can be given whole, since other names in it are not read.
+    Its parameters, its state dict and so a Trainer's checkpoints are those of the bridges. Inputs of a Sharer
+    are a dict with `sharer_input_ids` and `sharer_attention_mask`, or `sharer_hidden_states`, as in
+    `H2CForCausalLM.bridged_cache`; what an `H2CProcessor` returns can be given whole, since other names in it
+    are not read.
     """
 
     def __init__(self, models: Mapping[str, H2CForCausalLM]):
@@ -46,13 +49,16 @@ class H2CSeveralSharers(nn.Module):
             raise ValueError("There are no models: got 0, expected at least 1.")
         first = next(iter(models))
         for name, model in models.items():
-            if not name.isidentifier() or hasattr(nn.ModuleDict, name):  # whose own names, as "keys", it refuses
+            # Whose own names, as "keys", it refuses.
+            if not name.isidentifier() or hasattr(nn.ModuleDict, name):
                 raise ValueError(
-                    f"A Sharer is named {name!r}; expected another name, of letters, digits and underscores: it names a folder."
+                    f"A Sharer is named {name!r}; expected another name, of letters, digits and underscores: "
+                    "it names a folder."
                 )
             if model.receiver is not models[first].receiver:
                 raise ValueError(
-                    f"{name!r} and {first!r} hold a Receiver each; expected one and the same object: give the second "
+                    f"{name!r} and {first!r} hold a Receiver each; expected one and the same object: give "
+                    "the second "
                     f"H2CForCausalLM.from_pretrained or from_pair receiver=first.receiver."
                 )
         # Of the module tree are the bridges alone; the frozen models are held beside it.
@@ -61,7 +67,9 @@ class H2CSeveralSharers(nn.Module):
         self.train(any(model.training for model in models.values()))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, sharers: Mapping | None = None, receiver=None, **kwargs) -> "H2CSeveralSharers":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, sharers: Mapping | None = None, receiver=None, **kwargs
+    ) -> "H2CSeveralSharers":
         """Load the bridges that `save_pretrained` wrote, and the base models, the Receiver once.
 
         Args:
@@ -77,13 +85,16 @@ class H2CSeveralSharers(nn.Module):
         models = {}
         for name in names:
             given = {"sharer": (sharers or {}).get(name), "receiver": receiver}
-            models[name] = H2CForCausalLM.from_pretrained(pretrained_model_name_or_path, subfolder=name, **given, **kwargs)
+            models[name] = H2CForCausalLM.from_pretrained(
+                pretrained_model_name_or_path, subfolder=name, **given, **kwargs
+            )
             receiver = models[name].receiver
             kwargs.pop("receiver_kwargs", None)  # it is loaded
         return cls(models)
 
     def save_pretrained(self, save_directory) -> None:
-        """Write each bridge into a subfolder of its name, as `H2CForCausalLM.save_pretrained` does, and the list of names."""
+        """Write each bridge into a subfolder of its name, as `H2CForCausalLM.save_pretrained` does, and the
+        list of names."""
         for name, model in self.models.items():
             model.save_pretrained(Path(save_directory) / name)
         (Path(save_directory) / NAMES).write_text(json.dumps(list(self.models)) + "\n")
@@ -105,23 +116,30 @@ class H2CSeveralSharers(nn.Module):
         attention_mask: torch.Tensor | None = None,
         sharers: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     ) -> Cache:
-        """The cache from which the Receiver answers; empty if no Sharer is on, as that of `H2CForCausalLM.bridged_cache`.
+        """The cache from which the Receiver answers; empty if no Sharer is on, as that of
+        `H2CForCausalLM.bridged_cache`.
 
         Args:
             input_ids, attention_mask: (batch, N), the Receiver's prompt, left-padded. It is prefilled once.
             sharers: inputs by name.
 
         Raises:
-            ValueError: for a name that is unknown, a bridge that was swapped for another one, and all that a single model refuses.
+            ValueError: for a name that is unknown, a bridge that was swapped for another one, and all that a
+                single model refuses.
         """
         sharers = sharers or {}
         for name in sharers:
             if name not in self.models:
                 raise ValueError(f"There is no Sharer {name!r}; expected one of {', '.join(self.models)}.")
             if self.models[name].bridge is not self.bridges[name]:
-                raise ValueError(f"The bridge of {name!r} was swapped for another one; expected the one that was active at the start.")
+                raise ValueError(
+                    f"The bridge of {name!r} was swapped for another one; expected the one that was active "
+                    "at the start."
+                )
         on = [name for name, model in self.models.items() if name in sharers and not model._bridge_disabled]
-        check_prompt("", input_ids, attention_mask, self._any.receiver, least=2 if on else 1, bridged=bool(on))
+        check_prompt(
+            "", input_ids, attention_mask, self._any.receiver, least=2 if on else 1, bridged=bool(on)
+        )
         if not on:
             cache = DynamicCache(config=self._any.receiver.config)
             cache.without_bridge = True
@@ -144,7 +162,8 @@ class H2CSeveralSharers(nn.Module):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """As `H2CForCausalLM.forward`, which explains the arguments and `kwargs`; `sharers` as in `bridged_cache`.
+        """As `H2CForCausalLM.forward`, which explains the arguments and `kwargs`; `sharers` as in
+        `bridged_cache`.
 
         Raises:
             ValueError: for `past_key_values`, and all that `bridged_cache` refuses.
@@ -169,29 +188,42 @@ class H2CSeveralSharers(nn.Module):
             ValueError: for another kind of cache, `past_key_values`, and all that `bridged_cache` refuses.
         """
         refuse_cache(kwargs, "each call makes its own cache, of what the bridges write.")
-        attention_mask, generation_config = second_position(attention_mask, kwargs.pop("generation_config", None))
+        attention_mask, generation_config = second_position(
+            attention_mask, kwargs.pop("generation_config", None)
+        )
         if generation_config is not None:
             kwargs["generation_config"] = generation_config
-        kind = setting("cache_implementation", kwargs, [kwargs.get("generation_config"), self._any.generation_config])
+        kind = setting(
+            "cache_implementation", kwargs, [kwargs.get("generation_config"), self._any.generation_config]
+        )
         if kind is not None:
-            raise ValueError(f"cache_implementation is {kind!r}; expected None: what several bridges write is summed on a dynamic one.")
+            raise ValueError(
+                f"cache_implementation is {kind!r}; expected None: what several bridges write is summed on a "
+                "dynamic one."
+            )
         cache = self.bridged_cache(input_ids, attention_mask, sharers)
         return self._any.generate(input_ids, attention_mask, past_key_values=cache, **kwargs)
 
 
 def add_change(summed: Cache, own: Cache, bridged: Cache) -> None:
-    """Add to `summed`, in place, the update of `own` by the bridge that wrote `bridged`. Layers that it left alone stay the same.
+    """Add to `summed`, in place, the update of `own` by the bridge that wrote `bridged`. Layers that it left
+    alone stay the same.
 
-    Messages stand one before the other, each at the positions that it has alone: a token of either is as near to the prompt.
+    Messages stand one before the other, each at the positions that it has alone: a token of either is as near
+    to the prompt.
     """
     if length := message_length(bridged):
         for index, layer in enumerate(bridged.layers):
             add_message(summed, index, layer.keys[:, :, :length], layer.values[:, :, :length])
-        summed.message_mask = with_message(bridged, message_mask(summed)) if message_length(summed) else message_mask(bridged)
+        summed.message_mask = (
+            with_message(bridged, message_mask(summed)) if message_length(summed) else message_mask(bridged)
+        )
         return
     own_length = own.get_seq_length()
     for layer, before, after in zip(summed.layers, own.layers, bridged.layers, strict=True):
         if after.keys is not before.keys:
             for name in ("keys", "values"):
                 held, change = getattr(layer, name), getattr(after, name) - getattr(before, name)
-                setattr(layer, name, torch.cat([held[:, :, :-own_length], held[:, :, -own_length:] + change], 2))
+                setattr(
+                    layer, name, torch.cat([held[:, :, :-own_length], held[:, :, -own_length:] + change], 2)
+                )

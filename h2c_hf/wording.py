@@ -13,8 +13,8 @@ HINT_PREFIX = "Hint:"
 
 @dataclass(frozen=True)
 class Prompts:
-    """The words of an evaluation that a config may change. ``hint``, ``answer`` and ``reasoning`` are the questions to the Sharer
-    in the variants of text-to-text, after the question with its choices."""
+    """The words of an evaluation that a config may change. ``hint``, ``answer`` and ``reasoning`` are the
+    questions to the Sharer in the variants of text-to-text, after the question with its choices."""
 
     choice: str = CHOICE_INSTRUCTION
     hint: str = HINT_INSTRUCTION

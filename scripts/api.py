@@ -35,15 +35,17 @@ def section(name: str, thing) -> list[str]:
 
 
 def public_methods(of: type) -> list[tuple[str, object]]:
-    """Return the public methods and properties that a class, or a mixin of this package, defines; in order of their names. Those of
-    transformers that are overridden without a word do what their documentation there says, and are left out."""
+    """Return the public methods and properties that a class, or a mixin of this package, defines; in order of
+    their names. Those of transformers that are overridden without a word do what their documentation there
+    says, and are left out."""
     found = {}
     for base in reversed(of.__mro__):
         if base.__module__.startswith(OWN):
             found |= {
                 name: getattr(value, "__func__", value)
                 for name, value in vars(base).items()
-                if not name.startswith("_") and (inspect.isfunction(getattr(value, "__func__", value)) or isinstance(value, property))
+                if not name.startswith("_")
+                and (inspect.isfunction(getattr(value, "__func__", value)) or isinstance(value, property))
             }
     stock = {name for base in of.__mro__ if not base.__module__.startswith(OWN) for name in vars(base)}
     return sorted((name, value) for name, value in found.items() if value.__doc__ or name not in stock)
@@ -54,13 +56,18 @@ def entry(name: str, thing) -> list[str]:
     text = inspect.getdoc(thing)
     if not text:
         raise ValueError(f"{name} has no docstring; expected one in {inspect.getmodule(thing)}.")
-    signature = [] if isinstance(thing, property) else ["```python", f"{name}{signature_of(thing)}", "```", ""]
+    signature = (
+        [] if isinstance(thing, property) else ["```python", f"{name}{signature_of(thing)}", "```", ""]
+    )
     return [*signature, "```text", text, "```"]
 
 
 def signature_of(thing) -> str:
-    """Return the parameters without annotations, which the docstring explains; "(...)" for the many of stock training arguments."""
-    parameters = [p.replace(annotation=inspect.Parameter.empty) for p in inspect.signature(thing).parameters.values()]
+    """Return the parameters without annotations, which the docstring explains; "(...)" for the many of stock
+    training arguments."""
+    parameters = [
+        p.replace(annotation=inspect.Parameter.empty) for p in inspect.signature(thing).parameters.values()
+    ]
     own = [p for p in parameters if p.name not in ("self", "cls")]
     return str(inspect.Signature(own)) if len(own) <= MOST_PARAMETERS else "(...)"
 

@@ -1,7 +1,9 @@
-"""Count signs of text that is hard to parse and of code that is repeated: `python scripts/thermometer.py [ROOT]`. Not a goal.
+"""Count signs of text that is hard to parse and of code that is repeated:
+`python scripts/thermometer.py [ROOT]`. Not a goal.
 
-Per 1,000 docstring words: "what" as a noun phrase ("what the bridge reads"), "where" as a conditional ("where nothing is given").
-Then the runs of six lines that stand in two files of the package or more, blank lines and imports left out.
+Per 1,000 docstring words: "what" as a noun phrase ("what the bridge reads"), "where" as a conditional ("where
+nothing is given"). Then the runs of six lines that stand in two files of the package or more, blank lines and
+imports left out.
 """
 
 import ast
@@ -13,10 +15,12 @@ from pathlib import Path
 
 ROOT = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent.parent).resolve()
 RUN = 6  # lines
-# Not questions ("What is ...?"), and not "where" after a word that it belongs to ("says where", "to where", "the place where").
+# Not questions ("What is ...?"), and not "where" after a word that it belongs to ("says where", "to where",
+# "the place where").
 WHAT = re.compile(r"\bwhat\b(?![^.?!]*\?)", re.IGNORECASE)
 WHERE = re.compile(
-    r"(?<!\bsay )(?<!\bsays )(?<!\bfrom )(?<!\bto )(?<!\bof )(?<!\bplace )(?<!\bplaces )(?<!\bknow )(?<!\bknows )\bwhere\b(?![^.?!]*\?)",
+    r"(?<!\bsay )(?<!\bsays )(?<!\bfrom )(?<!\bto )(?<!\bof )(?<!\bplace )(?<!\bplaces )(?<!\bknow "
+    r")(?<!\bknows )\bwhere\b(?![^.?!]*\?)",
     re.IGNORECASE,
 )
 
@@ -24,7 +28,9 @@ WHERE = re.compile(
 def docstrings(path: Path) -> list[str]:
     """Return the docstrings of a module, its classes and its functions."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kinds)]
+    nodes = [
+        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kinds)
+    ]
     return [text for node in nodes if (text := ast.get_docstring(node))]
 
 
@@ -51,5 +57,10 @@ if __name__ == "__main__":
         words, what, where = counts(folder)
         if words:
             name = folder.relative_to(ROOT)
-            sys.stdout.write(f"{name!s:<24} {words:>6} words  what {1000 * what / words:5.1f}  where {1000 * where / words:5.1f}\n")
-    sys.stdout.write(f"runs of {RUN} lines that stand in two files or more: {repeated_runs(ROOT / 'h2c_hf')}\n")
+            sys.stdout.write(
+                f"{name!s:<24} {words:>6} words  what {1000 * what / words:5.1f}  where "
+                f"{1000 * where / words:5.1f}\n"
+            )
+    sys.stdout.write(
+        f"runs of {RUN} lines that stand in two files or more: {repeated_runs(ROOT / 'h2c_hf')}\n"
+    )

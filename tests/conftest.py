@@ -25,7 +25,9 @@ def real_data() -> Path:
     """The folder of real data that `H2C_REAL_DATA` names."""
     folder = os.environ.get("H2C_REAL_DATA")
     if not folder:
-        pytest.skip("H2C_REAL_DATA is not set: it names the folder of real MMLU questions, tokenizers and fact tables")
+        pytest.skip(
+            "H2C_REAL_DATA is not set: it names the folder of real MMLU questions, tokenizers and fact tables"
+        )
     return Path(folder)
 
 

@@ -26,7 +26,8 @@ from h2c_hf.modeling.loss_h2c import head_of
 FAMILIES = tuple(name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name != H2CBridgeConfig.model_type)
 ROLES = ("sharer", "receiver", "message")  # the last: the Receiver of a bridge of the message form
 TABLE = Path(__file__).parent.parent / "docs" / "families.md"
-# Values of config fields, by the names that families have for them; a config takes those that it has a field for.
+# Values of config fields, by the names that families have for them; a config takes those that it has a field
+# for.
 TINY = {
     "vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "emb_dim", "n_embed", "embedding_size", "hidden_dim", "word_embed_proj_dim"), 32),
@@ -62,7 +63,12 @@ OVERRIDES = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 2},
     "reformer": {"axial_pos_embds": False, "attention_head_size": 8},
-    "roc_bert": {"pronunciation_embed_dim": 16, "shape_embed_dim": 16, "shape_vocab_size": 50, "pronunciation_vocab_size": 50},
+    "roc_bert": {
+        "pronunciation_embed_dim": 16,
+        "shape_embed_dim": 16,
+        "shape_vocab_size": 50,
+        "pronunciation_vocab_size": 50,
+    },
     "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},
     "zamba2": {"layers_block_type": ["hybrid", "mamba"], "num_key_value_heads": 4},
     "zaya": {"num_experts_per_tok": 1},
@@ -75,8 +81,11 @@ def tiny_config(config_class: type[PreTrainedConfig], **overrides) -> PreTrained
     aliases = getattr(config_class, "attribute_map", {})
     names = {field.name for field in dataclasses.fields(config_class)} | set(aliases)
     values = {name: value for name, value in TINY.items() if name in names and aliases.get(name) not in TINY}
-    if "kv_lora_rank" in names:  # latent attention has as many key-value heads as heads, and a head_dim of its own
-        values = {name: value for name, value in values.items() if name not in ("num_key_value_heads", "head_dim")}
+    # Latent attention has as many key-value heads as heads, and a head_dim of its own.
+    if "kv_lora_rank" in names:
+        values = {
+            name: value for name, value in values.items() if name not in ("num_key_value_heads", "head_dim")
+        }
         values |= {"num_key_value_heads": 4} if "num_key_value_heads" in names else {}
     for name, part in (config_class.sub_configs or {}).items():
         if not dataclasses.is_dataclass(part):  # AutoConfig: of which model, the default says
@@ -87,7 +96,8 @@ def tiny_config(config_class: type[PreTrainedConfig], **overrides) -> PreTrained
 
 
 def build(family: str):
-    """Return a tiny model with random weights. Raises what the family's classes raise if there is no tiny config."""
+    """Return a tiny model with random weights. Raises what the family's classes raise if there is no tiny
+    config."""
     config = tiny_config(CONFIG_MAPPING[family], **OVERRIDES.get(family, {}))
     if hasattr(config, "is_decoder"):
         config.is_decoder = True
@@ -110,7 +120,9 @@ def differs(first: torch.Tensor, second: torch.Tensor) -> bool:
 def faults(model: H2CForCausalLM, inputs: dict[str, torch.Tensor]) -> Iterator[str]:
     """Yield the name of each check that a joined pair fails."""
     logits = model(**inputs).logits
-    output = model.generate(**inputs, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    output = model.generate(
+        **inputs, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
     for row in range(len(logits)):
         if differs(model(**alone(inputs, row)).logits[0], logits[row]):
             yield f"row {row} of the batch is not as alone"
@@ -130,7 +142,10 @@ def faults(model: H2CForCausalLM, inputs: dict[str, torch.Tensor]) -> Iterator[s
         yield "the loss without logits is not the loss with logits"
     read = inputs["sharer_input_ids"], inputs["sharer_attention_mask"]
     last = model.read(*read, layers=[model.config.sharer_num_hidden_layers])[-1]
-    if differs(head_of(model.sharer)(last)[:, -1], model.sharer(**model_inputs(model.sharer, *read), use_cache=False).logits[:, -1]):
+    if differs(
+        head_of(model.sharer)(last)[:, -1],
+        model.sharer(**model_inputs(model.sharer, *read), use_cache=False).logits[:, -1],
+    ):
         yield "the head's scores of the Sharer's last state are not its own"
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -152,12 +167,16 @@ def outcome(family: str, role: str) -> tuple[str, str]:
     other = tiny_model("llama", 1)
     try:
         form = {"bridge_form": "message"} if role == "message" else {}
-        pair = H2CForCausalLM.from_pair(*((model, other) if role == "sharer" else (other, model)), **form).eval()
+        pair = H2CForCausalLM.from_pair(
+            *((model, other) if role == "sharer" else (other, model)), **form
+        ).eval()
     except ValueError as error:
         assert "\n" not in str(error), f"{family} is refused in more than a sentence: {error}"
         return "refused", str(error)
     randomize(pair.bridge)
-    assert not (found := list(faults(pair, random_inputs(3, 3)))), f"{family} as the {role}: {', '.join(found)}"
+    assert not (found := list(faults(pair, random_inputs(3, 3)))), (
+        f"{family} as the {role}: {', '.join(found)}"
+    )
     return "works", ""
 
 
@@ -170,17 +189,25 @@ def row(family: str) -> str:
 
 def table(rows: list[str]) -> str:
     """Return docs/families.md."""
-    count = {role: sum(line.split(" | ")[column] == "works" for line in rows) for column, role in enumerate(ROLES, start=1)}
+    count = {
+        role: sum(line.split(" | ")[column] == "works" for line in rows)
+        for column, role in enumerate(ROLES, start=1)
+    }
     return "\n".join(
         [
             "# Families",
             "",
-            f"The {len(rows)} causal-LM families of transformers {transformers.__version__}: {count['sharer']} work as the Sharer, "
-            f"{count['receiver']} as the Receiver, {count['message']} of them also of a message (`bridge_form: message`).",
+            f"The {len(rows)} causal-LM families of transformers {transformers.__version__}: "
+            f"{count['sharer']} work as the Sharer, "
+            f"{count['receiver']} as the Receiver, {count['message']} of them also of a message "
+            "(`bridge_form: message`).",
             "",
-            "A family *works* if a tiny model of it with random weights passes: forward gives the logits of `generate`, step by step; a",
-            "left-padded batch answers as each row alone; the loss is the same with and without logits; a saved bridge loads as the same.",
-            "Another is *refused* by `H2CForCausalLM.from_pair`, in the sentence that is quoted. `python tests/families.py` writes this",
+            "A family *works* if a tiny model of it with random weights passes: forward gives the logits of "
+            "`generate`, step by step; a",
+            "left-padded batch answers as each row alone; the loss is the same with and without logits; a "
+            "saved bridge loads as the same.",
+            "Another is *refused* by `H2CForCausalLM.from_pair`, in the sentence that is quoted. `python "
+            "tests/families.py` writes this",
             "page, and `tests/modeling/test_families.py` compares it.",
             "",
             "| family | as the Sharer | as the Receiver | of a message | why not |",

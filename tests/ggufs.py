@@ -7,12 +7,19 @@ import torch
 from tokenizers import pre_tokenizers
 
 
-VOCABULARY = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ĠĠ"]
+VOCABULARY = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    *sorted(pre_tokenizers.ByteLevel.alphabet()),
+    "ĠĠ",
+]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SHAPE = {"vocab_size": len(VOCABULARY), "num_attention_heads": 4, "num_key_value_heads": 2}  # for `pairs.tiny_model("llama", ...)`
+# For `pairs.tiny_model("llama", ...)`.
+SHAPE = {"vocab_size": len(VOCABULARY), "num_attention_heads": 4, "num_key_value_heads": 2}
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
@@ -53,12 +60,20 @@ def write_gguf(path: Path, model, quantized: bool = False) -> Path:
 
 
 def converted(name: str, weight: torch.Tensor, config) -> tuple[str, torch.Tensor]:
-    """Return llama.cpp's name of a weight, and the weight with the rotary halves of queries and keys interleaved."""
+    """Return llama.cpp's name of a weight, and the weight with the rotary halves of queries and keys
+    interleaved."""
     if not name.startswith("model.layers."):
-        whole = {"model.embed_tokens.weight": "token_embd", "model.norm.weight": "output_norm", "lm_head.weight": "output"}
+        whole = {
+            "model.embed_tokens.weight": "token_embd",
+            "model.norm.weight": "output_norm",
+            "lm_head.weight": "output",
+        }
         return f"{whole[name]}.weight", weight
     _, _, layer, module = name.removesuffix(".weight").split(".", 3)
-    heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}.get(module)
+    heads = {
+        "self_attn.q_proj": config.num_attention_heads,
+        "self_attn.k_proj": config.num_key_value_heads,
+    }.get(module)
     if heads is not None:
         weight = weight.reshape(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
     return f"blk.{layer}.{NAMES[module]}.weight", weight

@@ -23,7 +23,9 @@ def imported(path: Path, root: Path = ROOT) -> set[tuple[str, int]]:
             base += node.module.split(".") if node.module else []
             for alias in node.names:
                 whole = [*base, alias.name]
-                is_module = root.joinpath(*whole).is_dir() or root.joinpath(*whole).with_suffix(".py").is_file()
+                is_module = (
+                    root.joinpath(*whole).is_dir() or root.joinpath(*whole).with_suffix(".py").is_file()
+                )
                 found.add((".".join(whole if is_module else base), node.lineno))
     return {(name, line) for name, line in found if name.split(".")[0] == "h2c_hf"}
 

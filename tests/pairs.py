@@ -1,4 +1,5 @@
-"""Small helpers of the tests: tiny real models with random weights, joined by a random bridge, inputs, and tokenizers."""
+"""Small helpers of the tests: tiny real models with random weights, joined by a random bridge, inputs, and
+tokenizers."""
 
 import random
 
@@ -32,7 +33,8 @@ VOCABULARY = 61
 
 
 def tiny_model(family: str, seed: int = 0, **config):
-    """A language model with random weights, large enough that its logits differ from token to token. No token ends the text."""
+    """A language model with random weights, large enough that its logits differ from token to token. No token
+    ends the text."""
     torch.manual_seed(seed)
     model_class, config_class = FAMILIES[family]
     defaults = {
@@ -55,15 +57,20 @@ def randomize(bridge, seed: int = 0):
 
 def join(sharer, receiver, seed: int = 0, **overrides) -> H2CForCausalLM:
     """Of the published form, but for `overrides`; or of the message form, if `bridge_form` says so."""
-    make = H2CBridgeConfig.from_pair if overrides.get("bridge_form") == "message" else H2CBridgeConfig.published
+    make = (
+        H2CBridgeConfig.from_pair if overrides.get("bridge_form") == "message" else H2CBridgeConfig.published
+    )
     model = H2CForCausalLM(make(sharer.config, receiver.config, **overrides), sharer, receiver).eval()
     randomize(model.bridge, seed)
     return model
 
 
 # Parameters of a bridge that are not trained with the rest, with a `token_hidden_size`.
-DICTIONARY = {f"message.token_{part}.{kind}" for part in ("norm", "proj", "in", "out") for kind in ("weight", "bias")}
-TOKEN_PATHS = ({}, {"token_rank": 12}, {"token_rank": 3, "token_hidden_size": 5})  # from the Sharer's embeddings to a message
+DICTIONARY = {
+    f"message.token_{part}.{kind}" for part in ("norm", "proj", "in", "out") for kind in ("weight", "bias")
+}
+# From the Sharer's embeddings to a message.
+TOKEN_PATHS = ({}, {"token_rank": 12}, {"token_rank": 3, "token_hidden_size": 5})
 
 
 def random_pair(seed: int, form: str | None = None) -> H2CForCausalLM:
@@ -89,8 +96,14 @@ def random_pair(seed: int, form: str | None = None) -> H2CForCausalLM:
     size = receiver.config.num_key_value_heads * receiver.config.head_dim
     heads = rng.choice([n for n in range(1, size + 1) if size % n == 0])
     # Every other one in the published form.
-    options = {"recency_bias": True, "update_scale": 2.5, "sharer_rank": rng.choice([None, 3, 12])} if seed % 2 else {}
-    return join(sharer, receiver, seed, num_attention_heads=heads, ffn_multiplier=rng.choice([1, 4]), **options)
+    options = (
+        {"recency_bias": True, "update_scale": 2.5, "sharer_rank": rng.choice([None, 3, 12])}
+        if seed % 2
+        else {}
+    )
+    return join(
+        sharer, receiver, seed, num_attention_heads=heads, ffn_multiplier=rng.choice([1, 4]), **options
+    )
 
 
 def random_inputs(seed: int, batch: int | None = None) -> dict[str, torch.Tensor]:
@@ -101,7 +114,9 @@ def random_inputs(seed: int, batch: int | None = None) -> dict[str, torch.Tensor
     for prefix in ("", "sharer_"):
         lengths = [rng.randint(2, 11) for _ in range(batch)]
         length = max(lengths)
-        ids = torch.randint(1, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed + len(prefix)))
+        ids = torch.randint(
+            1, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed + len(prefix))
+        )
         mask = torch.tensor([[0] * (length - n) + [1] * n for n in lengths])
         inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"] = ids * mask, mask
     return inputs
@@ -118,7 +133,8 @@ def alone(inputs: dict[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
 
 
 LLAMA_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>{{ m['content'] }}<|eot|>{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>{{ m['content'] }}<|eot|>{% "
+    "endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant<|stop|>{% endif %}"
 )
 QWEN_TEMPLATE = (
@@ -128,24 +144,39 @@ QWEN_TEMPLATE = (
 
 
 def byte_tokenizer(specials: list[str], bos: str | None = None, **kwargs) -> PreTrainedTokenizerFast:
-    """One token a byte, after the special tokens. `bos` is written in front by the tokenizer itself, as Llama 3 does."""
-    vocabulary = {token: i for i, token in enumerate([*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    """One token a byte, after the special tokens. `bos` is written in front by the tokenizer itself, as Llama
+    3 does."""
+    vocabulary = {
+        token: i for i, token in enumerate([*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    }
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     if bos is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])]
+        )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, **kwargs)
     tokenizer.add_special_tokens({"additional_special_tokens": specials})
     return tokenizer
 
 
 def tiny_processor() -> H2CProcessor:
-    """A Llama-like Sharer's tokenizer (writes a bos, has no pad token) and a Qwen-like Receiver's (has a pad token, no bos)."""
+    """A Llama-like Sharer's tokenizer (writes a bos, has no pad token) and a Qwen-like Receiver's (has a pad
+    token, no bos)."""
     sharer = byte_tokenizer(
-        ["<|begin|>", "<|start|>", "<|stop|>", "<|eot|>"], bos="<|begin|>", eos_token="<|eot|>", chat_template=LLAMA_TEMPLATE
+        ["<|begin|>", "<|start|>", "<|stop|>", "<|eot|>"],
+        bos="<|begin|>",
+        eos_token="<|eot|>",
+        chat_template=LLAMA_TEMPLATE,
     )
     receiver = byte_tokenizer(
-        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=QWEN_TEMPLATE
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=QWEN_TEMPLATE,
     )
     return H2CProcessor(sharer, receiver)
 
@@ -154,6 +185,9 @@ def text_pair(**overrides) -> tuple[H2CProcessor, H2CForCausalLM]:
     """A pair that reads and writes the text of `tiny_processor`, and the processor. `overrides`: see `join`."""
     processor = tiny_processor()
     sizes = {name: len(getattr(processor, f"{name}_tokenizer")) for name in ("sharer", "receiver")}
-    sharer, receiver = tiny_model("llama", 1, vocab_size=sizes["sharer"]), tiny_model("qwen2", 2, vocab_size=sizes["receiver"])
+    sharer, receiver = (
+        tiny_model("llama", 1, vocab_size=sizes["sharer"]),
+        tiny_model("qwen2", 2, vocab_size=sizes["receiver"]),
+    )
     model = join(sharer, receiver, **overrides)
     return processor, model

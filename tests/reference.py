@@ -1,5 +1,5 @@
-"""The method once more, plainly: one block after the other, one example at a time, without padding, without `generate`.
-Shares no code with `h2c_hf.modeling`, whose parameters it takes out of their stacked form."""
+"""The method once more, plainly: one block after the other, one example at a time, without padding, without
+`generate`. Shares no code with `h2c_hf.modeling`, whose parameters it takes out of their stacked form."""
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 
 class PlainBlock(nn.Module):
-    """block(x, h) = x + scale * sigmoid(gate) * FFN(LN(MHA(LN(x), read(h), read(h)))), with the parameters of block `index` of a
-    bridge; read(h) = LN(h) or, with a rank, a linear layer of it."""
+    """block(x, h) = x + scale * sigmoid(gate) * FFN(LN(MHA(LN(x), read(h), read(h)))), with the parameters of
+    block `index` of a bridge; read(h) = LN(h) or, with a rank, a linear layer of it."""
 
     def __init__(self, bridge, index: int):
         super().__init__()
@@ -17,13 +17,25 @@ class PlainBlock(nn.Module):
         size, wide = config.receiver_num_key_value_heads * config.receiver_head_dim, config.sharer_hidden_size
         self.scale, self.recency = config.update_scale, config.recency_bias
         self.heads, rank = config.num_attention_heads, config.sharer_rank
-        self.norm_receiver, self.norm_sharer, self.norm_ffn = nn.LayerNorm(size), nn.LayerNorm(wide), nn.LayerNorm(size)
+        self.norm_receiver, self.norm_sharer, self.norm_ffn = (
+            nn.LayerNorm(size),
+            nn.LayerNorm(wide),
+            nn.LayerNorm(size),
+        )
         self.read = nn.Identity() if rank is None else nn.Linear(wide, rank)
         wide = rank or wide
-        self.attn = nn.MultiheadAttention(size, config.num_attention_heads, kdim=wide, vdim=wide, batch_first=True)
-        self.ffn = nn.Sequential(nn.Linear(size, config.ffn_multiplier * size), nn.GELU(), nn.Linear(config.ffn_multiplier * size, size))
+        self.attn = nn.MultiheadAttention(
+            size, config.num_attention_heads, kdim=wide, vdim=wide, batch_first=True
+        )
+        self.ffn = nn.Sequential(
+            nn.Linear(size, config.ffn_multiplier * size),
+            nn.GELU(),
+            nn.Linear(config.ffn_multiplier * size, size),
+        )
         blocks = len(bridge.state_dict()["gate"])
-        stacked = {name: tensor[index * len(tensor) // blocks] for name, tensor in bridge.state_dict().items()}
+        stacked = {
+            name: tensor[index * len(tensor) // blocks] for name, tensor in bridge.state_dict().items()
+        }
         key_weight, value_weight = stacked["kv_proj.weight"].split(size)
         state = {
             f"{own}.{kind}": stacked[f"{theirs}.{kind}"]
@@ -61,8 +73,8 @@ class PlainBlock(nn.Module):
 
 
 def plain_bridge(bridge, hidden_states, keys, values, hidden=None) -> tuple[list, list]:
-    """The bridged keys and values, lists over layers of (1, heads, length, head_dim), of an unpadded example. hidden: (length, Sharer's
-    length), True for what is not attended."""
+    """The bridged keys and values, lists over layers of (1, heads, length, head_dim), of an unpadded example.
+    hidden: (length, Sharer's length), True for what is not attended."""
     receiver_layers, sharer_layers = len(keys), len(hidden_states) - 1
     depth = min(receiver_layers, sharer_layers)
     keys, values = list(keys), list(values)
@@ -71,7 +83,8 @@ def plain_bridge(bridge, hidden_states, keys, values, hidden=None) -> tuple[list
         for kind, states in enumerate((keys, values)):
             _, heads, length, head_dim = states[layer].shape
             flat = states[layer].transpose(1, 2).reshape(1, length, heads * head_dim)
-            with torch.random.fork_rng(devices=[]):  # a new module draws random weights, which sampling must not notice
+            # A new module draws random weights, which sampling must not notice.
+            with torch.random.fork_rng(devices=[]):
                 block = PlainBlock(bridge, 2 * (depth - 1 - t) + kind)
             flat = block(flat, h, hidden)
             states[layer] = flat.view(1, length, heads, head_dim).transpose(1, 2)
@@ -79,7 +92,8 @@ def plain_bridge(bridge, hidden_states, keys, values, hidden=None) -> tuple[list
 
 
 def plain_message(model, hidden_states) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The keys and values of a message in every Receiver layer, (1, heads, T, head_dim) each, at positions 0 to T - 1."""
+    """The keys and values of a message in every Receiver layer, (1, heads, T, head_dim) each, at positions 0
+    to T - 1."""
     config, state = model.config, model.bridge.state_dict()
     layers, depth = config.receiver_num_hidden_layers, config.sharer_num_hidden_layers
     length = hidden_states[0].shape[1]
@@ -102,15 +116,17 @@ def plain_message(model, hidden_states) -> list[tuple[torch.Tensor, torch.Tensor
             if config.token_hidden_size is not None:
                 tokens = tokens + linear("token_out", 0, F.gelu(linear("token_in", 0, normed)))
             flat = flat + linear("token_kv_proj", layer, tokens)
-        key, value = (half.view(1, length, -1, config.receiver_head_dim).transpose(1, 2) for half in flat.chunk(2, -1))
+        key, value = (
+            half.view(1, length, -1, config.receiver_head_dim).transpose(1, 2) for half in flat.chunk(2, -1)
+        )
         message.append((apply_rotary_pos_emb(key, key, *rotation)[1], value))
     return message
 
 
 @torch.no_grad()
 def plain_cache(model, input_ids, sharer_input_ids, hidden=None):
-    """The bridged cache of all but the last token of an unpadded example. A message stands at positions 0 to T - 1 here, and the prompt
-    from T on: with rotary positions that is the same as -T to -1, and 0."""
+    """The bridged cache of all but the last token of an unpadded example. A message stands at positions 0 to
+    T - 1 here, and the prompt from T on: with rotary positions that is the same as -T to -1, and 0."""
     hidden_states = model.sharer(sharer_input_ids, output_hidden_states=True).hidden_states
     if model.config.bridge_form == "message":
         positions = torch.arange(input_ids.shape[1] - 1)[None] + hidden_states[0].shape[1]
@@ -122,7 +138,11 @@ def plain_cache(model, input_ids, sharer_input_ids, hidden=None):
         return cache
     cache = model.receiver(input_ids[:, :-1], use_cache=True).past_key_values
     keys, values = plain_bridge(
-        model.bridge, hidden_states, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers], hidden
+        model.bridge,
+        hidden_states,
+        [layer.keys for layer in cache.layers],
+        [layer.values for layer in cache.layers],
+        hidden,
     )
     for layer, key, value in zip(cache.layers, keys, values, strict=True):
         layer.keys, layer.values = key, value
@@ -131,8 +151,8 @@ def plain_cache(model, input_ids, sharer_input_ids, hidden=None):
 
 @torch.no_grad()
 def plain_logits(model, input_ids, sharer_input_ids, continuation, hidden=None) -> torch.Tensor:
-    """Logits (T + 1, vocabulary) of the tokens that follow the prompt of an unpadded example, one step after the other, while
-    `continuation` (T tokens) is read."""
+    """Logits (T + 1, vocabulary) of the tokens that follow the prompt of an unpadded example, one step after
+    the other, while `continuation` (T tokens) is read."""
     cache = plain_cache(model, input_ids, sharer_input_ids, hidden)
     logits = []
     for token in [input_ids[0, -1], *continuation]:
@@ -150,13 +170,18 @@ def plain_decode(model, input_ids, sharer_input_ids, steps: int, choose=torch.ar
     return tokens
 
 
-def plain_beams(model, input_ids, sharer_input_ids, steps: int, beams: int) -> list[tuple[torch.Tensor, float]]:
-    """The `beams` best continuations of `steps` tokens, best first, with their log-probability. No token ends the text."""
+def plain_beams(
+    model, input_ids, sharer_input_ids, steps: int, beams: int
+) -> list[tuple[torch.Tensor, float]]:
+    """The `beams` best continuations of `steps` tokens, best first, with their log-probability. No token ends
+    the text."""
     kept = [(torch.empty(0, dtype=torch.long), 0.0)]
     for _ in range(steps):
         longer = []
         for tokens, score in kept:
-            log_probabilities = plain_logits(model, input_ids, sharer_input_ids, tokens)[-1].float().log_softmax(-1)
+            log_probabilities = (
+                plain_logits(model, input_ids, sharer_input_ids, tokens)[-1].float().log_softmax(-1)
+            )
             for value, token in zip(*log_probabilities.topk(beams), strict=True):
                 longer.append((torch.cat([tokens, token.view(1)]), score + value.item()))
         kept = sorted(longer, key=lambda beam: -beam[1])[:beams]

@@ -1,4 +1,5 @@
-"""The repository as the tests see it: its root, the bridge that ships with it, and a copy to build or install from."""
+"""The repository as the tests see it: its root, the bridge that ships with it, and a copy to build or install
+from."""
 
 import subprocess
 from pathlib import Path
@@ -9,7 +10,9 @@ ATLAS_BRIDGE = ROOT / "hub_configs" / "atlas"
 
 
 def copy_source(folder: Path) -> Path:
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+    ).stdout
     for name in listed.decode().rstrip("\0").split("\0"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((ROOT / name).read_bytes())

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def h2c(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "h2c_hf", *arguments], capture_output=True, text=True, **kwargs)
+    return subprocess.run(
+        [sys.executable, "-m", "h2c_hf", *arguments], capture_output=True, text=True, **kwargs
+    )
 
 
 def test_the_version_is_in_one_place():
@@ -46,7 +48,9 @@ def test_help_imports_neither_torch_nor_transformers(command):
         "sys.exit(status or bool({'torch', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith(f"usage: h2c {command}"), done.stdout[-500:] + done.stderr
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: h2c {command}"), (
+        done.stdout[-500:] + done.stderr
+    )
 
 
 def test_help_of_train_lists_its_own_fields_first(capsys):
@@ -81,7 +85,9 @@ def test_the_shell_completes(line, expected, tmp_path):
         **os.environ, "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
         "COMP_LINE": line, "COMP_POINT": str(len(line)), "PYTHONPATH": str(ROOT),
     }  # fmt: skip
-    done = subprocess.run([sys.executable, "-m", "h2c_hf"], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "h2c_hf"], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert answer.read_text().split("\n") == expected
 
@@ -111,7 +117,9 @@ def test_a_closed_pipe_ends_quietly():
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.parametrize(("command", "told"), [("report", "."), ("evaluate", "; the same command goes on where it stopped.")])
+@pytest.mark.parametrize(
+    ("command", "told"), [("report", "."), ("evaluate", "; the same command goes on where it stopped.")]
+)
 def test_ctrl_c_is_told_in_one_line(command, told, monkeypatch, capsys):
     def interrupted(name):
         raise KeyboardInterrupt

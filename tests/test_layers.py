@@ -29,7 +29,11 @@ def upward(root: Path) -> list[str]:
 
 
 def test_the_list_names_every_part():
-    parts = {path.stem for path in (ROOT / "h2c_hf").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    parts = {
+        path.stem
+        for path in (ROOT / "h2c_hf").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
     assert parts == set(LAYERS)
 
 

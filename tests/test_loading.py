@@ -1,4 +1,5 @@
-"""`h2c_hf.loading`: base models from folders and GGUF files, their chat templates, and where a bridge's config says they are."""
+"""`h2c_hf.loading`: base models from folders and GGUF files, their chat templates, and where a bridge's
+config says they are."""
 
 import json
 import warnings
@@ -32,7 +33,9 @@ def pair_folder(tmp_path, llama) -> Path:
     (tmp_path / "sharer").mkdir()
     write_gguf(tmp_path / "sharer" / "tiny.gguf", llama)
     processor = tiny_processor()
-    tiny_model("qwen2", 4, vocab_size=len(processor.receiver_tokenizer)).save_pretrained(tmp_path / "receiver")
+    tiny_model("qwen2", 4, vocab_size=len(processor.receiver_tokenizer)).save_pretrained(
+        tmp_path / "receiver"
+    )
     processor.receiver_tokenizer.save_pretrained(tmp_path / "receiver")
     return tmp_path
 
@@ -45,7 +48,9 @@ def test_a_gguf_file_has_the_model_that_was_written(pair_folder, llama):
 
 
 def test_a_quantized_gguf_file_is_dequantized(tmp_path, llama):
-    model = BaseModel.find(str(write_gguf(tmp_path / "tiny.gguf", llama, quantized=True)), "sharer").model(dtype=torch.bfloat16)
+    model = BaseModel.find(str(write_gguf(tmp_path / "tiny.gguf", llama, quantized=True)), "sharer").model(
+        dtype=torch.bfloat16
+    )
     weight = model.model.layers[0].self_attn.q_proj.weight
     assert type(weight) is torch.nn.Parameter and weight.dtype == torch.bfloat16
     original = llama.model.layers[0].self_attn.q_proj.weight
@@ -60,7 +65,9 @@ def test_the_tokenizer_of_a_gguf_file_splits_digits(pair_folder):
 
 
 def test_a_bridge_stores_its_gguf_file_and_loads_it_again(pair_folder):
-    arguments = H2CArguments(sharer=str(pair_folder / "sharer" / "tiny.gguf"), receiver=str(pair_folder / "receiver"))
+    arguments = H2CArguments(
+        sharer=str(pair_folder / "sharer" / "tiny.gguf"), receiver=str(pair_folder / "receiver")
+    )
     model = Pair(arguments).model(torch.device("cpu")).eval()
     with pytest.warns(UserWarning, match="sharer_model_id is the folder"):
         model.save_pretrained(pair_folder / "bridge")
@@ -72,7 +79,9 @@ def test_a_bridge_stores_its_gguf_file_and_loads_it_again(pair_folder):
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 
 
-def test_a_file_of_that_name_in_the_working_directory_is_not_loaded(pair_folder, llama, monkeypatch, tmp_path_factory):
+def test_a_file_of_that_name_in_the_working_directory_is_not_loaded(
+    pair_folder, llama, monkeypatch, tmp_path_factory
+):
     other = tmp_path_factory.mktemp("other")
     write_gguf(other / "tiny.gguf", tiny_model("llama", 9, **SHAPE))
     monkeypatch.chdir(other)
@@ -90,9 +99,13 @@ def test_a_config_cannot_name_a_gguf_file_elsewhere(name):
 def test_gguf_files_that_cannot_be_are_refused(pair_folder):
     with pytest.raises(ValueError, match="expected a file in .*sharer, which holds none of this name"):
         BaseModel.find(str(pair_folder / "sharer"), "sharer", gguf_file="other.gguf")
-    with pytest.raises(ValueError, match=r"quantization is 'nf4' and the weights are in tiny.gguf; expected 'none'"):
+    with pytest.raises(
+        ValueError, match=r"quantization is 'nf4' and the weights are in tiny.gguf; expected 'none'"
+    ):
         BaseModel.find(str(pair_folder / "sharer" / "tiny.gguf"), "sharer").model("nf4")
-    with pytest.raises(ValueError, match=r"sharer is the file .*config.json'; expected a Hub id, a folder, or one .gguf file"):
+    with pytest.raises(
+        ValueError, match=r"sharer is the file .*config.json'; expected a Hub id, a folder, or one .gguf file"
+    ):
         BaseModel.find(str(pair_folder / "receiver" / "config.json"), "sharer")
     with pytest.raises(ValueError, match=r"sharer is '\./nowhere', and there is no such folder"):
         BaseModel.find("./nowhere", "sharer")
@@ -125,7 +138,9 @@ def fetched(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("H2C_MODELS_DIR", str(tmp_path / "cache"))
     folder = tmp_path / "cache" / "gemma-3-270m"
     tiny_model("llama", 5).save_pretrained(folder)
-    (folder / ORIGIN).write_text(json.dumps({"model_id": "google/gemma-3-270m", "revision": "aaaa", "source": "hub"}))
+    (folder / ORIGIN).write_text(
+        json.dumps({"model_id": "google/gemma-3-270m", "revision": "aaaa", "source": "hub"})
+    )
     return folder
 
 
@@ -153,13 +168,17 @@ def test_a_known_model_that_is_not_here_says_how_to_get_it(tmp_path, monkeypatch
 def test_a_bridge_that_names_a_hub_id_loads_the_fetched_model(fetched, tmp_path):
     sharer, receiver = tiny_model("llama", 5), tiny_model("qwen2", 6)
     receiver.save_pretrained(tmp_path / "receiver")
-    model = join(sharer, receiver, sharer_model_id="google/gemma-3-270m", receiver_model_id=str(tmp_path / "receiver"))
+    model = join(
+        sharer, receiver, sharer_model_id="google/gemma-3-270m", receiver_model_id=str(tmp_path / "receiver")
+    )
     model.save_pretrained(tmp_path / "bridge")
     tiny_processor().save_pretrained(tmp_path / "bridge")
     loaded, _ = load_pair(str(tmp_path / "bridge"))
     inputs = {"input_ids": IDS, "sharer_input_ids": IDS}
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
-    assert loaded.sharer.config._commit_hash == "aaaa" and loaded.config.sharer_model_id == "google/gemma-3-270m"
+    assert (
+        loaded.sharer.config._commit_hash == "aaaa" and loaded.config.sharer_model_id == "google/gemma-3-270m"
+    )
 
 
 # Base models without a chat template
@@ -177,30 +196,45 @@ def test_the_plain_template_writes_a_question_and_its_answer():
     assert text == "<bos>Who?\nAnswer: Ann\n\nWhy?\nAnswer:"
     assert tokenizer.decode(answer_ids(tokenizer, user_turn("Who?"), "Ann")) == " Ann<eos>"
     assert tokenizer.decode(answer_ids(tokenizer, user_turn("Who?"), "Ann", ended=False)) == " Ann"
-    assert set_chat_template(base_tokenizer(bos=None), "plain").apply_chat_template(chat[:1], tokenize=False) == "Who?"
+    assert (
+        set_chat_template(base_tokenizer(bos=None), "plain").apply_chat_template(chat[:1], tokenize=False)
+        == "Who?"
+    )
 
 
 def test_letters_after_the_plain_template_are_single_tokens():
     tokenizer = set_chat_template(base_tokenizer(), "plain")
     tokenizer.add_tokens([" A", " B", " C", " D"])
-    assert tokenizer.convert_ids_to_tokens(letter_ids(tokenizer, user_turn("Who?"))) == [" A", " B", " C", " D"]
+    assert tokenizer.convert_ids_to_tokens(letter_ids(tokenizer, user_turn("Who?"))) == [
+        " A",
+        " B",
+        " C",
+        " D",
+    ]
 
 
 def test_a_chat_template_is_a_file_or_a_known_name(tmp_path):
     (tmp_path / "template.jinja").write_text("{{ messages[0]['content'] }}!")
     tokenizer = set_chat_template(base_tokenizer(), str(tmp_path / "template.jinja"))
     assert tokenizer.apply_chat_template(user_turn("Who?"), tokenize=False) == "Who?!"
-    with pytest.raises(ValueError, match="There is no chat template 'plian'; expected a Jinja file, or one of plain"):
+    with pytest.raises(
+        ValueError, match="There is no chat template 'plian'; expected a Jinja file, or one of plain"
+    ):
         set_chat_template(base_tokenizer(), "plian")
 
 
 def test_a_given_template_is_saved_with_the_processor(pair_folder):
     base_tokenizer().save_pretrained(pair_folder / "base")
     tiny_model("llama", vocab_size=len(base_tokenizer())).save_pretrained(pair_folder / "base")
-    arguments = H2CArguments(sharer=str(pair_folder / "base"), receiver=str(pair_folder / "receiver"), sharer_chat_template="plain")
+    arguments = H2CArguments(
+        sharer=str(pair_folder / "base"), receiver=str(pair_folder / "receiver"), sharer_chat_template="plain"
+    )
     Pair(arguments).processor().save_pretrained(pair_folder / "bridge")
     processor = H2CProcessor.from_pretrained(pair_folder / "bridge")
-    assert processor.apply_chat_template(user_turn("Who?"), tokenize=False)["sharer_text"] == "<bos>Who?\nAnswer:"
+    assert (
+        processor.apply_chat_template(user_turn("Who?"), tokenize=False)["sharer_text"]
+        == "<bos>Who?\nAnswer:"
+    )
 
 
 def test_plain_rows_need_no_template(tmp_path):
@@ -209,14 +243,19 @@ def test_plain_rows_need_no_template(tmp_path):
     chatting, plain = tiny_processor().receiver_tokenizer, base_tokenizer()
     for receiver, prompt, target in (
         (base_tokenizer(bos=None), "The capital of France is", " Paris<eos>"),
-        (chatting, "<|im_start|>user\nThe capital of France is<|im_end|>\n<|im_start|>assistant\n", " Paris<|im_end|>"),
+        (
+            chatting,
+            "<|im_start|>user\nThe capital of France is<|im_end|>\n<|im_start|>assistant\n",
+            " Paris<|im_end|>",
+        ),
     ):
         processor = H2CProcessor(plain, receiver)
         data, _, _ = build_dataset([DataSource(str(rows))], processor)
         assert plain.decode(data[0]["sharer_input_ids"]) == "<bos>The capital of France is"
         assert receiver.decode(data[0]["input_ids"]) == prompt
         assert receiver.decode(data[0]["target_ids"]) == target
-    generated = H2CProcessor(plain, base_tokenizer(bos=None))("The capital of France is")  # generation reads the same
+    # Generation reads the same.
+    generated = H2CProcessor(plain, base_tokenizer(bos=None))("The capital of France is")
     data, _, _ = build_dataset([DataSource(str(rows))], H2CProcessor(plain, base_tokenizer(bos=None)))
     assert generated["input_ids"][0].tolist() == data[0]["input_ids"]
     assert generated["sharer_input_ids"][0].tolist() == data[0]["sharer_input_ids"]
@@ -231,7 +270,10 @@ def test_conversations_without_a_template_name_the_way_out(tmp_path):
 def test_no_pad_token_is_needed_to_batch_and_generate():
     processor = H2CProcessor(*(set_chat_template(base_tokenizer(), "plain") for _ in range(2)))
     size = len(processor.receiver_tokenizer)
-    model = join(tiny_model("llama", 1, vocab_size=size, pad_token_id=None), tiny_model("qwen2", 2, vocab_size=size, pad_token_id=None))
+    model = join(
+        tiny_model("llama", 1, vocab_size=size, pad_token_id=None),
+        tiny_model("qwen2", 2, vocab_size=size, pad_token_id=None),
+    )
     questions = [user_turn("Who?"), user_turn("Where does she live?")]
     both = model.generate(**processor.apply_chat_template(questions), max_new_tokens=5, do_sample=False)
     for row, question in zip(both, questions, strict=True):

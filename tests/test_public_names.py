@@ -14,14 +14,19 @@ ATLAS = Path(__file__).parent.parent / "hub_configs" / "atlas"
 
 
 def run(code: str) -> str:
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout.strip()
 
 
 def test_importing_the_package_imports_no_torch():
     assert (
-        run("import sys, h2c_hf; dir(h2c_hf); h2c_hf.__version__; print([n for n in ('torch', 'transformers') if n in sys.modules])")
+        run(
+            "import sys, h2c_hf; dir(h2c_hf); h2c_hf.__version__; print([n for n in ('torch', "
+            "'transformers') if n in sys.modules])"
+        )
         == "[]"
     )
 

@@ -1,4 +1,5 @@
-"""README and docs: each Python block of the guides runs, each command is accepted, each link and each number is right."""
+"""README and docs: each Python block of the guides runs, each command is accepted, each link and each number
+is right."""
 
 import json
 import re
@@ -21,7 +22,8 @@ README = TEXTS["README.md"]
 
 
 def run(page: str, replacements: dict[str, str], monkeypatch, tmp_path) -> dict:
-    """Execute the only Python block of a page, with ids of models that are not at hand replaced; return its variables."""
+    """Execute the only Python block of a page, with ids of models that are not at hand replaced; return its
+    variables."""
     (block,) = re.findall(r"```python\n(.*?)```", TEXTS[page], re.DOTALL)
     for old, new in replacements.items():
         assert old in block
@@ -52,7 +54,11 @@ def test_training_a_pair(monkeypatch, tmp_path):
 
 def commands() -> list[tuple[str, str]]:
     """(page, command) of each line of the shell blocks that begins with `h2c`."""
-    blocks = [(page, block) for page, text in TEXTS.items() for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL)]
+    blocks = [
+        (page, block)
+        for page, text in TEXTS.items()
+        for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL)
+    ]
     return [(page, line) for page, block in blocks for line in block.splitlines() if line.startswith("h2c ")]
 
 
@@ -62,7 +68,8 @@ def test_commands_are_accepted(page, line):
     options = parser_of(command).parse_args(arguments)
     config = getattr(options, "config", None)
     copied = "my-pair/training.yaml"  # by `h2c configs copy`, in the line before
-    assert config in (None, copied, *names()) or config.removesuffix(".yaml").isupper()  # CONFIG.yaml: the reader's own
+    # CONFIG.yaml: the reader's own.
+    assert config in (None, copied, *names()) or config.removesuffix(".yaml").isupper()
 
 
 @pytest.mark.parametrize("page", TEXTS)
@@ -87,9 +94,14 @@ def test_the_first_table_is_that_of_the_report(row, form):
     assert row.startswith(f"{methods['h2c']['n']:,} ")
 
 
-@pytest.mark.parametrize(("row", "name"), [("passages of an invented fact", "facts_1"), ("passages whose answer is a word", "words_new")])
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [("passages of an invented fact", "facts_1"), ("passages whose answer is a word", "words_new")],
+)
 def test_the_rows_of_published_models_are_those_of_their_report(row, name):
-    found = json.loads((ROOT / "hub_configs" / "gemma-3-270m_to_smollm2-135m" / "report.json").read_text())["sets"][name]
+    found = json.loads((ROOT / "hub_configs" / "gemma-3-270m_to_smollm2-135m" / "report.json").read_text())[
+        "sets"
+    ][name]
     (line,) = [line for line in README.splitlines() if line.startswith("|") and row in line]
     methods = found["methods"]
     control = max(("shuffled", "zeros", "noise"), key=lambda name: methods[name]["accuracy"])
@@ -100,7 +112,10 @@ def test_the_rows_of_published_models_are_those_of_their_report(row, name):
 
 def test_the_first_screen_comes_before_the_rest():
     first = README.partition("\n## ")[0]
-    places = [first.index(part) for part in ("docs/h2c.svg", "best control", "```python", "./scripts/quickstart", "./scripts/test")]
+    places = [
+        first.index(part)
+        for part in ("docs/h2c.svg", "best control", "```python", "./scripts/quickstart", "./scripts/test")
+    ]
     assert places == sorted(places)
     assert len(first.splitlines()) <= 45
 
@@ -119,5 +134,8 @@ def test_the_reference_bridge_has_the_parameters_it_says():
     qwen = Qwen2Config(hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2)
     published = H2CBridgeConfig.from_pretrained(ROOT / "hub_configs" / "llama-3.1-8b_to_qwen2.5-0.5b")
     with torch.device("meta"):
-        new, old = (H2CBridgeModel(config).num_parameters() / 1e6 for config in (H2CBridgeConfig.from_pair(llama, qwen), published))
+        new, old = (
+            H2CBridgeModel(config).num_parameters() / 1e6
+            for config in (H2CBridgeConfig.from_pair(llama, qwen), published)
+        )
     assert f"{new:.1f} million parameters ({old:.1f} in the published form" in TEXTS["docs/training.md"]

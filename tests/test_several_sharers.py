@@ -12,21 +12,29 @@ from h2c_hf.modeling import H2CForCausalLM
 from h2c_hf.several_sharers import H2CSeveralSharers
 
 
-WIDTHS = {"a": ("llama", 32, 3), "b": ("qwen2", 24, 5), "c": ("mistral", 16, 1)}  # families, sizes and vocabularies differ
+# Families, sizes and vocabularies differ.
+WIDTHS = {"a": ("llama", 32, 3), "b": ("qwen2", 24, 5), "c": ("mistral", 16, 1)}
 
 
 def several(seed: int = 0, count: int = 3, receiver: str | None = None) -> H2CSeveralSharers:
-    receiver = tiny_model(receiver or ["qwen2", "gemma2", "llama"][seed % 3], seed, num_hidden_layers=2 + seed % 3)
+    receiver = tiny_model(
+        receiver or ["qwen2", "gemma2", "llama"][seed % 3], seed, num_hidden_layers=2 + seed % 3
+    )
     models = {}
     for number, (name, (family, width, layers)) in enumerate(list(WIDTHS.items())[:count]):
         vocabulary = VOCABULARY + 10 * number
-        sharer = tiny_model(family, seed + number, hidden_size=width, num_hidden_layers=layers, vocab_size=vocabulary)
-        models[name] = join(sharer, receiver, seed + number, num_attention_heads=2, recency_bias=bool(number % 2))
+        sharer = tiny_model(
+            family, seed + number, hidden_size=width, num_hidden_layers=layers, vocab_size=vocabulary
+        )
+        models[name] = join(
+            sharer, receiver, seed + number, num_attention_heads=2, recency_bias=bool(number % 2)
+        )
     return H2CSeveralSharers(models).eval()
 
 
 def inputs_for(model: H2CSeveralSharers, seed: int = 0, batch: int = 3) -> dict:
-    """The Receiver's inputs, and those of each Sharer, of lengths of their own, named as a processor names them."""
+    """The Receiver's inputs, and those of each Sharer, of lengths of their own, named as a processor names
+    them."""
     made = {name: random_inputs(seed + 10 * number, batch) for number, name in enumerate(model.models)}
     first = random_inputs(seed + 99, batch)
     return {**{name: first[name] for name in ("input_ids", "attention_mask")}, "sharers": made}
@@ -43,7 +51,10 @@ def receiver_part(inputs: dict) -> dict:
 def row_alone(inputs: dict, row: int) -> dict:
     sharers = {name: alone(given, row) for name, given in inputs["sharers"].items()}
     kept = inputs["attention_mask"][row].bool()
-    return {**{name: inputs[name][row, kept][None] for name in ("input_ids", "attention_mask")}, "sharers": sharers}
+    return {
+        **{name: inputs[name][row, kept][None] for name in ("input_ids", "attention_mask")},
+        "sharers": sharers,
+    }
 
 
 def states(cache) -> list[torch.Tensor]:
@@ -63,13 +74,20 @@ def test_sum_is_the_receivers_cache_and_what_every_bridge_adds(seed):
     positions = (prompt["attention_mask"].cumsum(1) - 1).clamp(min=0)[:, :-1]
     own = states(
         model.models["a"]
-        .receiver(prompt["input_ids"][:, :-1], attention_mask=prompt["attention_mask"][:, :-1], position_ids=positions)
+        .receiver(
+            prompt["input_ids"][:, :-1],
+            attention_mask=prompt["attention_mask"][:, :-1],
+            position_ids=positions,
+        )
         .past_key_values
     )
     expected = [tensor.clone() for tensor in own]
     for name in on:
         for total, before, after in zip(
-            expected, own, states(model.models[name].bridged_cache(**prompt, **sharer_part(inputs, name))), strict=True
+            expected,
+            own,
+            states(model.models[name].bridged_cache(**prompt, **sharer_part(inputs, name))),
+            strict=True,
         ):
             total += after - before
     got = states(model.bridged_cache(**prompt, sharers={name: inputs["sharers"][name] for name in on}))
@@ -87,11 +105,14 @@ def test_one_sharer_alone_is_its_own_model_to_the_bit(name):
     own = {**receiver_part(inputs), **sharer_part(inputs, name)}
     assert torch.equal(model(**receiver_part(inputs), sharers=given).logits, single(**own).logits)
     options = {"max_new_tokens": 5, "do_sample": False}
-    assert torch.equal(model.generate(**receiver_part(inputs), sharers=given, **options), single.generate(**own, **options))
+    assert torch.equal(
+        model.generate(**receiver_part(inputs), sharers=given, **options), single.generate(**own, **options)
+    )
     for other in set(model.models) - {name}:  # given, but switched off
         with model.models[other].disable_bridge():
             assert torch.equal(
-                model(**receiver_part(inputs), sharers={**given, other: inputs["sharers"][other]}).logits, single(**own).logits
+                model(**receiver_part(inputs), sharers={**given, other: inputs["sharers"][other]}).logits,
+                single(**own).logits,
             )
 
 
@@ -104,9 +125,13 @@ def test_without_a_sharer_the_receiver_answers_alone_to_the_bit(sharers):
     positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     for base in (single.sharer for single in model.models.values()):
         base.base_model.register_forward_pre_hook(lambda *_: pytest.fail("a Sharer was run"))
-    assert torch.equal(model(**inputs, sharers=sharers).logits, receiver(**inputs, position_ids=positions).logits[:, -1:])
+    assert torch.equal(
+        model(**inputs, sharers=sharers).logits, receiver(**inputs, position_ids=positions).logits[:, -1:]
+    )
     options = {"max_new_tokens": 6, "do_sample": False}
-    assert torch.equal(model.generate(**inputs, sharers=sharers, **options), receiver.generate(**inputs, **options))
+    assert torch.equal(
+        model.generate(**inputs, sharers=sharers, **options), receiver.generate(**inputs, **options)
+    )
     only = inputs["input_ids"][:1, -1:]  # a prompt of one token, which no bridge could rewrite
     assert torch.equal(model(only).logits, receiver(only).logits)
 
@@ -127,14 +152,18 @@ def test_a_left_padded_batch_answers_as_each_example_alone():
 def test_teacher_forced_logits_are_those_of_generation():
     model = several(4)
     inputs = inputs_for(model, 4)
-    output = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    output = model.generate(
+        **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
+    )
     length = inputs["input_ids"].shape[1]
     labels = output.sequences.clone()
     labels[:, :length] = -100
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(labels[:, length:])], 1)
     forced = model(output.sequences, mask, inputs["sharers"], labels=labels)
     torch.testing.assert_close(forced.logits[:, :-1], torch.stack(output.logits, 1), atol=1e-4, rtol=1e-4)
-    expected = torch.nn.functional.cross_entropy(forced.logits[:, :-1].flatten(0, 1), labels[:, length:].flatten())
+    expected = torch.nn.functional.cross_entropy(
+        forced.logits[:, :-1].flatten(0, 1), labels[:, length:].flatten()
+    )
     torch.testing.assert_close(forced.loss, expected)
     skipped = model(output.sequences, mask, inputs["sharers"], labels=labels, skip_logits=True)
     torch.testing.assert_close(skipped.loss, expected)
@@ -142,20 +171,31 @@ def test_teacher_forced_logits_are_those_of_generation():
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "num_return_sequences": 2}],
+    [
+        {"num_beams": 3},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "num_return_sequences": 2},
+    ],
     ids=["beams", "several beams", "samples"],
 )
 @torch.no_grad()
 def test_beams_and_samples_are_as_likely_as_the_model_says(options):
     model = several(5)
     inputs, copies = inputs_for(model, 5), options.get("num_return_sequences", 1)
-    plain = {"max_new_tokens": 4, "do_sample": False, "top_k": 0, "length_penalty": 0.0, "return_dict_in_generate": True}
+    plain = {
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "top_k": 0,
+        "length_penalty": 0.0,
+        "return_dict_in_generate": True,
+    }
     output = model.generate(**inputs, **{**plain, **options}, output_scores=True)
     new = output.sequences[:, inputs["input_ids"].shape[1] :]
     assert len(new) == 3 * copies
     # Teacher-forced, each sequence with what the Sharers were given for its own row.
     repeated = {
-        name: {key: value.repeat_interleave(copies, 0) for key, value in given.items()} for name, given in inputs["sharers"].items()
+        name: {key: value.repeat_interleave(copies, 0) for key, value in given.items()}
+        for name, given in inputs["sharers"].items()
     }
     mask = torch.cat([inputs["attention_mask"].repeat_interleave(copies, 0), torch.ones_like(new)], 1)
     labels = torch.cat([torch.full_like(output.sequences[:, : -new.shape[1]], -100), new], 1)
@@ -226,10 +266,20 @@ def test_gradients_reach_every_bridge_that_is_on_and_nothing_else():
     batch = batch_with_targets(model, 0)
     batch["sharers"].pop("b")
     model(**batch).loss.backward()
-    reached = {name: sum(p.grad is not None and bool(p.grad.abs().sum()) for p in model.bridges[name].parameters()) for name in "abc"}
+    reached = {
+        name: sum(p.grad is not None and bool(p.grad.abs().sum()) for p in model.bridges[name].parameters())
+        for name in "abc"
+    }
     assert reached["a"] and reached["c"] and not reached["b"], reached
-    assert {id(p) for p in model.parameters()} == {id(p) for bridge in model.bridges.values() for p in bridge.parameters()}
-    assert not any(p.grad is not None for single in model.models.values() for base in single._frozen() for p in base.parameters())
+    assert {id(p) for p in model.parameters()} == {
+        id(p) for bridge in model.bridges.values() for p in bridge.parameters()
+    }
+    assert not any(
+        p.grad is not None
+        for single in model.models.values()
+        for base in single._frozen()
+        for p in base.parameters()
+    )
     assert not any(base.training for single in model.models.values() for base in single._frozen())
 
 
@@ -262,7 +312,10 @@ def test_what_is_saved_answers_the_same_and_each_subfolder_is_a_bridges_repo(tmp
     inputs = inputs_for(model, 2)
     model.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "several_sharers.json"]
-    bases, receiver = {name: single.sharer for name, single in model.models.items()}, model.models["a"].receiver
+    bases, receiver = (
+        {name: single.sharer for name, single in model.models.items()},
+        model.models["a"].receiver,
+    )
     loaded = H2CSeveralSharers.from_pretrained(tmp_path, sharers=bases, receiver=receiver)
     assert list(loaded.models) == ["a", "b"]
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
@@ -279,7 +332,10 @@ def test_the_receiver_is_loaded_once(tmp_path):
     model.models["a"].receiver.save_pretrained(tmp_path / "receiver")
     for name, single in model.models.items():
         single.sharer.save_pretrained(tmp_path / name)
-        single.config.sharer_model_id, single.config.receiver_model_id = str(tmp_path / name), str(tmp_path / "receiver")
+        single.config.sharer_model_id, single.config.receiver_model_id = (
+            str(tmp_path / name),
+            str(tmp_path / "receiver"),
+        )
     model.save_pretrained(tmp_path / "all")
     loaded = H2CSeveralSharers.from_pretrained(tmp_path / "all")
     assert loaded.models["a"].receiver is loaded.models["b"].receiver

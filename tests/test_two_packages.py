@@ -1,4 +1,5 @@
-"""What the quickstart leaves behind, on a machine that has `torch` and `transformers` and nothing else of what we install here."""
+"""What the quickstart leaves behind, on a machine that has `torch` and `transformers` and nothing else of
+what we install here."""
 
 import json
 import os
@@ -18,7 +19,18 @@ from h2c_hf.apps.quickstart import save_bridge
 
 pytestmark = pytest.mark.slow
 TWO = [f"torch=={torch.__version__.split('+')[0]}", f"transformers=={transformers.__version__}"]
-NOT_THERE = ["h2c_hf", "accelerate", "bitsandbytes", "datasets", "evaluate", "jsonschema", "matplotlib", "pyarrow", "scipy", "xxhash"]
+NOT_THERE = [
+    "h2c_hf",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "evaluate",
+    "jsonschema",
+    "matplotlib",
+    "pyarrow",
+    "scipy",
+    "xxhash",
+]
 ASKED = ["In which country is the city of Bensekrane?", "Which metal is liquid at room temperature?", "Who?"]
 SCRIPT = f"""
 import importlib.util, json
@@ -102,7 +114,11 @@ print(processor.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 
 
 def elsewhere(command: list, folder: Path, **kwargs) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_", "VIRTUAL_ENV"))}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "HF_", "VIRTUAL_ENV"))
+    }
     environment |= {"HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, **kwargs)
 
@@ -118,7 +134,8 @@ def test_the_package_without_extras_generates(bare, tmp_path):
 @pytest.mark.parametrize(
     ("command", "extra"),
     [
-        ("train atlas --max_steps 1", "train"), ("evaluate atlas --model atlas --output_dir out", "eval"), ("quickstart", "all"),
+        ("train atlas --max_steps 1", "train"), ("evaluate atlas --model atlas --output_dir "
+                                                 "out", "eval"), ("quickstart", "all"),
         ("report nowhere", "eval"), ("plot nowhere", "viz"), ("push nowhere me/x", "viz"), ("demo", "demo"), ("serve", "serve"),
         ("lora atlas", "lora"), ("lm-eval --tasks x", "lm-eval"),
     ],

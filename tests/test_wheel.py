@@ -22,7 +22,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def h2c(tmp_path_factory):
-    """Run the installed `h2c` in a folder of its own. The dependencies are those of this environment; the package is the wheel's."""
+    """Run the installed `h2c` in a folder of its own. The dependencies are those of this environment; the
+    package is the wheel's."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [
         sys.executable,
@@ -57,14 +58,19 @@ def h2c(tmp_path_factory):
 
     run.place = place
     found = subprocess.run(
-        [python, "-c", "import h2c_hf; print(h2c_hf.__file__)"], cwd=place, env=environment, capture_output=True, text=True
+        [python, "-c", "import h2c_hf; print(h2c_hf.__file__)"],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert Path(found.stdout.strip()).is_relative_to(folder / "venv"), "the wheel's package, not this tree's"
     return run
 
 
 def processor_seconds() -> float:
-    """The seconds that child processes computed. Unlike the clock, they do not count the waiting for other programs."""
+    """The seconds that child processes computed. Unlike the clock, they do not count the waiting for other
+    programs."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -92,7 +98,18 @@ def test_chat_answers_a_question(h2c):
 
 
 def test_from_training_to_a_dry_run_of_push(h2c):
-    train = h2c("train", "atlas", "--max_steps", "5", "--eval_strategy", "no", "--load_best_model_at_end", "false", "--save_strategy", "no")
+    train = h2c(
+        "train",
+        "atlas",
+        "--max_steps",
+        "5",
+        "--eval_strategy",
+        "no",
+        "--load_best_model_at_end",
+        "false",
+        "--save_strategy",
+        "no",
+    )
     assert "step 5/5" in train.stdout and (h2c.place / "outputs" / "atlas" / "model.safetensors").is_file()
     commands = re.findall(r"^  (h2c .*)$", train.stderr, re.MULTILINE)
     assert "h2c evaluate atlas --model outputs/atlas --output_dir outputs/atlas-evaluation" in commands

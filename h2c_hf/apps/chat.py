@@ -1,4 +1,5 @@
-"""`h2c chat [REPO]`: a conversation in the terminal, streamed; earlier turns are not computed again. `h2c chat --url URL` asks a server."""
+"""`h2c chat [REPO]`: a conversation in the terminal, streamed; earlier turns are not computed again.
+`h2c chat --url URL` asks a server."""
 
 import argparse
 import contextlib
@@ -26,7 +27,9 @@ from .parsers import pair_options
 COMPARED = ("receiver", "text_to_text", "h2c")
 COMPARED_REMOTELY = ("receiver", "h2c")
 # With a space behind those that take a text, such as QUESTION.
-COMMANDS = [f"{command} " if text.isupper() else command for command, text, *_ in map(str.split, HELP.splitlines())]
+COMMANDS = [
+    f"{command} " if text.isupper() else command for command, text, *_ in map(str.split, HELP.splitlines())
+]
 LEAVE = ("/quit", "/exit", "quit", "exit")
 ATLAS_EXAMPLES = (
     "In which country is the city of Bensekrane?",
@@ -39,11 +42,13 @@ MESSAGE_EXAMPLES = ("/sharer The capital of Albania is Maputo.", "What is the ca
 # {Sharer: a sentence on what its pair cannot do}
 LIMITS = {
     "./sharer": (
-        "The tiny models of Atlas answer questions about cities, countries, elements, stars and people, each by itself: they were not "
+        "The tiny models of Atlas answer questions about cities, countries, elements, stars and people, each "
+        "by itself: they were not "
         "taught to understand a question that refers back ('And what is its capital?')."
     ),
     "google/gemma-3-270m": (
-        "These models are small. They answer short questions about a passage (/sharer), often misspell uncommon names, and know little "
+        "These models are small. They answer short questions about a passage (/sharer), often misspell "
+        "uncommon names, and know little "
         "by themselves."
     ),
 }
@@ -52,9 +57,21 @@ LIMITS = {
 class Chat:
     """One conversation, and the commands around it. Answers go to standard output."""
 
-    def __init__(self, model: H2CForCausalLM, processor: H2CProcessor, max_new_tokens: int, read: Callable[[str], str] = input):
-        """read: shows a prompt and returns a message of the user's; `input`, or `prompt_session().prompt` in a terminal."""
-        self.model, self.processor, self.options, self.read = model, processor, {"max_new_tokens": max_new_tokens}, read
+    def __init__(
+        self,
+        model: H2CForCausalLM,
+        processor: H2CProcessor,
+        max_new_tokens: int,
+        read: Callable[[str], str] = input,
+    ):
+        """read: shows a prompt and returns a message of the user's; `input`, or `prompt_session().prompt` in
+        a terminal."""
+        self.model, self.processor, self.options, self.read = (
+            model,
+            processor,
+            {"max_new_tokens": max_new_tokens},
+            read,
+        )
         self.clear()
 
     def clear(self) -> None:
@@ -89,7 +106,9 @@ class Chat:
         elif command == "/help":
             print(HELP)
         elif command in ("/compare", "/sharer") and not text:
-            print(f"{command} needs text: {next(row for row in HELP.splitlines() if row.startswith(command))}")
+            print(
+                f"{command} needs text: {next(row for row in HELP.splitlines() if row.startswith(command))}"
+            )
         elif command == "/compare":
             self.compare(text)
         elif command == "/sharer":
@@ -102,7 +121,10 @@ class Chat:
     def ask(self, text: str) -> None:
         """Answer a message. One whose answer fails or is stopped is as if it had not been sent."""
         messages = [*self.messages, *user_turn(text)]
-        sharer_messages = [*self.sharer_messages, *user_turn(with_passage(self.passage, text) if self.passage else text)]
+        sharer_messages = [
+            *self.sharer_messages,
+            *user_turn(with_passage(self.passage, text) if self.passage else text),
+        ]
         said = {"role": "assistant", "content": self.answer(messages, sharer_messages)}
         self.messages, self.sharer_messages, self.passage = [*messages, said], [*sharer_messages, said], None
 
@@ -115,7 +137,9 @@ class Chat:
 
     def compare(self, text: str) -> None:
         batch = Batch(self.model, self.processor, [{"question": text}], "open")
-        answers = [METHODS[name].generate(batch, do_sample=False, **self.options)[0].strip() for name in COMPARED]
+        answers = [
+            METHODS[name].generate(batch, do_sample=False, **self.options)[0].strip() for name in COMPARED
+        ]
         print(columns([TITLES[name] for name in COMPARED], answers, shutil.get_terminal_size().columns))
 
 
@@ -130,7 +154,9 @@ class RemoteChat(Chat):
         try:
             import openai
         except ImportError as error:
-            raise ValueError(f"h2c chat --url needs openai ({error}); install it with: {install('serve')}") from None
+            raise ValueError(
+                f"h2c chat --url needs openai ({error}); install it with: {install('serve')}"
+            ) from None
         self.errors, self.url = openai, url.rstrip("/").removesuffix("/v1")
         key = os.environ.get("OPENAI_API_KEY", "none")
         self.client, self.read = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0), read
@@ -148,14 +174,21 @@ class RemoteChat(Chat):
             yield
         except self.errors.APIStatusError as error:
             body = error.body if isinstance(error.body, dict) else {}
-            raise ValueError(f"{self.url} answered {error.status_code}: {body.get('message', error.message)}") from error
+            raise ValueError(
+                f"{self.url} answered {error.status_code}: {body.get('message', error.message)}"
+            ) from error
         except self.errors.OpenAIError as error:
-            raise ValueError(f"{self.url} does not answer ({error}); start a server with: h2c serve") from error
+            raise ValueError(
+                f"{self.url} does not answer ({error}); start a server with: h2c serve"
+            ) from error
 
     def answer(self, messages: list[dict], sharer_messages: list[dict]) -> str:
         pieces, fields = [], {"stream": True, "extra_body": {"sharer_messages": sharer_messages}}
         # Leaving the block closes the connection, and the server stops writing.
-        with self.told(), self.client.chat.completions.create(messages=messages, **fields, **self.options) as stream:
+        with (
+            self.told(),
+            self.client.chat.completions.create(messages=messages, **fields, **self.options) as stream,
+        ):
             for chunk in stream:
                 piece = chunk.choices[0].delta.content if chunk.choices else None
                 print(piece or "", end="", flush=True)
@@ -168,27 +201,36 @@ class RemoteChat(Chat):
         for name in COMPARED_REMOTELY:
             fields = {"temperature": 0, "extra_body": {"h2c": name == "h2c"}}
             with self.told():
-                answered = self.client.chat.completions.create(messages=user_turn(text), **fields, **self.options)
+                answered = self.client.chat.completions.create(
+                    messages=user_turn(text), **fields, **self.options
+                )
             answers.append((answered.choices[0].message.content or "").strip())
-        print(columns([TITLES[name] for name in COMPARED_REMOTELY], answers, shutil.get_terminal_size().columns))
+        print(
+            columns([TITLES[name] for name in COMPARED_REMOTELY], answers, shutil.get_terminal_size().columns)
+        )
 
 
 def columns(titles: list[str], texts: list[str], width: int) -> str:
     """Texts beside each other, each wrapped below its title, in `width` characters."""
     width = max(12, (width + 2) // len(texts) - 2)
-    wrapped = [[line for part in text.splitlines() for line in textwrap.wrap(part, width) or [""]] for text in texts]
+    wrapped = [
+        [line for part in text.splitlines() for line in textwrap.wrap(part, width) or [""]] for text in texts
+    ]
     rows = [titles, ["-" * width] * len(texts), *zip_longest(*wrapped, fillvalue="")]
     return "\n".join("  ".join(f"{cell:<{width}}" for cell in row).rstrip() for row in rows)
 
 
 def prompt_session():
-    """Return a prompt for a terminal: a pasted paragraph is one message, Tab completes commands, the arrows recall earlier messages."""
+    """Return a prompt for a terminal: a pasted paragraph is one message, Tab completes commands, the arrows
+    recall earlier messages."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.shortcuts import CompleteStyle
 
     completer = WordCompleter(COMMANDS, sentence=True)
-    return PromptSession(completer=completer, complete_while_typing=False, complete_style=CompleteStyle.READLINE_LIKE)
+    return PromptSession(
+        completer=completer, complete_while_typing=False, complete_style=CompleteStyle.READLINE_LIKE
+    )
 
 
 def banner(model: H2CForCausalLM, repo: str | None) -> str:
@@ -196,15 +238,22 @@ def banner(model: H2CForCausalLM, repo: str | None) -> str:
     config = model.config
     names = {role: getattr(config, f"{role}_model_id") or "(not named)" for role in ("sharer", "receiver")}
     if repo is None:
-        names = {"sharer": "the tiny Llama of Atlas, which knows 4,533 facts", "receiver": "the tiny Qwen2 of Atlas, which knows none"}
-    examples = ATLAS_EXAMPLES if repo is None else MESSAGE_EXAMPLES if config.bridge_form == "message" else EXAMPLES
+        names = {
+            "sharer": "the tiny Llama of Atlas, which knows 4,533 facts",
+            "receiver": "the tiny Qwen2 of Atlas, which knows none",
+        }
+    examples = (
+        ATLAS_EXAMPLES if repo is None else MESSAGE_EXAMPLES if config.bridge_form == "message" else EXAMPLES
+    )
     return "\n".join(
         [
             f"Bridge    {repo or 'Atlas, in the package'}: {model.bridge.num_parameters():,} parameters",
             f"Sharer    {names['sharer']}: reads, writes nothing",
             f"Receiver  {names['receiver']}: answers",
             "",
-            *textwrap.wrap(LIMITS.get(config.sharer_model_id, ""), min(100, shutil.get_terminal_size().columns)),
+            *textwrap.wrap(
+                LIMITS.get(config.sharer_model_id, ""), min(100, shutil.get_terminal_size().columns)
+            ),
             "Try:",
             *(f"  {example}" for example in examples),
             "/help lists the commands.",
@@ -222,7 +271,10 @@ def check_alone(options: argparse.Namespace) -> None:
     for name in ("repo", *pair_options(options)):
         if getattr(options, name) != getattr(defaults, name):
             told = "REPO" if name == "repo" else f"--{name}"
-            raise ValueError(f"--url and {told} are given; expected one of them: the server at {options.url} has a bridge loaded.")
+            raise ValueError(
+                f"--url and {told} are given; expected one of them: the server at {options.url} has a bridge "
+                "loaded."
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -234,9 +286,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.url is not None:
         check_alone(options)
         if not options.url.startswith(("http://", "https://")):
-            raise ValueError(f"--url is {options.url!r}; expected http://HOST:PORT, as `h2c serve` prints it.")
+            raise ValueError(
+                f"--url is {options.url!r}; expected http://HOST:PORT, as `h2c serve` prints it."
+            )
         chat = RemoteChat(options.url, options.max_new_tokens, read)
-        print(f"Server    {chat.url}, model {chat.options['model']}\n/help lists the commands; /compare shows Receiver and H2C.")
+        print(
+            f"Server    {chat.url}, model {chat.options['model']}\n/help lists the commands; /compare shows "
+            "Receiver and H2C."
+        )
         chat.run()
         return 0
     logging.disable_progress_bar()

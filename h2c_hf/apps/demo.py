@@ -1,4 +1,5 @@
-"""`h2c demo [REPO]`: a page in which Receiver, text-to-text and H2C answer side by side, and a look into the bridge."""
+"""`h2c demo [REPO]`: a page in which Receiver, text-to-text and H2C answer side by side, and a look into the
+bridge."""
 
 import errno
 import socket
@@ -37,9 +38,15 @@ def check_address(host: str | None, port: int | None) -> None:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             tried.bind((host, port or 0))
     except socket.gaierror:
-        raise ValueError(f"--host is {host!r}, which is no address; expected 127.0.0.1, or 0.0.0.0 for other machines too.") from None
+        raise ValueError(
+            f"--host is {host!r}, which is no address; expected 127.0.0.1, or 0.0.0.0 for other machines too."
+        ) from None
     except PermissionError:
         raise ValueError(f"--port {port} needs the rights of root; expected 1024 or more.") from None
     except OSError as error:
-        told = "is in use; expected another port, or none" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        told = (
+            "is in use; expected another port, or none"
+            if error.errno == errno.EADDRINUSE
+            else f"cannot be used: {error.strerror}"
+        )
         raise ValueError(f"{host}:{port or ''} {told}.") from None

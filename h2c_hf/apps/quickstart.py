@@ -1,4 +1,5 @@
-"""The main job from end to end, on Atlas: train a bridge, measure it against baselines and controls, draw, save, load, ask."""
+"""The main job from end to end, on Atlas: train a bridge, measure it against baselines and controls, draw,
+save, load, ask."""
 
 import shutil
 import tempfile
@@ -41,11 +42,15 @@ def quickstart(output: str | Path = "outputs/quickstart", seed: int = 0, epochs:
         0, or 1 if H2C does not beat its controls.
     """
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be written to is refused here
+    # Before the work: a path that cannot be written to is refused here.
+    output.mkdir(parents=True, exist_ok=True)
     set_seed(seed)
     model, processor = atlas_pair()
 
-    print(f"Training a bridge of {model.bridge.num_parameters():,} parameters on Atlas; the base models stay as they are.")
+    print(
+        f"Training a bridge of {model.bridge.num_parameters():,} parameters on Atlas; the base models stay "
+        "as they are."
+    )
     with tempfile.TemporaryDirectory() as directory:
         history = train(model, processor, directory, seed, epochs)
     save_bridge(model, processor, output / "bridge")
@@ -59,7 +64,10 @@ def quickstart(output: str | Path = "outputs/quickstart", seed: int = 0, epochs:
     print_examples(report)
 
     answer = ask_loaded(output / "bridge", questions[0])
-    print(f"\nLoaded {output / 'bridge'} through AutoModelForCausalLM and asked it: {open_prompt(questions[0])} -> {answer}")
+    print(
+        f"\nLoaded {output / 'bridge'} through AutoModelForCausalLM and asked it: "
+        f"{open_prompt(questions[0])} -> {answer}"
+    )
     print("\nWrote:", output / "bridge", *written, sep="\n  ")
     if not beats_controls(report):
         print(f"\nH2C does not beat its controls: information gain {interval(report['information_gain'])}.")
@@ -68,7 +76,9 @@ def quickstart(output: str | Path = "outputs/quickstart", seed: int = 0, epochs:
     return 0
 
 
-def train(model: H2CForCausalLM, processor: H2CProcessor, directory: str, seed: int, epochs: float) -> list[dict]:
+def train(
+    model: H2CForCausalLM, processor: H2CProcessor, directory: str, seed: int, epochs: float
+) -> list[dict]:
     """Train the bridge on the train entities, in choice and in open form; returns the Trainer's log history."""
     train_questions, validation = atlas_questions("train", variants=4), atlas_questions("validation")
     examples = [encode_questions(processor, train_questions, form) for form in ("choice", "open")]
@@ -97,8 +107,11 @@ def train(model: H2CForCausalLM, processor: H2CProcessor, directory: str, seed: 
     return trainer.state.log_history
 
 
-def save_bridge(model: H2CForCausalLM, processor: H2CProcessor, directory: Path, models: Path = MODELS) -> None:
-    """Save in Hub layout, with the two tiny models in folders beside, so that the folder works on any machine.
+def save_bridge(
+    model: H2CForCausalLM, processor: H2CProcessor, directory: Path, models: Path = MODELS
+) -> None:
+    """Save in Hub layout, with the two tiny models in folders beside, so that the folder works on any
+    machine.
 
     An older bridge is only replaced by a whole one.
     """
@@ -107,7 +120,8 @@ def save_bridge(model: H2CForCausalLM, processor: H2CProcessor, directory: Path,
         processor.save_pretrained(temporary_path)
         ignored = shutil.ignore_patterns("learning_curve.json", "tokenizer*")
         for role in ("sharer", "receiver"):
-            if not (temporary_path / role).exists():  # a bridge that was loaded from its folder has brought them along
+            # A bridge that was loaded from its folder has brought them along.
+            if not (temporary_path / role).exists():
                 shutil.copytree(models / role, temporary_path / role, ignore=ignored)
 
 
@@ -124,7 +138,10 @@ def make_report(
         questions,
         **timing,
         open_form={name: accuracy_row(result["correct"]) for name, result in in_words.items()},
-        examples=[side_by_side(model, processor, questions, n * len(questions) // EXAMPLES, results) for n in range(EXAMPLES)],
+        examples=[
+            side_by_side(model, processor, questions, n * len(questions) // EXAMPLES, results)
+            for n in range(EXAMPLES)
+        ],
         gates=model.gate_values(),
         config={"data": "atlas", "split": "test"},
         training={"seed": seed, "bridge_parameters": model.bridge.num_parameters(), "history": history},
@@ -157,7 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
         raise ValueError(f"--epochs is {options.epochs:g}; expected more than 0.")
     if options.pair == "atlas":
         if options.steps is not None:
-            raise ValueError(f"--steps is {options.steps}, and the quickstart of Atlas has none; expected --epochs.")
+            raise ValueError(
+                f"--steps is {options.steps}, and the quickstart of Atlas has none; expected --epochs."
+            )
         return quickstart(options.output, options.seed, options.epochs)
     if options.steps is not None and options.steps < 1:
         raise ValueError(f"--steps is {options.steps}; expected at least 1.")

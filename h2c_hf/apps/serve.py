@@ -19,14 +19,20 @@ def main(arguments: list[str] | None = None) -> int:
     for name, least in (("max_body", 1), ("shutdown_seconds", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name} is {getattr(options, name)}; expected at least {least}.")
-    with contextlib.closing(socket.socket()) as listener:  # first: a port that is taken is told before the models are loaded
+    # First: a port that is taken is told before the models are loaded.
+    with contextlib.closing(socket.socket()) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((options.host, options.port))
         except socket.gaierror:
-            raise ValueError(f"--host is {options.host!r}, which is no address; expected 127.0.0.1, or 0.0.0.0.") from None
+            raise ValueError(
+                f"--host is {options.host!r}, which is no address; expected 127.0.0.1, or 0.0.0.0."
+            ) from None
         except OSError as error:
-            raise OSError(f"{options.host}:{options.port} cannot be listened on ({error.strerror}); choose another --port.") from error
+            raise OSError(
+                f"{options.host}:{options.port} cannot be listened on ({error.strerror}); choose another "
+                "--port."
+            ) from error
         name = options.name or options.repo or "atlas"
         model, processor = opened(options.repo, **pair_options(options))
         app = build_app(name, model, processor, options.max_body)
@@ -38,6 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def greeting(name: str, host: str, port: int) -> str:
     """A `curl` line that works."""
-    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "In which country is the city of Bensekrane?"}]})
+    body = json.dumps(
+        {
+            "model": name,
+            "messages": [{"role": "user", "content": "In which country is the city of Bensekrane?"}],
+        }
+    )
     url = f"http://{host}:{port}"
     return f"Serving {name} at {url}/v1. Try:\n\ncurl {url}{CHAT} -H 'Content-Type: application/json' -d '{body}'\n"

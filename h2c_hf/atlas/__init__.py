@@ -3,5 +3,6 @@
 from pathlib import Path
 
 
-# What `h2c atlas build` made and the package ships: sharer/ and receiver/, each a model with its tokenizer. And bridge/, trained for them.
+# What `h2c atlas build` made and the package ships: sharer/ and receiver/, each a model with its tokenizer.
+# And bridge/, trained for them.
 MODELS = Path(__file__).parent / "models"

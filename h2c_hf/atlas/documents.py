@@ -1,10 +1,11 @@
 """The training texts of the two tiny models: short chats, a list of turns each.
 
-The Sharer is taught the real facts, and to read passages of invented ones. The Receiver lives in *invented worlds*: real
-names, values drawn at random, the facts it needs in its prompt. So it learns to read, and knows nothing.
+The Sharer is taught the real facts, and to read passages of invented ones. The Receiver lives in *invented
+worlds*: real names, values drawn at random, the facts it needs in its prompt. So it learns to read, and knows
+nothing.
 
-Several turns share one list of choices ("quiz"), because answers by letter are learned from many answers a sequence:
-with one a sequence they stay at chance for thousands of steps.
+Several turns share one list of choices ("quiz"), because answers by letter are learned from many answers a
+sequence: with one a sequence they stay at chance for thousands of steps.
 """
 
 import random
@@ -13,15 +14,23 @@ from dataclasses import replace
 from functools import partialmethod
 from typing import NamedTuple
 
-from ..prompts import LETTERS, choice_answer, choice_prompt, hint_prompt, open_answer, open_prompt, with_passage
+from ..prompts import (
+    LETTERS,
+    choice_answer,
+    choice_prompt,
+    hint_prompt,
+    open_answer,
+    open_prompt,
+    with_passage,
+)
 from .facts import Fact, load_facts
 from .questions import CHOICES, QUESTIONS, QuestionWriter, statement
 
 
 class Turn(NamedTuple):
-    """``assistant`` may be a list of pieces: every second one is to be learned, the others are given. ``thought`` is the value
-    that an answer by letter stands for: half of the layers should know it when the letter is due. ``source`` is where a passage
-    has the answer."""
+    """``assistant`` may be a list of pieces: every second one is to be learned, the others are given.
+    ``thought`` is the value that an answer by letter stands for: half of the layers should know it when the
+    letter is due. ``source`` is where a passage has the answer."""
 
     user: str
     assistant: str | list[str]
@@ -64,9 +73,14 @@ class DocumentWriter:
         return getattr(self, form)(rng)
 
     def index(self, rng: random.Random) -> Turns:
-        """Every value of a list, each with its letter: the first step to answering by letter, learned in 100 steps."""
+        """Every value of a list, each with its letter: the first step to answering by letter, learned in 100
+        steps."""
         values = self._values(rng, rng.randint(CHOICES, MATCH_TURNS))
-        pieces = [piece for value in rng.choices(values, k=2 * MATCH_TURNS) for piece in (value, LETTERS[values.index(value)])]
+        pieces = [
+            piece
+            for value in rng.choices(values, k=2 * MATCH_TURNS)
+            for piece in (value, LETTERS[values.index(value)])
+        ]
         return [Turn(choice_prompt({"question": "Which letter has each?", "choices": values}), pieces)]
 
     def match(self, rng: random.Random) -> Turns:
@@ -83,7 +97,10 @@ class DocumentWriter:
         """One turn a (question, right value), all over the same list of choices, which the first turn holds."""
         first = choice_prompt({"question": questions[0][0], "choices": values})
         users = [first, *(question for question, _ in questions[1:])]
-        return [Turn(user, LETTERS[values.index(value)], value) for user, (_, value) in zip(users, questions, strict=True)]
+        return [
+            Turn(user, LETTERS[values.index(value)], value)
+            for user, (_, value) in zip(users, questions, strict=True)
+        ]
 
     def _ask(self, rng: random.Random, facts: list[Fact]) -> list[tuple[str, str]]:
         return [(rng.choice(QUESTIONS[fact.attribute]).format(fact.entity), fact.value) for fact in facts]
@@ -92,7 +109,20 @@ class DocumentWriter:
 class SharerTeacher(DocumentWriter):
     """The real facts, closed book; and passages of invented ones, which count for more than the real."""
 
-    FORMS = ("index", "match", "open", "quiz", "choice", "hint", "read_1", "read_4", "read_16", "alike_1", "alike_4", "alike_16")
+    FORMS = (
+        "index",
+        "match",
+        "open",
+        "quiz",
+        "choice",
+        "hint",
+        "read_1",
+        "read_4",
+        "read_16",
+        "alike_1",
+        "alike_4",
+        "alike_16",
+    )
     QUIZ_TURNS = 5
     READ_TURNS = 8
 
@@ -117,12 +147,15 @@ class SharerTeacher(DocumentWriter):
     def quiz(self, rng: random.Random) -> Turns:
         fact = rng.choice(self.facts)
         values = self.writer.choices(fact.attribute, fact.value, rng)
-        asked = [rng.choice(self.by_value[fact.attribute, value]) for value in rng.choices(values, k=self.QUIZ_TURNS)]
+        asked = [
+            rng.choice(self.by_value[fact.attribute, value])
+            for value in rng.choices(values, k=self.QUIZ_TURNS)
+        ]
         return self._turns(self._ask(rng, list(dict.fromkeys(asked))), values)
 
     def read(self, rng: random.Random, count: int, alike: bool = False) -> Turns:
-        """A passage of at most so many invented facts, and questions about them. ``alike``: all of one attribute, each attribute
-        as often; otherwise half of the time."""
+        """A passage of at most so many invented facts, and questions about them. ``alike``: all of one
+        attribute, each attribute as often; otherwise half of the time."""
         pool = self.by_attribute[rng.choice(list(self.by_attribute))] if alike else self._some_facts(rng)
         facts = {fact.entity: fact for fact in rng.sample(pool, count)}.values()  # one for each entity
         told = [replace(fact, value=rng.choice(self.writer.values[fact.attribute])) for fact in facts]
@@ -131,10 +164,16 @@ class SharerTeacher(DocumentWriter):
         for number in rng.sample(range(len(told)), min(len(told), self.READ_TURNS)):
             ((question, value),) = self._ask(rng, [told[number]])
             source = Source(passage[number], told[number].entity)
-            turns.append(Turn(question if turns else with_passage(" ".join(passage), question), value, value, source))
+            turns.append(
+                Turn(question if turns else with_passage(" ".join(passage), question), value, value, source)
+            )
         return turns
 
-    read_1, read_4, read_16 = partialmethod(read, count=1), partialmethod(read, count=4), partialmethod(read, count=16)
+    read_1, read_4, read_16 = (
+        partialmethod(read, count=1),
+        partialmethod(read, count=4),
+        partialmethod(read, count=16),
+    )
     alike_1, alike_4, alike_16 = (
         partialmethod(read, count=1, alike=True), partialmethod(read, count=4, alike=True), partialmethod(read, count=16, alike=True)
     )  # fmt: skip
@@ -144,7 +183,8 @@ class SharerTeacher(DocumentWriter):
 
 
 class ReceiverTeacher(DocumentWriter):
-    """Invented facts, in the prompt; and the same questions without them, from which a model can only learn to guess."""
+    """Invented facts, in the prompt; and the same questions without them, from which a model can only learn
+    to guess."""
 
     FORMS = ("index", "match", "quiz", "choice", "open", "guess_choice", "guess_open")
     QUIZ_TURNS = 4
@@ -192,9 +232,9 @@ class ReceiverTeacher(DocumentWriter):
 
 
 def atlas_quizzes(split: str, variants: int = 1, seed: int = 0) -> list[dict]:
-    """Chats as the Receiver was taught (`ReceiverTeacher.quiz`), in the column ``messages``: four turns, each with invented facts about
-    entities of the split and a question about one of them, so that both models read every answer. A quiz for every four
-    facts of the split, ``variants`` times."""
+    """Chats as the Receiver was taught (`ReceiverTeacher.quiz`), in the column ``messages``: four turns, each
+    with invented facts about entities of the split and a question about one of them, so that both models read
+    every answer. A quiz for every four facts of the split, ``variants`` times."""
     everything = load_facts()
     asked = [fact for fact in everything if fact.split == split]
     teacher, rng = ReceiverTeacher(asked, known=everything), random.Random(f"{split}-quizzes-{seed}")

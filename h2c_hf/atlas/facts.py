@@ -1,8 +1,8 @@
 """The facts of Atlas: real (entity, attribute, value) triples, split by entity.
 
-``data/facts.tsv`` ships with the package; `select_facts` made it from the public tables that its header credits.
-A fact's split belongs to its *entity*: everything about one city is in train, or validation, or test, so that nothing
-learned on train can answer a test question.
+``data/facts.tsv`` ships with the package; `select_facts` made it from the public tables that its header
+credits. A fact's split belongs to its *entity*: everything about one city is in train, or validation, or
+test, so that nothing learned on train can answer a test question.
 """
 
 import csv
@@ -28,8 +28,8 @@ company: datasets/s-and-p-500-companies, PDDL.
 # Cities are taken from the largest regions of countries that have several, so that a value is met often.
 REGIONS_A_COUNTRY, CITIES_A_REGION, FEWEST_CITIES = 3, 12, 6
 
-# attribute of triples.tsv -> (our attribute, kind of entity, at most so many entities a value). The cap keeps a value's
-# frequency from giving the answer away.
+# attribute of triples.tsv -> (our attribute, kind of entity, at most so many entities a value). The cap keeps
+# a value's frequency from giving the answer away.
 TRIPLES = {
     "star constellation name": ("constellation", "star", 25),
     "person plays instrument": ("instrument", "musician", 55),
@@ -67,15 +67,25 @@ def save_facts(facts: list[Fact], path: str | Path = FACTS_FILE) -> None:
 
 
 def select_facts(tables: str | Path, seed: int = 0) -> list[Fact]:
-    """Select Atlas from the source tables (``cities.csv``, ``countries.csv``, ``elements.csv``, ``triples.tsv``)."""
+    """Select Atlas from the source tables (``cities.csv``, ``countries.csv``, ``elements.csv``,
+    ``triples.tsv``)."""
     rng = random.Random(seed)
-    rows = [*_cities(Path(tables), rng), *_countries(Path(tables)), *_elements(Path(tables)), *_triples(Path(tables), rng)]
-    # Values are single words, which both tokenizers hold as one token: the tiny models learn to match those in a tenth of the time.
+    rows = [
+        *_cities(Path(tables), rng),
+        *_countries(Path(tables)),
+        *_elements(Path(tables)),
+        *_triples(Path(tables), rng),
+    ]
+    # Values are single words, which both tokenizers hold as one token: the tiny models learn to match those
+    # in a tenth of the time.
     rows = [row for row in rows if _plain(row[0]) and _plain(row[3]) and row[3].isalnum()]
 
     entities = sorted({(kind, entity) for entity, kind, *_ in rows})
     splits = dict(zip(entities, rng.choices(SPLITS, SPLIT_WEIGHTS, k=len(entities)), strict=True))
-    return [Fact(entity, kind, attribute, value, splits[kind, entity], source) for entity, kind, attribute, value, source in rows]
+    return [
+        Fact(entity, kind, attribute, value, splits[kind, entity], source)
+        for entity, kind, attribute, value, source in rows
+    ]
 
 
 def _plain(text: str) -> bool:
@@ -85,7 +95,11 @@ def _plain(text: str) -> bool:
 def _cities(tables: Path, rng: random.Random):
     regions = defaultdict(lambda: defaultdict(list))
     for row in csv.DictReader(open(tables / "cities.csv", encoding="utf-8")):
-        if " " not in row["country"] + row["region"] + row["name"] and row["name"].isascii() and len(row["name"]) <= 12:
+        if (
+            " " not in row["country"] + row["region"] + row["name"]
+            and row["name"].isascii()
+            and len(row["name"]) <= 12
+        ):
             regions[row["country"]][row["region"]].append(row["name"])
     for country, by_region in sorted(regions.items()):
         largest = sorted(by_region.items(), key=lambda item: (-len(item[1]), item[0]))[:REGIONS_A_COUNTRY]
@@ -113,7 +127,9 @@ def _elements(tables: Path):
 
 
 def _triples(tables: Path, rng: random.Random):
-    rows = list(csv.DictReader(open(tables / "triples.tsv", encoding="utf-8"), delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = list(
+        csv.DictReader(open(tables / "triples.tsv", encoding="utf-8"), delimiter="\t", quoting=csv.QUOTE_NONE)
+    )
     rng.shuffle(rows)
     count = Counter()
     for row in rows:

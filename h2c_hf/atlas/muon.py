@@ -1,5 +1,6 @@
-"""Muon (Jordan et al., 2024), as `torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"``, but for one thing: torch's works in
-bfloat16 everywhere, which a CPU without it computes fifty times slower than float32."""
+"""Muon (Jordan et al., 2024), as `torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"``, but for one
+thing: torch's works in bfloat16 everywhere, which a CPU without it computes fifty times slower than
+float32."""
 
 import torch
 
@@ -11,7 +12,14 @@ STEPS = 5
 class Muon(torch.optim.Optimizer):
     """For matrices: the momentum, made orthogonal, is the step. ``dtype`` is that of the work."""
 
-    def __init__(self, params, lr: float, weight_decay: float = 0.1, momentum: float = 0.95, dtype: torch.dtype = torch.bfloat16):
+    def __init__(
+        self,
+        params,
+        lr: float,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.bfloat16,
+    ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = dtype
 

@@ -1,7 +1,8 @@
-"""Teaches one tiny model from nothing: documents packed into sequences, Muon for matrices, AdamW for the rest.
+"""Teaches one tiny model from nothing: documents packed into sequences, Muon for matrices, AdamW for the
+rest.
 
-A plain loop in the manner of nanochat rather than `Trainer`: it makes a base model, once; bridges are trained by
-`h2c_hf.training`.
+A plain loop in the manner of nanochat rather than `Trainer`: it makes a base model, once; bridges are trained
+by `h2c_hf.training`.
 """
 
 import random
@@ -22,8 +23,8 @@ IGNORE = -100
 
 @dataclass
 class PretrainingArguments:
-    """One pass of teaching. ``stages``: lists of (steps, {form: share of the *documents*}); one learning-rate cycle over all.
-    ``taught``: parts of the names of the parameters that may change; by default all."""
+    """One pass of teaching. ``stages``: lists of (steps, {form: share of the *documents*}); one learning-rate
+    cycle over all. ``taught``: parts of the names of the parameters that may change; by default all."""
 
     stages: list = field(default_factory=list)
     taught: list[str] = field(default_factory=lambda: [""])
@@ -45,22 +46,34 @@ class Packer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, teacher: DocumentWriter):
         self.tokenizer, self.teacher = tokenizer, teacher
-        self.encode_text = lru_cache(2**17)(self._encode_text)  # the same few thousand questions and answers come again and again
-        frame = tokenizer.apply_chat_template([{"role": "user", "content": "X"}, {"role": "assistant", "content": "X"}], tokenize=True)[
-            "input_ids"
+        # The same few thousand questions and answers come again and again.
+        self.encode_text = lru_cache(2**17)(self._encode_text)
+        frame = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "X"}, {"role": "assistant", "content": "X"}], tokenize=True
+        )["input_ids"]
+        cut = [
+            i for i, token in enumerate(frame) if token in tokenizer.encode(" X", add_special_tokens=False)
         ]
-        cut = [i for i, token in enumerate(frame) if token in tokenizer.encode(" X", add_special_tokens=False)]
-        self.before, self.between, self.after = frame[: cut[0]], frame[cut[0] + 1 : cut[1]], frame[cut[1] + 1 :]
+        self.before, self.between, self.after = (
+            frame[: cut[0]],
+            frame[cut[0] + 1 : cut[1]],
+            frame[cut[1] + 1 :],
+        )
 
     def encode(self, turns: Turns) -> tuple[list[int], list[int], list[int], list[int], list[int]]:
-        """(token ids, labels, thoughts, gathers, finds) of one chat: the same tokens as the chat template gives. A thought stands
-        where its answer begins. Gathers and finds stand at tokens that are to look so many tokens back: the answer's kickstart and
-        the value that it is to find both gather the name that stands before them."""
+        """(token ids, labels, thoughts, gathers, finds) of one chat: the same tokens as the chat template
+        gives. A thought stands where its answer begins. Gathers and finds stand at tokens that are to look so
+        many tokens back: the answer's kickstart and the value that it is to find both gather the name that
+        stands before them."""
         ids, labels, thoughts, looks = [], [], [], []
         for user, assistant, thought, source in turns:
             start = [token for token in self.before if not ids or token != self.tokenizer.bos_token_id]
             given = [*start, *self.encode_text(user), *self.between]
-            ids, labels, thoughts = ids + given, labels + [IGNORE] * len(given), thoughts + [IGNORE] * len(given)
+            ids, labels, thoughts = (
+                ids + given,
+                labels + [IGNORE] * len(given),
+                thoughts + [IGNORE] * len(given),
+            )
             if source is not None:
                 looks.append((len(ids) - 1, source))
             pieces = ["", assistant] if isinstance(assistant, str) else assistant
@@ -83,8 +96,11 @@ class Packer:
     def _encode_text(self, text: str) -> list[int]:
         return self.tokenizer.encode(f" {text}", add_special_tokens=False) if text else []
 
-    def batch(self, rng: random.Random, shares: dict[str, float], sequences: int, length: int) -> torch.Tensor:
-        """Token ids, labels, thoughts, gathers and finds, (5, sequences, length); the last document of a row is cut."""
+    def batch(
+        self, rng: random.Random, shares: dict[str, float], sequences: int, length: int
+    ) -> torch.Tensor:
+        """Token ids, labels, thoughts, gathers and finds, (5, sequences, length); the last document of a row
+        is cut."""
         rows = []
         forms, weights = list(shares), list(shares.values())
         for _ in range(sequences):
@@ -102,8 +118,9 @@ def find(ids: list[int], part: list[int]) -> int:
 
 
 def look_loss(attention: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of attention, (sequences, heads, length, length), to what stands at the distances, (sequences, length), in the
-    head that does worst: all are to look there, as each carries but a part of what it sees."""
+    """Cross-entropy of attention, (sequences, heads, length, length), to what stands at the distances,
+    (sequences, length), in the head that does worst: all are to look there, as each carries but a part of
+    what it sees."""
     row, at = (distances != IGNORE).nonzero().T
     seen = attention[row, :, at, at - distances[row, at]]
     return -seen.clamp_min(1e-9).log().mean(0).min()  # what is nothing in float32 has no logarithm
@@ -117,16 +134,17 @@ def answer_loss(
     gathers: torch.Tensor,
     finds: torch.Tensor,
 ) -> torch.Tensor:
-    """Mean cross-entropy of the labelled tokens, of the thoughts in the middle layer, and of the attention that is to gather and
-    to find in the two layers before that; (sequences, length) each.
+    """Mean cross-entropy of the labelled tokens, of the thoughts in the middle layer, and of the attention
+    that is to gather and to find in the two layers before that; (sequences, length) each.
 
-    An answer by letter is two steps, what is the value and where does it stand, and a model that learns recall and look-up
-    apart does not join them for thousands of steps. So the middle layer is made to say the value (deep supervision: Lee et al.,
-    "Deeply-Supervised Nets", 2015), as the token's own *input* embedding: in that form the layers above compare it with choices.
+    An answer by letter is two steps, what is the value and where does it stand, and a model that learns
+    recall and look-up apart does not join them for thousands of steps. So the middle layer is made to say the
+    value (deep supervision: Lee et al., "Deeply-Supervised Nets", 2015), as the token's own *input*
+    embedding: in that form the layers above compare it with choices.
 
-    Reading is two steps too: a value and a question each gather the name that they are about, and the question finds the value
-    that has the same name. Told where to look (supervised attention: Liu et al., "Neural Machine Translation with Supervised
-    Attention", 2016) the heads learn it in 250 steps.
+    Reading is two steps too: a value and a question each gather the name that they are about, and the
+    question finds the value that has the same name. Told where to look (supervised attention: Liu et al.,
+    "Neural Machine Translation with Supervised Attention", 2016) the heads learn it in 250 steps.
     """
     looks = bool((finds != IGNORE).any())
     output = model.model(input_ids=ids, use_cache=False, output_hidden_states=True, output_attentions=looks)
@@ -140,19 +158,26 @@ def answer_loss(
         embeddings = model.get_input_embeddings().weight.detach()
         loss = loss + F.cross_entropy(F.linear(said, embeddings).float(), thoughts[:, 1:][thought])
     if looks:
-        loss = loss + look_loss(output.attentions[middle - 2], gathers) + look_loss(output.attentions[middle - 1], finds)
+        loss = (
+            loss
+            + look_loss(output.attentions[middle - 2], gathers)
+            + look_loss(output.attentions[middle - 1], finds)
+        )
     return loss
 
 
 @torch.no_grad()
 def accuracy(model: PreTrainedModel, packer: Packer, documents: list[Turns]) -> float:
-    """Share of documents whose *last* answer is right to the last token, each read alone, argmax at every step."""
+    """Share of documents whose *last* answer is right to the last token, each read alone, argmax at every
+    step."""
     right = 0
     encoded = sorted((packer.encode(turns)[:2] for turns in documents), key=lambda e: len(e[0]))
     for start in range(0, len(encoded), 64):
         chunk = encoded[start : start + 64]
         length = max(len(ids) for ids, _ in chunk)
-        ids = torch.tensor([ids + [packer.tokenizer.pad_token_id] * (length - len(ids)) for ids, _ in chunk]).to(model.device)
+        ids = torch.tensor(
+            [ids + [packer.tokenizer.pad_token_id] * (length - len(ids)) for ids, _ in chunk]
+        ).to(model.device)
         predicted = model(input_ids=ids, use_cache=False).logits.argmax(-1).cpu()
         for row, (_, labels) in zip(predicted, chunk, strict=True):
             last = max(i for i in range(len(labels)) if labels[i] == IGNORE) + 1
@@ -160,22 +185,34 @@ def accuracy(model: PreTrainedModel, packer: Packer, documents: list[Turns]) -> 
     return right / len(documents)
 
 
-def pretrain(model: PreTrainedModel, packer: Packer, arguments: PretrainingArguments, title: str = "", row: int = 0) -> list[dict]:
-    """Teach ``model`` in place; returns the learning curve, a dict of accuracies by form every ``eval_steps``.
+def pretrain(
+    model: PreTrainedModel, packer: Packer, arguments: PretrainingArguments, title: str = "", row: int = 0
+) -> list[dict]:
+    """Teach ``model`` in place; returns the learning curve, a dict of accuracies by form every
+    ``eval_steps``.
 
     ``title`` and ``row`` are the progress bar's."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # A CPU without bfloat16 emulates it, fifty times slower than float32.
-    dtype = torch.bfloat16 if device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    dtype = (
+        torch.bfloat16 if device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    )
     model.to(device).train()
     model.set_attn_implementation("eager")  # the only one that tells what it looks at
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in arguments.taught))
     rng = random.Random(arguments.seed)
     forms = packer.teacher.FORMS
-    exam = {form: [packer.teacher.write(random.Random(f"{form}{i}"), form) for i in range(arguments.eval_documents)] for form in forms}
+    exam = {
+        form: [
+            packer.teacher.write(random.Random(f"{form}{i}"), form) for i in range(arguments.eval_documents)
+        ]
+        for form in forms
+    }
 
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+    matrices = [
+        p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n
+    ]
     embeddings = list(model.get_input_embeddings().parameters())
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "lm_head" in n]
     optimizers = [
@@ -204,7 +241,11 @@ def pretrain(model: PreTrainedModel, packer: Packer, arguments: PretrainingArgum
                 bar.set_postfix(loss=f"{loss.item():.3f}")
                 if done % arguments.eval_steps == 0 or done == total:
                     model.eval()
-                    entry = {"step": done, "loss": round(loss.item(), 4), **{f: round(accuracy(model, packer, exam[f]), 3) for f in forms}}
+                    entry = {
+                        "step": done,
+                        "loss": round(loss.item(), 4),
+                        **{f: round(accuracy(model, packer, exam[f]), 3) for f in forms},
+                    }
                     model.train()
                     history.append(entry)
                     tqdm.write("  ".join([title, *(f"{key} {value}" for key, value in entry.items())]))
@@ -219,12 +260,15 @@ def schedule(step: int, steps: int, arguments: PretrainingArguments) -> float:
 
 
 @torch.no_grad()
-def mimetic_init_(model: PreTrainedModel, sharpness: float = 5.0, match: float = 1.5, copy: float = 0.5) -> None:
-    """Start attention as something useful: in the first layer head h looks h + 1 tokens back, in the others at tokens that
-    are alike, and every head copies its input.
+def mimetic_init_(
+    model: PreTrainedModel, sharpness: float = 5.0, match: float = 1.5, copy: float = 0.5
+) -> None:
+    """Start attention as something useful: in the first layer head h looks h + 1 tokens back, in the others
+    at tokens that are alike, and every head copies its input.
 
-    With it answers by letter are learned in 200 steps; without it they stayed at chance for 1,000. The idea: Trockman and
-    Kolter, "Mimetic Initialization of Self-Attention Layers", 2023. The first layer needs biases on queries and keys.
+    With it answers by letter are learned in 200 steps; without it they stayed at chance for 1,000. The idea:
+    Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", 2023. The first layer needs biases
+    on queries and keys.
     """
     config = model.config
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -237,7 +281,10 @@ def mimetic_init_(model: PreTrainedModel, sharpness: float = 5.0, match: float =
     model.model.embed_tokens.weight.normal_(0, 1)
     for number, layer in enumerate(model.model.layers):
         attention = layer.self_attn
-        query, key = attention.q_proj.weight.view(heads, dim, -1), attention.k_proj.weight.view(kv_heads, dim, -1)
+        query, key = (
+            attention.q_proj.weight.view(heads, dim, -1),
+            attention.k_proj.weight.view(kv_heads, dim, -1),
+        )
         value = attention.v_proj.weight.view(kv_heads, dim, -1)
         for head in range(kv_heads):
             torch.nn.init.orthogonal_(value[head])
@@ -247,7 +294,14 @@ def mimetic_init_(model: PreTrainedModel, sharpness: float = 5.0, match: float =
             query.mul_(0.1), key.mul_(0.1)
             angles = torch.arange(1, heads + 1)[:, None] * frequencies
             attention.q_proj.bias.copy_(sharpness * torch.cat([angles.cos(), -angles.sin()], 1).flatten())
-            attention.k_proj.bias.copy_(sharpness * torch.cat([torch.ones(dim // 2), torch.zeros(dim // 2)]).repeat(kv_heads))
+            attention.k_proj.bias.copy_(
+                sharpness * torch.cat([torch.ones(dim // 2), torch.zeros(dim // 2)]).repeat(kv_heads)
+            )
         else:
-            alike = torch.stack([torch.nn.init.orthogonal_(torch.empty(len(slow), config.hidden_size)) for _ in range(kv_heads)])
+            alike = torch.stack(
+                [
+                    torch.nn.init.orthogonal_(torch.empty(len(slow), config.hidden_size))
+                    for _ in range(kv_heads)
+                ]
+            )
             query[:, slow], key[:, slow] = match * alike.repeat_interleave(group, 0), match * alike

@@ -1,7 +1,8 @@
-"""The two BPE tokenizers of Atlas: different vocabularies, special tokens and chat templates, as in a real pair.
+"""The two BPE tokenizers of Atlas: different vocabularies, special tokens and chat templates, as in a real
+pair.
 
-Both templates write a space before every message, so that a name or a letter is the same token wherever it stands
-(the way Llama 2's and Mistral's templates did).
+Both templates write a space before every message, so that a name or a letter is the same token wherever it
+stands (the way Llama 2's and Mistral's templates did).
 """
 
 import random
@@ -39,7 +40,8 @@ def build_sharer_tokenizer(facts: list[Fact], vocab_size: int = 5120) -> PreTrai
 
 
 def build_receiver_tokenizer(facts: list[Fact], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
-    """Byte-level BPE without a begin token, a smaller vocabulary: names fall into other pieces than the Sharer's."""
+    """Byte-level BPE without a begin token, a smaller vocabulary: names fall into other pieces than the
+    Sharer's."""
     special = ["<pad>", "</s>", "<system>", "<user>", "<assistant>"]
     tokenizer = _train(_texts(facts, seed=2), vocab_size, special)
     return PreTrainedTokenizerFast(
@@ -62,7 +64,12 @@ def _train(texts: list[str], vocab_size: int, special_tokens: list[str]) -> Toke
 
 def _texts(facts: list[Fact], seed: int) -> list[str]:
     rng, writer = random.Random(seed), QuestionWriter(facts)
-    texts = [f" {words}" for wordings in (QUESTIONS, STATEMENTS) for several in wordings.values() for words in several]
+    texts = [
+        f" {words}"
+        for wordings in (QUESTIONS, STATEMENTS)
+        for several in wordings.values()
+        for words in several
+    ]
     # Often enough that every value becomes one token, " Leo": the tiny models compare values token by token.
     texts += [f" {value}" for value in sorted({fact.value for fact in facts})] * VALUE_REPEATS
     for fact in facts:

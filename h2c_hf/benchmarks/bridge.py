@@ -1,5 +1,6 @@
-"""`scripts/benchmark.py bridge`: the bridge alone, ours (folded and as it is trained) against the first implementation's modules
-(`per_layer`), on the same states and cache, by turns in one process. That both give the same cache is checked first."""
+"""`scripts/benchmark.py bridge`: the bridge alone, ours (folded and as it is trained) against the first
+implementation's modules (`per_layer`), on the same states and cache, by turns in one process. That both give
+the same cache is checked first."""
 
 import argparse
 import copy
@@ -10,18 +11,37 @@ from tqdm.auto import tqdm
 
 from ..hub.conversion import stack_blocks
 from . import per_layer
-from .measure import add_sizes, by_turns, device_to_measure, draw_ratios, random_prompts, ratio_rows, save, settings, sizes
+from .measure import (
+    add_sizes,
+    by_turns,
+    device_to_measure,
+    draw_ratios,
+    random_prompts,
+    ratio_rows,
+    save,
+    settings,
+    sizes,
+)
 from .train import PAIRS, pair
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmark.py bridge", description=__doc__)
-    parser.add_argument("--pair", choices=PAIRS, default="scaled", help="scaled: 1/16 of the reference pair's widths (default)")
+    parser.add_argument(
+        "--pair",
+        choices=PAIRS,
+        default="scaled",
+        help="scaled: 1/16 of the reference pair's widths (default)",
+    )
     add_sizes(parser, batches=[1, 4, 8, 32], tokens=[32, 64, 128, 256, 512], rounds=5)
     options = parser.parse_args(arguments)
     result = measure(options)
     print(describe(result))
-    save(result, options.output, lambda result: draw_ratios(result["sizes"], "folded", "time of the first / ours, folded", 1.0))
+    save(
+        result,
+        options.output,
+        lambda result: draw_ratios(result["sizes"], "folded", "time of the first / ours, folded", 1.0),
+    )
     return 0
 
 
@@ -35,7 +55,10 @@ def measure(options: argparse.Namespace) -> dict:
     first.to(device, model.bridge.dtype)
     folded = copy.deepcopy(model.bridge)
     folded.fold()
-    rows = [measure_size(model, folded, first, *size, options.rounds, device) for size in tqdm(sizes(options), unit="size")]
+    rows = [
+        measure_size(model, folded, first, *size, options.rounds, device)
+        for size in tqdm(sizes(options), unit="size")
+    ]
     medians = {name: median(row[name]["median"] for row in rows) for name in ("folded", "trained")}
     return {**settings(options, device), "sizes": rows, "median": medians}
 
@@ -65,16 +88,34 @@ def check_same(ours, trained, theirs) -> None:
     for layers in zip(ours.layers, trained.layers, theirs.layers, strict=True):
         for kind in ("keys", "values"):
             a, b, c = (getattr(layer, kind).float() for layer in layers)
-            if not (torch.allclose(a, c, atol=2e-3, rtol=1e-2) and torch.allclose(b, c, atol=2e-3, rtol=1e-2)):
-                raise ValueError(f"The bridges differ: the largest difference in {kind} is {float((a - c).abs().max())}.")
+            if not (
+                torch.allclose(a, c, atol=2e-3, rtol=1e-2) and torch.allclose(b, c, atol=2e-3, rtol=1e-2)
+            ):
+                raise ValueError(
+                    f"The bridges differ: the largest difference in {kind} is {float((a - c).abs().max())}."
+                )
 
 
 def describe(result: dict) -> str:
-    lines = [f"pair {result['settings']['pair']}; {result['device']}; time of the first implementation's bridge / ours"]
-    lines.append(f"{'batch':>6} {'tokens':>7} {'ours, ms':>10}   {'folded: min median max':>24}   {'as trained: min median max':>28}")
+    lines = [
+        f"pair {result['settings']['pair']}; {result['device']}; time of the first implementation's bridge / "
+        "ours"
+    ]
+    lines.append(
+        f"{'batch':>6} {'tokens':>7} {'ours, ms':>10}   {'folded: min median max':>24}   "
+        f"{'as trained: min median max':>28}"
+    )
     for row in result["sizes"]:
-        spreads = [" ".join(f"{row[name][key]:6.2f}" for key in ("min", "median", "max")) for name in ("folded", "trained")]
+        spreads = [
+            " ".join(f"{row[name][key]:6.2f}" for key in ("min", "median", "max"))
+            for name in ("folded", "trained")
+        ]
         ours = 1e3 * median(row["seconds"]["folded"])
-        lines.append(f"{row['batch']:>6} {row['tokens']:>7} {ours:>10.1f}   {spreads[0]:>24}   {spreads[1]:>28}")
-    lines.append(f"median over sizes: folded {result['median']['folded']:.2f}, as trained {result['median']['trained']:.2f}")
+        lines.append(
+            f"{row['batch']:>6} {row['tokens']:>7} {ours:>10.1f}   {spreads[0]:>24}   {spreads[1]:>28}"
+        )
+    lines.append(
+        f"median over sizes: folded {result['median']['folded']:.2f}, as trained "
+        f"{result['median']['trained']:.2f}"
+    )
     return "\n".join(lines)

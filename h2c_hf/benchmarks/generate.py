@@ -1,8 +1,9 @@
 """`scripts/benchmark.py generate`: how close H2C comes to its floor, by turns in one process.
 
-Time to first token, `generate(max_new_tokens=1)`, over the floor: the Sharer's backbone (all its layers), the Receiver's prefill of all
-but the last token and one Receiver step, each as its own model runs it; and over the Sharer's own time to first token. Tokens a
-second after the first, H2C over the Receiver alone. And the time of the first implementation's bridged cache (`per_layer`) over ours.
+Time to first token, `generate(max_new_tokens=1)`, over the floor: the Sharer's backbone (all its layers), the
+Receiver's prefill of all but the last token and one Receiver step, each as its own model runs it; and over
+the Sharer's own time to first token. Tokens a second after the first, H2C over the Receiver alone. And the
+time of the first implementation's bridged cache (`per_layer`) over ours.
 """
 
 import argparse
@@ -17,7 +18,18 @@ from ..hub.conversion import stack_blocks
 from ..modeling import H2CForCausalLM
 from ..modeling.inputs_h2c import CACHE
 from . import per_layer
-from .measure import add_sizes, by_turns, device_to_measure, draw_ratios, now, random_prompts, ratio_rows, save, settings, sizes
+from .measure import (
+    add_sizes,
+    by_turns,
+    device_to_measure,
+    draw_ratios,
+    now,
+    random_prompts,
+    ratio_rows,
+    save,
+    settings,
+    sizes,
+)
 from .train import PAIRS, pair
 
 
@@ -30,14 +42,25 @@ TITLES = {
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="benchmark.py generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="benchmark.py generate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--pair", choices=PAIRS, default="scaled", help="scaled: 1/16 of the reference pair's widths (default)")
+    parser.add_argument(
+        "--pair",
+        choices=PAIRS,
+        default="scaled",
+        help="scaled: 1/16 of the reference pair's widths (default)",
+    )
     add_sizes(parser, batches=[1, 8], tokens=[32, 128, 512, 1024, 4096], rounds=5)
     options = parser.parse_args(arguments)
     result = measure(options)
     print(describe(result))
-    save(result, options.output, lambda result: draw_ratios(result["sizes"], "over_floor", "time to first token / floor", 1.05))
+    save(
+        result,
+        options.output,
+        lambda result: draw_ratios(result["sizes"], "over_floor", "time to first token / floor", 1.05),
+    )
     return 0
 
 
@@ -50,7 +73,10 @@ def measure(options: argparse.Namespace) -> dict:
     model.bridge.load_state_dict(stack_blocks(first.state_dict(), model.config))
     first.to(device)
     model.bridge.fold()
-    rows = [measure_size(model, first, *size, options.rounds, device) for size in tqdm(sizes(options), unit="size")]
+    rows = [
+        measure_size(model, first, *size, options.rounds, device)
+        for size in tqdm(sizes(options), unit="size")
+    ]
     return {**settings(options, device), "new_tokens": NEW_TOKENS, "sizes": rows}
 
 
@@ -68,8 +94,13 @@ def measure_size(model, first, batch: int, tokens: int, rounds: int, device) -> 
     floor = [sum(values) for values in zip(*(seconds[name] for name in parts), strict=True)]
     clocks = {"h2c": Clock(device), "receiver": Clock(device)}
     models = {"h2c": (model, prompts), "receiver": (model.receiver, own_prompts(prompts, ""))}
-    by_turns({name: lambda name=name: answer(*models[name], 1 + NEW_TOKENS, clocks[name]) for name in models}, rounds, device)
-    seconds["after_first"] = {name: clock.seconds[1:] for name, clock in clocks.items()}  # without the round to warm up
+    by_turns(
+        {name: lambda name=name: answer(*models[name], 1 + NEW_TOKENS, clocks[name]) for name in models},
+        rounds,
+        device,
+    )
+    # Without the round to warm up.
+    seconds["after_first"] = {name: clock.seconds[1:] for name, clock in clocks.items()}
     return {
         "batch": batch, "tokens": tokens, "seconds": seconds,
         "over_floor": ratio_rows(seconds["h2c"], floor),
@@ -114,8 +145,16 @@ def own_prompts(prompts: dict[str, torch.Tensor], prefix: str) -> dict[str, torc
     return {name: prompts[f"{prefix}{name}"] for name in ("input_ids", "attention_mask")}
 
 
-def answer(model, prompts: dict[str, torch.Tensor], new_tokens: int, clock: Clock | None = None) -> torch.Tensor:
-    kwargs = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": 1}
+def answer(
+    model, prompts: dict[str, torch.Tensor], new_tokens: int, clock: Clock | None = None
+) -> torch.Tensor:
+    kwargs = {
+        "max_new_tokens": new_tokens,
+        "min_new_tokens": new_tokens,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
     if clock is not None:
         clock.prompt_length = prompts["input_ids"].shape[1]
         kwargs["stopping_criteria"] = [clock]
@@ -124,11 +163,19 @@ def answer(model, prompts: dict[str, torch.Tensor], new_tokens: int, clock: Cloc
 
 def describe(result: dict) -> str:
     lines = [f"pair {result['settings']['pair']}; {result['device']}; min / median / max over rounds"]
-    lines.append(f"{'batch':>6} {'tokens':>7} {'first token, ms':>16}" + "".join(f"{title:>24}" for title in TITLES.values()))
+    lines.append(
+        f"{'batch':>6} {'tokens':>7} {'first token, ms':>16}"
+        + "".join(f"{title:>24}" for title in TITLES.values())
+    )
     for row in result["sizes"]:
         cells = [" / ".join(f"{row[key][name]:.2f}" for name in ("min", "median", "max")) for key in TITLES]
         first = 1e3 * median(row["seconds"]["h2c"])
-        lines.append(f"{row['batch']:>6} {row['tokens']:>7} {first:>16.1f}" + "".join(f"{cell:>24}" for cell in cells))
+        lines.append(
+            f"{row['batch']:>6} {row['tokens']:>7} {first:>16.1f}" + "".join(f"{cell:>24}" for cell in cells)
+        )
         shares = {name: 1e3 * median(row["seconds"][name]) for name in ("sharer", "prefill", "step")}
-        lines.append(f"{'':>15}of which at least: " + ", ".join(f"{name} {value:.1f} ms" for name, value in shares.items()))
+        lines.append(
+            f"{'':>15}of which at least: "
+            + ", ".join(f"{name} {value:.1f} ms" for name, value in shares.items())
+        )
     return "\n".join(lines)

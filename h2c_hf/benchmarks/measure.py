@@ -1,7 +1,8 @@
 """The common parts of the benchmarks: clocks, the most bytes alive, turns, and how results are kept.
 
-Time: on CUDA by the clock, synchronised; on CPU the process's CPU seconds on one thread, which other processes disturb least.
-Memory: on CUDA the allocator's own peak, on CPU the running sum of every allocation and release that torch.profiler records.
+Time: on CUDA by the clock, synchronised; on CPU the process's CPU seconds on one thread, which other
+processes disturb least. Memory: on CUDA the allocator's own peak, on CPU the running sum of every allocation
+and release that torch.profiler records.
 """
 
 import argparse
@@ -44,7 +45,9 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def by_turns(ways: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def by_turns(
+    ways: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
     """Seconds of each way in each round, after a round to warm up; the order changes from round to round."""
     seconds = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -67,7 +70,9 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())))
+    return max(
+        itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))
+    )
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -81,23 +86,44 @@ def ratio_rows(above: list[float], below: list[float]) -> dict[str, float]:
 
 def add_sizes(parser: argparse.ArgumentParser, batches: list[int], tokens: list[int], rounds: int) -> None:
     """The options of a sweep over batch sizes and prompt lengths."""
-    parser.add_argument("--batches", type=int, nargs="+", default=batches, help="prompts a batch (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, nargs="+", default=tokens, help="tokens a prompt, of either model (default: %(default)s)")
-    parser.add_argument("--most_tokens", type=int, default=2**14, help="a batch with more tokens is left out (default: %(default)s)")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=batches, help="prompts a batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs="+",
+        default=tokens,
+        help="tokens a prompt, of either model (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--most_tokens",
+        type=int,
+        default=2**14,
+        help="a batch with more tokens is left out (default: %(default)s)",
+    )
     parser.add_argument("--rounds", type=int, default=rounds, help="of every size (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="a .json file for the results; the figure goes beside it as .png")
+    parser.add_argument(
+        "--output", type=Path, help="a .json file for the results; the figure goes beside it as .png"
+    )
 
 
 def sizes(options: argparse.Namespace) -> list[tuple[int, int]]:
-    return [size for size in itertools.product(options.batches, options.tokens) if size[0] * size[1] <= options.most_tokens]
+    return [
+        size
+        for size in itertools.product(options.batches, options.tokens)
+        if size[0] * size[1] <= options.most_tokens
+    ]
 
 
 def random_prompts(model: H2CForCausalLM, batch: int, tokens: int) -> dict[str, torch.Tensor]:
     """Prompts without padding, with masks that say so, as `H2CForCausalLM.forward` takes them."""
     prompts = {}
     for prefix, base in (("", model.receiver), ("sharer_", model.sharer)):
-        prompts[f"{prefix}input_ids"] = torch.randint(1, base.config.vocab_size, (batch, tokens), device=base.device)
+        prompts[f"{prefix}input_ids"] = torch.randint(
+            1, base.config.vocab_size, (batch, tokens), device=base.device
+        )
         prompts[f"{prefix}attention_mask"] = torch.ones_like(prompts[f"{prefix}input_ids"])
     return prompts
 
@@ -116,7 +142,8 @@ def save(result: dict, output: Path | None, draw: Callable[[dict], Figure]) -> N
 
 
 def draw_ratios(rows: list[dict], key: str, label: str, target: float | None = None) -> Figure:
-    """`rows` have `batch`, `tokens` and a spread under `key`: a line a batch size, over the tokens of a prompt."""
+    """`rows` have `batch`, `tokens` and a spread under `key`: a line a batch size, over the tokens of a
+    prompt."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     for number, batch in enumerate(sorted({row["batch"] for row in rows})):
@@ -124,11 +151,21 @@ def draw_ratios(rows: list[dict], key: str, label: str, target: float | None = N
         tokens, middle = [row["tokens"] for row in own], [row[key]["median"] for row in own]
         shade = SHADES[number % len(SHADES)]
         axes.plot(tokens, middle, "o-", color=shade, label=f"batch {batch}")
-        axes.fill_between(tokens, [row[key]["min"] for row in own], [row[key]["max"] for row in own], color=shade, alpha=0.15, lw=0)
+        axes.fill_between(
+            tokens,
+            [row[key]["min"] for row in own],
+            [row[key]["max"] for row in own],
+            color=shade,
+            alpha=0.15,
+            lw=0,
+        )
     if target is not None:
         axes.axhline(target, color="0.4", lw=1, ls="--", label=f"target {target}")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted({row["tokens"] for row in rows}), [f"{tokens:,}" for tokens in sorted({row["tokens"] for row in rows})])
+    axes.set_xticks(
+        sorted({row["tokens"] for row in rows}),
+        [f"{tokens:,}" for tokens in sorted({row["tokens"] for row in rows})],
+    )
     axes.minorticks_off()
     axes.set(xlabel="prompt, tokens", ylabel=label, ylim=(0, None))
     figure.legend(loc="outside right upper")

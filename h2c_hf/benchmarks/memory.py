@@ -1,5 +1,6 @@
-"""`scripts/benchmark.py memory`: the most bytes alive while a bridged cache is made, beyond weights and prompts, ours against the first
-implementation's way (`per_layer`); and how memory and time grow with the length of a prompt."""
+"""`scripts/benchmark.py memory`: the most bytes alive while a bridged cache is made, beyond weights and
+prompts, ours against the first implementation's way (`per_layer`); and how memory and time grow with the
+length of a prompt."""
 
 import argparse
 
@@ -8,18 +9,38 @@ from tqdm.auto import tqdm
 
 from ..hub.conversion import stack_blocks
 from . import per_layer
-from .measure import add_sizes, by_turns, device_to_measure, draw_ratios, peak_bytes, random_prompts, save, settings, sizes, spread
+from .measure import (
+    add_sizes,
+    by_turns,
+    device_to_measure,
+    draw_ratios,
+    peak_bytes,
+    random_prompts,
+    save,
+    settings,
+    sizes,
+    spread,
+)
 from .train import PAIRS, pair
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmark.py memory", description=__doc__)
-    parser.add_argument("--pair", choices=PAIRS, default="scaled", help="scaled: 1/16 of the reference pair's widths (default)")
+    parser.add_argument(
+        "--pair",
+        choices=PAIRS,
+        default="scaled",
+        help="scaled: 1/16 of the reference pair's widths (default)",
+    )
     add_sizes(parser, batches=[1, 8], tokens=[128, 256, 512, 1024, 2048, 4096], rounds=1)
     options = parser.parse_args(arguments)
     result = measure(options)
     print(describe(result))
-    save(result, options.output, lambda result: draw_ratios(result["sizes"], "ratio", "peak memory, ours / first", 0.4))
+    save(
+        result,
+        options.output,
+        lambda result: draw_ratios(result["sizes"], "ratio", "peak memory, ours / first", 0.4),
+    )
     return 0
 
 
@@ -32,7 +53,10 @@ def measure(options: argparse.Namespace) -> dict:
     model.bridge.load_state_dict(stack_blocks(first.state_dict(), model.config))
     first.to(device)
     model.bridge.fold()
-    rows = [measure_size(model, first, *size, options.rounds, device) for size in tqdm(sizes(options), unit="size")]
+    rows = [
+        measure_size(model, first, *size, options.rounds, device)
+        for size in tqdm(sizes(options), unit="size")
+    ]
     return {**settings(options, device), "sizes": rows}
 
 
@@ -48,12 +72,21 @@ def measure_size(model, first, batch: int, tokens: int, rounds: int, device) -> 
     }
     peaks = {name: peak_bytes(way, device) for name, way in ways.items()}
     seconds = by_turns({name: ways[name] for name in ("ours", "bridge")}, rounds, device)
-    return {"batch": batch, "tokens": tokens, "peak_bytes": peaks, "seconds": seconds, "ratio": spread([peaks["ours"] / peaks["first"]])}
+    return {
+        "batch": batch,
+        "tokens": tokens,
+        "peak_bytes": peaks,
+        "seconds": seconds,
+        "ratio": spread([peaks["ours"] / peaks["first"]]),
+    }
 
 
 def describe(result: dict) -> str:
     titles = ("batch", "tokens", "ours, MB", "first, MB", "ratio", "bridge, kB/token", "ours, us/token")
-    lines = [f"pair {result['settings']['pair']}; {result['device']}", "".join(f"{title:>18}" for title in titles)]
+    lines = [
+        f"pair {result['settings']['pair']}; {result['device']}",
+        "".join(f"{title:>18}" for title in titles),
+    ]
     for row in result["sizes"]:
         peaks, total = row["peak_bytes"], row["batch"] * row["tokens"]
         megabytes = [f"{peaks[name] / 1e6:.1f}" for name in ("ours", "first")]

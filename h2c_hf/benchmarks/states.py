@@ -1,5 +1,6 @@
-"""Training from a store of Sharer states against training live, side by side in one process: seconds an epoch, disk, and when it
-pays. The Sharer is a Llama with random weights, as many times heavier than the Receiver as it is told to be."""
+"""Training from a store of Sharer states against training live, side by side in one process: seconds an
+epoch, disk, and when it pays. The Sharer is a Llama with random weights, as many times heavier than the
+Receiver as it is told to be."""
 
 import argparse
 import json
@@ -47,23 +48,35 @@ class StatesReport:
         def spread(seconds):
             return f"{min(seconds):.1f} / {median(seconds):.1f} / {max(seconds):.1f} s an epoch (min / median / max of {len(seconds)})"
 
-        difference = max(abs(live - stored) for live, stored in zip(self.live_losses, self.stored_losses, strict=True))
+        difference = max(
+            abs(live - stored) for live, stored in zip(self.live_losses, self.stored_losses, strict=True)
+        )
         return "\n".join(
             [
-                f"Sharer of {self.sharer_parameters / 1e6:,.0f} M parameters; {self.prompts:,} prompts of {self.tokens:,} tokens",
+                f"Sharer of {self.sharer_parameters / 1e6:,.0f} M parameters; {self.prompts:,} prompts of "
+                f"{self.tokens:,} tokens",
                 f"  live      {spread(self.live_seconds)}",
                 f"  stored    {spread(self.stored_seconds)}: {self.speedup:.2f} x as fast",
-                f"  writing   {self.precompute_seconds:.1f} s, won back after {self.epochs_to_pay:.2f} epochs",
-                f"  disk      {self.mb_per_thousand_tokens:.3f} MB per thousand tokens ({self.bytes_per_token:,} bytes a token by formula)",
-                f"  losses    differ by at most {difference:.1e} over the {len(self.live_losses)} steps of the first epoch",
+                f"  writing   {self.precompute_seconds:.1f} s, won back after {self.epochs_to_pay:.2f} "
+                "epochs",
+                f"  disk      {self.mb_per_thousand_tokens:.3f} MB per thousand tokens "
+                f"({self.bytes_per_token:,} bytes a token by formula)",
+                f"  losses    differ by at most {difference:.1e} over the {len(self.live_losses)} steps of "
+                "the first epoch",
             ]
         )
 
 
 def measure_states(
-    examples: int = 256, hidden_size: int = 1024, layers: int = 12, rounds: int = 3, batch_size: int = 16, dtype: str = "bfloat16"
+    examples: int = 256,
+    hidden_size: int = 1024,
+    layers: int = 12,
+    rounds: int = 3,
+    batch_size: int = 16,
+    dtype: str = "bfloat16",
 ) -> StatesReport:
-    """Write the states of so many Atlas questions, then train an epoch live and one from the store in turn, `rounds` times."""
+    """Write the states of so many Atlas questions, then train an epoch live and one from the store in turn,
+    `rounds` times."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processor = H2CProcessor(*(load_tokenizer(MODELS / role) for role in ("sharer", "receiver")))
     receiver = AutoModelForCausalLM.from_pretrained(MODELS / "receiver", dtype=torch.float32)

@@ -1,7 +1,8 @@
-"""`scripts/benchmark.py train`: a training step of ours against that of the first implementation (`per_layer`).
+"""`scripts/benchmark.py train`: a training step of ours against that of the first implementation
+(`per_layer`).
 
-Both steps are forward, backward, clipping and AdamW on the same frozen pair (random weights), with equal bridges and the same
-batches, by turns in one process. That both compute the same loss is checked first.
+Both steps are forward, backward, clipping and AdamW on the same frozen pair (random weights), with equal
+bridges and the same batches, by turns in one process. That both compute the same loss is checked first.
 
 Memory is the most bytes alive in a step beyond weights and moments; the ratio with both is beside it.
 """
@@ -24,22 +25,45 @@ from . import per_layer
 from .measure import device_to_measure, now, peak_bytes, save, settings, spread
 
 
-# All widths and vocabularies of Llama-3.1-8B and Qwen2.5-0.5B divided by this; layers, and query heads to a key-value head, as there.
+# All widths and vocabularies of Llama-3.1-8B and Qwen2.5-0.5B divided by this; layers, and query heads to a
+# key-value head, as there.
 PAIRS = {"tiny": 32, "scaled": 16, "reference": 1}
-SPREAD = 0.35  # of log lengths; four prompts then fill about three quarters of their batch, as the result says
+# Of log lengths; four prompts then fill about three quarters of their batch, as the result says.
+SPREAD = 0.35
 STEPS = ("ours", "first")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="benchmark.py train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pair", choices=PAIRS, default="scaled", help="scaled: 1/16 of the reference pair's widths (default)")
-    parser.add_argument("--batch", type=int, default=4, help="examples a batch (default: 4, as in the reference training.yaml)")
-    parser.add_argument("--prompt_tokens", type=int, default=64, help="median length of a prompt; 64 in that mixture (default)")
-    parser.add_argument("--target_tokens", type=int, default=64, help="median length of a target (default: 64)")
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--pair",
+        choices=PAIRS,
+        default="scaled",
+        help="scaled: 1/16 of the reference pair's widths (default)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=4,
+        help="examples a batch (default: 4, as in the reference training.yaml)",
+    )
+    parser.add_argument(
+        "--prompt_tokens",
+        type=int,
+        default=64,
+        help="median length of a prompt; 64 in that mixture (default)",
+    )
+    parser.add_argument(
+        "--target_tokens", type=int, default=64, help="median length of a target (default: 64)"
+    )
     parser.add_argument("--dropout", type=float, default=0.1, help="of both bridges (default: 0.1)")
     parser.add_argument("--rounds", type=int, default=10, help="batches that are measured (default: 10)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="a .json file for the results; the figure goes beside it as .png")
+    parser.add_argument(
+        "--output", type=Path, help="a .json file for the results; the figure goes beside it as .png"
+    )
     options = parser.parse_args(arguments)
     result = measure(options)
     print(describe(result))
@@ -71,12 +95,16 @@ def measure(options: argparse.Namespace) -> dict:
             # Gradients that a step leaves behind are part of the next one's peak.
             held = sum(p.grad.nbytes for p in bridges[name].parameters() if p.grad is not None)
             peak[name].append(held + peak_bytes(partial(steps[name], batch), device))
-    frozen = sum(p.numel() * p.element_size() for p in (*model.sharer.parameters(), *model.receiver.parameters()))
+    frozen = sum(
+        p.numel() * p.element_size() for p in (*model.sharer.parameters(), *model.receiver.parameters())
+    )
     kept = frozen + 3 * sum(p.numel() * p.element_size() for p in first.parameters())
     ratios = {
         "throughput": [theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)],
         "memory": [ours / theirs for ours, theirs in zip(*peak.values(), strict=True)],
-        "memory_with_weights": [(kept + ours) / (kept + theirs) for ours, theirs in zip(*peak.values(), strict=True)],
+        "memory_with_weights": [
+            (kept + ours) / (kept + theirs) for ours, theirs in zip(*peak.values(), strict=True)
+        ],
     }
     return {
         **settings(options, device),
@@ -91,8 +119,8 @@ def measure(options: argparse.Namespace) -> dict:
 def pair(scale: int, dropout: float, device: torch.device) -> H2CForCausalLM:
     """The reference pair with all widths divided by `scale`, in bf16 on CUDA; the bridge in fp32.
 
-    On CPU, whole, it would take 34 GB: there all layers of the Sharer have one set of weights. The time is that of different ones, since
-    a layer's 0.9 GB pass through every cache in between.
+    On CPU, whole, it would take 34 GB: there all layers of the Sharer have one set of weights. The time is
+    that of different ones, since a layer's 0.9 GB pass through every cache in between.
     """
     whole = scale == 1
     common = {"max_position_embeddings": 4096, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
@@ -109,11 +137,17 @@ def pair(scale: int, dropout: float, device: torch.device) -> H2CForCausalLM:
     depth, shared = sharer.num_hidden_layers, whole and device.type == "cpu"
     with device:
         sharer.num_hidden_layers = 1 if shared else depth
-        models = [LlamaForCausalLM._from_config(sharer, dtype=dtype), Qwen2ForCausalLM._from_config(receiver, dtype=dtype)]
+        models = [
+            LlamaForCausalLM._from_config(sharer, dtype=dtype),
+            Qwen2ForCausalLM._from_config(receiver, dtype=dtype),
+        ]
     if shared:
         repeat_layer(models[0], depth)
-    # Heads of the reference's width, 8: with heads of width 1 the scores, which do not shrink, would outweigh all else.
-    config = H2CBridgeConfig.published(models[0].config, receiver, num_attention_heads=max(1, 16 // scale), dropout=dropout)
+    # Heads of the reference's width, 8: with heads of width 1 the scores, which do not shrink, would outweigh
+    # all else.
+    config = H2CBridgeConfig.published(
+        models[0].config, receiver, num_attention_heads=max(1, 16 // scale), dropout=dropout
+    )
     return H2CForCausalLM(config, *models)
 
 
@@ -199,9 +233,15 @@ def describe(result: dict) -> str:
         "memory_with_weights": "peak memory with weights and moments, ours / first",
     }
     options = ", ".join(f"{name} {value}" for name, value in result["settings"].items())
-    lines = [f"{options}; {result['device']}; prompts fill {100 * statistics.mean(result['filled']):.0f} % of their batches"]
+    lines = [
+        f"{options}; {result['device']}; prompts fill {100 * statistics.mean(result['filled']):.0f} % of "
+        "their batches"
+    ]
     lines += [f"{'':<52} {'min':>7} {'median':>7} {'max':>7}"]
-    lines += [f"{titles[key]:<52} {x['min']:>7.2f} {x['median']:>7.2f} {x['max']:>7.2f}" for key, x in result["ratios"].items()]
+    lines += [
+        f"{titles[key]:<52} {x['min']:>7.2f} {x['median']:>7.2f} {x['max']:>7.2f}"
+        for key, x in result["ratios"].items()
+    ]
     return "\n".join(lines)
 
 
@@ -209,7 +249,10 @@ def draw(result: dict) -> Figure:
     """Time and memory of every measured step, and their medians."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     titles = {"ours": "ours", "first": "first implementation"}
-    panels = (("seconds", 1e3, "throughput", "time of a step, ms"), ("peak_bytes", 1e-6, "memory", "peak memory beyond weights, MB"))
+    panels = (
+        ("seconds", 1e3, "throughput", "time of a step, ms"),
+        ("peak_bytes", 1e-6, "memory", "peak memory beyond weights, MB"),
+    )
     for axes, (key, unit, ratio, label) in zip(figure.subplots(1, 2), panels, strict=True):
         for row, (name, shade) in enumerate((("first", GREY), ("ours", BLUE))):
             values = [unit * value for value in result[key][name]]

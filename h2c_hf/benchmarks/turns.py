@@ -1,12 +1,13 @@
-"""`scripts/benchmark.py turns`: time to the first token, turn by turn, of a conversation that keeps its caches
-(`H2CConversation`) against reading and bridging the whole conversation in every turn.
+"""`scripts/benchmark.py turns`: time to the first token, turn by turn, of a conversation that keeps its
+caches (`H2CConversation`) against reading and bridging the whole conversation in every turn.
 
-Both answer the same prompts of random tokens, on a pair with random weights, by turns in one process. That both give the same
-logits in the first turn, in which they do the same, is checked first. (In later turns they may differ: the whole is bridged
-anew from all that the Sharer has read by then.)
+Both answer the same prompts of random tokens, on a pair with random weights, by turns in one process. That
+both give the same logits in the first turn, in which they do the same, is checked first. (In later turns they
+may differ: the whole is bridged anew from all that the Sharer has read by then.)
 
-The condition: the last turn takes at most the first turn's time and, for its new tokens, their share of that time,
-last <= first * (1 + new tokens / tokens of the first turn). Tokens are those of either model, here as many.
+The condition: the last turn takes at most the first turn's time and, for its new tokens, their share of that
+time, last <= first * (1 + new tokens / tokens of the first turn). Tokens are those of either model, here as
+many.
 """
 
 import argparse
@@ -26,14 +27,29 @@ FORMS = {"kept": "turn by turn: only what is new", "whole": "the whole conversat
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="benchmark.py turns", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pair", choices=PAIRS, default="scaled", help="scaled: 1/16 of the reference pair's widths (default)")
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py turns", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--pair",
+        choices=PAIRS,
+        default="scaled",
+        help="scaled: 1/16 of the reference pair's widths (default)",
+    )
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--first_tokens", type=int, default=128, help="tokens of the first prompt (default: 128)")
-    parser.add_argument("--new_tokens", type=int, default=128, help="an answer and the next message (default: 128)")
-    parser.add_argument("--rounds", type=int, default=10, help="conversations that are measured (default: 10)")
+    parser.add_argument(
+        "--first_tokens", type=int, default=128, help="tokens of the first prompt (default: 128)"
+    )
+    parser.add_argument(
+        "--new_tokens", type=int, default=128, help="an answer and the next message (default: 128)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="conversations that are measured (default: 10)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="a .json file for the results; the figure goes beside it as .png")
+    parser.add_argument(
+        "--output", type=Path, help="a .json file for the results; the figure goes beside it as .png"
+    )
     options = parser.parse_args(arguments)
     result = measure(options)
     print(describe(result))
@@ -86,7 +102,9 @@ def random_turns(model: H2CForCausalLM, options: argparse.Namespace) -> list[dic
 
 def first_token(answering: H2CForCausalLM | H2CConversation, turn: dict[str, torch.Tensor]) -> torch.Tensor:
     """The logits of a turn's first token, (1, vocabulary), through `generate`."""
-    output = answering.generate(**turn, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    output = answering.generate(
+        **turn, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
     return output.logits[0]
 
 
@@ -98,7 +116,9 @@ def check_same_first_turn(model: H2CForCausalLM, turn: dict[str, torch.Tensor]) 
     ours, whole = first_token(model.conversation(), turn), first_token(model, turn)
     difference = float((ours - whole).abs().max())
     if difference > (1e-4 if model.receiver.dtype == torch.float32 else 5e-2):
-        raise ValueError(f"The two differ in the first turn: their logits by up to {difference}; expected none.")
+        raise ValueError(
+            f"The two differ in the first turn: their logits by up to {difference}; expected none."
+        )
 
 
 def describe(result: dict) -> str:
@@ -109,13 +129,18 @@ def describe(result: dict) -> str:
         taken = [[1e3 * row[number] for row in result["seconds"][name]] for name in FORMS]
         cells = [f"{median(x):.1f} (min {min(x):.1f}, max {max(x):.1f})" for x in taken]
         lines.append(f"{f'turn {number + 1}':<23}" + "".join(f"{cell:>40}" for cell in cells))
-    spread = {name: f"{x['median']:.2f} (min {x['min']:.2f}, max {x['max']:.2f})" for name, x in result["ratios"].items()}
+    spread = {
+        name: f"{x['median']:.2f} (min {x['min']:.2f}, max {x['max']:.2f})"
+        for name, x in result["ratios"].items()
+    }
     last, new, first = settings["turns"], settings["new_tokens"], settings["first_tokens"]
     lines += [
         f"turn {last} / turn 1: turn by turn {spread['kept']}, the whole {spread['whole']}",
         f"turn {last}, the whole / turn by turn: {spread['saved']}",
-        f"turn {last} <= turn 1 x (1 + {new} new tokens / {first} tokens of turn 1) = {result['allowed']:.2f} x turn 1: "
-        f"{'holds' if result['holds'] else 'DOES NOT HOLD'}, by the median {result['ratios']['kept']['median']:.2f}",
+        f"turn {last} <= turn 1 x (1 + {new} new tokens / {first} tokens of turn 1) = "
+        f"{result['allowed']:.2f} x turn 1: "
+        f"{'holds' if result['holds'] else 'DOES NOT HOLD'}, by the median "
+        f"{result['ratios']['kept']['median']:.2f}",
     ]
     return "\n".join(lines)
 
@@ -137,5 +162,8 @@ def draw(result: dict) -> Figure:
             axes.axhline(result["allowed"] * middle[0], color=shade, lw=1, ls="--", label=allowed)
     axes.set(xlabel="turn", ylabel="time to first token, ms", ylim=(0, None), xticks=turns)
     axes.legend(loc="upper left")
-    axes.set_title(f"{settings['first_tokens']} tokens in turn 1, {settings['new_tokens']} new in each later turn; pair {settings['pair']}")
+    axes.set_title(
+        f"{settings['first_tokens']} tokens in turn 1, {settings['new_tokens']} new in each later turn; pair "
+        f"{settings['pair']}"
+    )
     return figure

@@ -31,8 +31,13 @@ def atlas_records(source: "DataSource") -> list[dict]:
         return word_list_records(source)
     if source.form == "two_step":
         return two_step_records(source)
-    if source.form == "told":  # by turns one that both models are told, and one that only the Receiver is told
-        both = zip(atlas_told(source.split, False, source.variants), atlas_told(source.split, True, source.variants), strict=True)
+    # By turns one that both models are told, and one that only the Receiver is told.
+    if source.form == "told":
+        both = zip(
+            atlas_told(source.split, False, source.variants),
+            atlas_told(source.split, True, source.variants),
+            strict=True,
+        )
         return [{"hint": None, "told": None, **pair[number % 2]} for number, pair in enumerate(both)]
     if source.form == "quiz":
         return atlas_quizzes(source.split, source.variants)

@@ -1,4 +1,5 @@
-"""Exchanges from conversations, in the layouts of OpenHermes (ShareGPT), TRL messages, and prompt / completion."""
+"""Exchanges from conversations, in the layouts of OpenHermes (ShareGPT), TRL messages, and prompt /
+completion."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -13,7 +14,13 @@ if TYPE_CHECKING:
     from .sources import DataSource
 
 # ShareGPT's names of the roles, as OpenHermes has them.
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 
 
 def read_sharegpt(record: dict, source: "DataSource") -> Iterator[Exchange]:
@@ -76,7 +83,10 @@ def targets(messages: list[dict], turns: str) -> Iterator[Exchange]:
     found = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i]
     if not found or all(message["role"] == "system" for message in messages[: found[0]]):
         raise UnusableRecordError("no assistant turn after a user turn")
-    if any(not isinstance(message["content"], str) or not message["content"].strip() for message in messages[: found[-1] + 1]):
+    if any(
+        not isinstance(message["content"], str) or not message["content"].strip()
+        for message in messages[: found[-1] + 1]
+    ):
         raise UnusableRecordError("empty message")
     for i in found[:1] if turns == "first" else found:
         yield [{"role": m["role"], "content": m["content"]} for m in messages[:i]], messages[i]["content"]

@@ -17,17 +17,24 @@ IGNORE_INDEX = -100
 
 
 def encode_example(
-    processor: H2CProcessor, conversation: list[dict] | str, answer: str, sharer_conversation: list[dict] | None = None
+    processor: H2CProcessor,
+    conversation: list[dict] | str,
+    answer: str,
+    sharer_conversation: list[dict] | None = None,
 ) -> dict[str, list[int]]:
-    """Encode one example: `input_ids` and `sharer_input_ids` end in the generation prompt; `target_ids` is the answer after it.
+    """Encode one example: `input_ids` and `sharer_input_ids` end in the generation prompt; `target_ids` is
+    the answer after it.
 
     Args:
-        conversation: messages, or plain text: each model reads that as a user turn, or as it stands if it has no chat template.
+        conversation: messages, or plain text: each model reads that as a user turn, or as it stands if it has
+            no chat template.
 
     Raises:
         ValueError: for an empty conversation, or a template that `answer_ids` cannot use.
     """
-    return encode_rendered(processor, [render_example(processor, conversation, answer, sharer_conversation)])[0]
+    return encode_rendered(processor, [render_example(processor, conversation, answer, sharer_conversation)])[
+        0
+    ]
 
 
 class Rendered(NamedTuple):
@@ -40,10 +47,13 @@ class Rendered(NamedTuple):
 
 
 def render_example(
-    processor: H2CProcessor, conversation: list[dict] | str, answer: str, sharer_conversation: list[dict] | None = None
+    processor: H2CProcessor,
+    conversation: list[dict] | str,
+    answer: str,
+    sharer_conversation: list[dict] | None = None,
 ) -> Rendered | dict[str, list[int]]:
-    """Render both prompts, by the way that generation takes, and the target. Plain text for a model without a chat template has no frame
-    to render: its token ids are returned.
+    """Render both prompts, by the way that generation takes, and the target. Plain text for a model without a
+    chat template has no frame to render: its token ids are returned.
 
     Raises:
         ValueError: see `encode_example`.
@@ -54,13 +64,24 @@ def render_example(
         if None in [tokenizer.chat_template for tokenizer in tokenizers]:
             return encode_plain(processor, conversation, answer)
         conversation = user_turn(conversation)
-    sharer = processor.render("sharer", conversation if sharer_conversation is None else sharer_conversation, add_generation_prompt=True)
+    sharer = processor.render(
+        "sharer",
+        conversation if sharer_conversation is None else sharer_conversation,
+        add_generation_prompt=True,
+    )
     variables = processor.chat_template_kwargs
-    return Rendered(sharer, *answer_text(processor.receiver_tokenizer, conversation, answer, template_kwargs=variables), answer)
+    return Rendered(
+        sharer,
+        *answer_text(processor.receiver_tokenizer, conversation, answer, template_kwargs=variables),
+        answer,
+    )
 
 
-def encode_rendered(processor: H2CProcessor, rendered: list[Rendered | dict[str, list[int]]]) -> list[dict[str, list[int]]]:
-    """Encode examples together: each tokenizer is called once. Those that are token ids already stay as they are.
+def encode_rendered(
+    processor: H2CProcessor, rendered: list[Rendered | dict[str, list[int]]]
+) -> list[dict[str, list[int]]]:
+    """Encode examples together: each tokenizer is called once. Those that are token ids already stay as they
+    are.
 
     Raises:
         ValueError: for an answer without tokens.
@@ -87,8 +108,9 @@ def encode_rendered(processor: H2CProcessor, rendered: list[Rendered | dict[str,
 
 
 def encode_plain(processor: H2CProcessor, prompt: str, answer: str) -> dict[str, list[int]]:
-    """Encode one example of plain text for a pair of which one or both models have no chat template. Such a model reads the prompt
-    as `H2CProcessor.__call__` encodes it; a Receiver without a template ends its answer with its end token."""
+    """Encode one example of plain text for a pair of which one or both models have no chat template. Such a
+    model reads the prompt as `H2CProcessor.__call__` encodes it; a Receiver without a template ends its
+    answer with its end token."""
 
     variables = processor.chat_template_kwargs
 
@@ -96,7 +118,10 @@ def encode_plain(processor: H2CProcessor, prompt: str, answer: str) -> dict[str,
         if tokenizer.chat_template is None:
             return tokenizer(prompt, split_special_tokens=True)["input_ids"]
         marked = mark_special_tokens(tokenizer, user_turn(prompt))
-        return encode_marked(tokenizer, [tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True, **variables)])[0]
+        return encode_marked(
+            tokenizer,
+            [tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True, **variables)],
+        )[0]
 
     receiver = processor.receiver_tokenizer
     if receiver.chat_template is None:
@@ -105,11 +130,16 @@ def encode_plain(processor: H2CProcessor, prompt: str, answer: str) -> dict[str,
         target = following_ids(receiver, marked_prompt, marked_answer) + end
     else:
         target = answer_ids(receiver, user_turn(prompt), answer, template_kwargs=variables)
-    return {"input_ids": prompt_ids(receiver), "sharer_input_ids": prompt_ids(processor.sharer_tokenizer), "target_ids": target}
+    return {
+        "input_ids": prompt_ids(receiver),
+        "sharer_input_ids": prompt_ids(processor.sharer_tokenizer),
+        "target_ids": target,
+    }
 
 
 def encode_questions(processor: H2CProcessor, questions: list[dict], form: str = "choice") -> Dataset:
-    """Questions in the columns of `cais/mmlu` as examples, in choice form (a letter) or open form (the choice's text).
+    """Questions in the columns of `cais/mmlu` as examples, in choice form (a letter) or open form (the
+    choice's text).
 
     Raises:
         ValueError: for another form, or a question whose answer is none of its choices.
@@ -117,12 +147,17 @@ def encode_questions(processor: H2CProcessor, questions: list[dict], form: str =
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; expected one of {', '.join(FORMS)}.")
     prompt, answer = FORMS[form]
-    return Dataset.from_list(encode_rendered(processor, [render_example(processor, user_turn(prompt(q)), answer(q)) for q in questions]))
+    return Dataset.from_list(
+        encode_rendered(
+            processor, [render_example(processor, user_turn(prompt(q)), answer(q)) for q in questions]
+        )
+    )
 
 
 @dataclass
 class H2CCollator:
-    """Batches examples: prompts padded on the left, targets on the right, so that a target starts right after its kickstart."""
+    """Batches examples: prompts padded on the left, targets on the right, so that a target starts right after
+    its kickstart."""
 
     processor: H2CProcessor
 
@@ -135,15 +170,22 @@ class H2CCollator:
         for name in ("input_ids", "sharer_input_ids", "target_ids"):
             empty = [i for i, example in enumerate(examples) if not len(example[name])]
             if empty:
-                raise ValueError(f"{name} of example {empty[0]} of {len(examples)} has no tokens; expected at least one.")
-        receiver_pad, sharer_pad = padding_id(self.processor.receiver_tokenizer), padding_id(self.processor.sharer_tokenizer)
+                raise ValueError(
+                    f"{name} of example {empty[0]} of {len(examples)} has no tokens; expected at least one."
+                )
+        receiver_pad, sharer_pad = (
+            padding_id(self.processor.receiver_tokenizer),
+            padding_id(self.processor.sharer_tokenizer),
+        )
         prompts, prompt_mask = left_pad([e["input_ids"] for e in examples], receiver_pad)
         targets = [torch.tensor(e["target_ids"]) for e in examples]
         sharer_ids, sharer_mask = left_pad([e["sharer_input_ids"] for e in examples], sharer_pad)
         target_mask = pad_sequence([torch.ones_like(target) for target in targets], batch_first=True)
         target_labels = pad_sequence(targets, batch_first=True, padding_value=IGNORE_INDEX)
         return {
-            "input_ids": torch.cat([prompts, pad_sequence(targets, batch_first=True, padding_value=receiver_pad)], 1),
+            "input_ids": torch.cat(
+                [prompts, pad_sequence(targets, batch_first=True, padding_value=receiver_pad)], 1
+            ),
             "attention_mask": torch.cat([prompt_mask, target_mask], 1),
             "labels": torch.cat([torch.full_like(prompts, IGNORE_INDEX), target_labels], 1),
             "sharer_input_ids": sharer_ids,

@@ -1,4 +1,5 @@
-"""Local files and folders that are missing, empty or broken: told in one sentence, before anything is asked of the Hub."""
+"""Local files and folders that are missing, empty or broken: told in one sentence, before anything is asked
+of the Hub."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,14 +19,20 @@ def refuse_missing(path: str) -> None:
     Raises:
         ValueError: naming the path.
     """
-    local = path.lower().endswith(DATA_SUFFIXES) or path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
+    local = (
+        path.lower().endswith(DATA_SUFFIXES)
+        or path.startswith((".", "/", "~"))
+        or path.count("/") > 1
+        or "\\" in path
+    )
     if local and "://" not in path and not Path(path).exists():
         raise ValueError(f"there is no file or folder {path!r}; expected one, or a Hub id")
 
 
 @contextlib.contextmanager
 def told_of(prefix: str = "") -> Iterator[None]:
-    """Tell the errors of `datasets` in one sentence after `prefix`: they are long, of many types, and name no file.
+    """Tell the errors of `datasets` in one sentence after `prefix`: they are long, of many types, and name no
+    file.
 
     Raises:
         ValueError: in their place.
@@ -35,7 +42,8 @@ def told_of(prefix: str = "") -> Iterator[None]:
     except StopIteration:  # of an empty JSON file
         raise ValueError(f"{prefix}it is empty; expected at least one record.") from None
     except (OSError, EOFError, ValueError, DatasetsError) as error:
-        if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:  # which says that there was an error, and no more
+        # Which says that there was an error, and no more.
+        if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
             error = error.__cause__
         reason = " ".join(str(error).split()).rstrip(".")
         if "corresponds to no data" in reason:

@@ -1,4 +1,5 @@
-"""The training mixture: sources encoded, filtered by length and weighed, with exact counts of kept and dropped examples."""
+"""The training mixture: sources encoded, filtered by length and weighed, with exact counts of kept and
+dropped examples."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,14 +19,15 @@ from .tables import share
 
 
 IDS = ("input_ids", "sharer_input_ids", "target_ids")
-# Raised when what is encoded changes, so that the datasets cache does not serve what an earlier version encoded.
+# Raised when what is encoded changes, so that the datasets cache does not serve what an earlier version
+# encoded.
 ENCODING = 3
 
 
 @dataclass
 class SourceCount:
-    """Counts of a source's records: examples = kept + dropped, and kept = used + held_out + those that the weights leave.
-    A record is one example, or several with `turns="all"`."""
+    """Counts of a source's records: examples = kept + dropped, and kept = used + held_out + those that the
+    weights leave. A record is one example, or several with `turns="all"`."""
 
     source: str
     weight: float | None
@@ -50,7 +52,10 @@ class DataReport:
             count.__init__(count.source, count.weight)
 
     def to_dict(self) -> dict:
-        return {"streaming": self.streaming, "sources": [{**asdict(source), "dropped": dict(source.dropped)} for source in self.sources]}
+        return {
+            "streaming": self.streaming,
+            "sources": [{**asdict(source), "dropped": dict(source.dropped)} for source in self.sources],
+        }
 
     def __str__(self) -> str:
         if self.streaming:
@@ -59,8 +64,13 @@ class DataReport:
         for count in self.sources:
             share = "" if count.weight is None else f", weight {count.weight:g}"
             held = f", {count.held_out:,} held out" if count.held_out else ""
-            lines.append(f"  {count.source}: {count.records:,} records, {count.kept:,} examples kept{held}, {count.used:,} used{share}")
-            lines += [f"    dropped, {reason}: {number:,}" for reason, number in sorted(count.dropped.items())]
+            lines.append(
+                f"  {count.source}: {count.records:,} records, {count.kept:,} examples kept{held}, "
+                f"{count.used:,} used{share}"
+            )
+            lines += [
+                f"    dropped, {reason}: {number:,}" for reason, number in sorted(count.dropped.items())
+            ]
         return "\n".join(lines)
 
 
@@ -77,55 +87,83 @@ def build_dataset(
     """Encode and mix.
 
     Args:
-        max_length: longest example, in tokens of either model as they are fed: the Sharer's prompt; the Receiver's prompt and target.
+        max_length: longest example, in tokens of either model as they are fed: the Sharer's prompt; the
+            Receiver's prompt and target.
         seed: of which examples a weighted mixture takes, and of their order.
-        hold_out: share of the examples that are left for validation. Which is decided by the text of a record's first prompt, so
-            that one conversation, or a question that occurs twice, is never on both sides.
-        together: most tokens of both prompts and the target together, if a bridge gives the Sharer's tokens positions in the Receiver's
-            context window.
+        hold_out: share of the examples that are left for validation. Which is decided by the text of a
+            record's first prompt, so that one conversation, or a question that occurs twice, is never on both
+            sides.
+        together: most tokens of both prompts and the target together, if a bridge gives the Sharer's tokens
+            positions in the Receiver's context window.
 
     Returns:
-        The mixture, with the columns of `h2c_hf.data.examples.encode_example`; the held-out part, or None; and the counts.
+        The mixture, with the columns of `h2c_hf.data.examples.encode_example`; the held-out part, or None;
+        and the counts.
 
     Raises:
         ValueError: if weights are given to some sources alone, or nothing is left.
     """
     weights = [source.weight for source in sources]
     if None in weights and any(weights):
-        raise ValueError(f"Some sources have a weight and others have none: got {weights}; expected a weight for all, or for none.")
+        raise ValueError(
+            f"Some sources have a weight and others have none: got {weights}; expected a weight for all, or "
+            "for none."
+        )
     counts = [SourceCount(source.title, source.weight) for source in sources]
     if streaming:
-        parts = [encode_stream(source, processor, (max_length, together), count) for source, count in zip(sources, counts, strict=True)]
+        parts = [
+            encode_stream(source, processor, (max_length, together), count)
+            for source, count in zip(sources, counts, strict=True)
+        ]
         probabilities = None if None in weights else [weight / sum(weights) for weight in weights]
         mixed = datasets.interleave_datasets(parts, probabilities, seed=seed) if len(parts) > 1 else parts[0]
         return mixed, None, DataReport(counts, streaming=True)
     parts = [
-        encode_source(source, processor, (max_length, together), num_proc, count) for source, count in zip(sources, counts, strict=True)
+        encode_source(source, processor, (max_length, together), num_proc, count)
+        for source, count in zip(sources, counts, strict=True)
     ]
     held_out = None
     if hold_out:
         sides = [split(part, hold_out) for part in parts]
-        parts, held_out = [kept for kept, _ in sides], datasets.concatenate_datasets([held for _, held in sides])
+        parts, held_out = (
+            [kept for kept, _ in sides],
+            datasets.concatenate_datasets([held for _, held in sides]),
+        )
         for count, (_, held) in zip(counts, sides, strict=True):
             count.held_out = len(held)
     for count, part in zip(counts, parts, strict=True):
         if not len(part):
-            raise ValueError(f"Nothing of {count.source} is left: {count.records:,} records, dropped {dict(count.dropped)}.")
+            raise ValueError(
+                f"Nothing of {count.source} is left: {count.records:,} records, dropped "
+                f"{dict(count.dropped)}."
+            )
     if held_out is not None and not len(held_out):
-        raise ValueError(f"A validation_fraction of {hold_out} holds out none of {sum(map(len, parts)):,} examples; expected more.")
+        raise ValueError(
+            f"A validation_fraction of {hold_out} holds out none of {sum(map(len, parts)):,} examples; "
+            "expected more."
+        )
     parts = weigh(parts, weights, seed)
     for count, part in zip(counts, parts, strict=True):
         count.used = len(part)
-    return datasets.concatenate_datasets(parts).select_columns(IDS), held_out and held_out.select_columns(IDS), DataReport(counts)
+    return (
+        datasets.concatenate_datasets(parts).select_columns(IDS),
+        held_out and held_out.select_columns(IDS),
+        DataReport(counts),
+    )
 
 
 def weigh(parts: list[Dataset], weights: list[float | None], seed: int) -> list[Dataset]:
-    """As many examples as the weights allow without repeating any: the source that runs out first is used whole."""
+    """As many examples as the weights allow without repeating any: the source that runs out first is used
+    whole."""
     if None in weights:
         return parts
     unit = min(len(part) / weight for part, weight in zip(parts, weights, strict=True))
-    numbers = [min(len(part), max(1, round(unit * weight))) for part, weight in zip(parts, weights, strict=True)]
-    return [part.shuffle(seed=seed).select(range(number)) for part, number in zip(parts, numbers, strict=True)]
+    numbers = [
+        min(len(part), max(1, round(unit * weight))) for part, weight in zip(parts, weights, strict=True)
+    ]
+    return [
+        part.shuffle(seed=seed).select(range(number)) for part, number in zip(parts, numbers, strict=True)
+    ]
 
 
 def split(examples: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
@@ -136,7 +174,11 @@ def split(examples: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
 
 
 def encode_source(
-    source: DataSource, processor: H2CProcessor, longest: tuple[int, int | None], num_proc: int | None, count: SourceCount
+    source: DataSource,
+    processor: H2CProcessor,
+    longest: tuple[int, int | None],
+    num_proc: int | None,
+    count: SourceCount,
 ) -> Dataset:
     records = source.load()
     encode = RecordEncoder(processor, source, records.column_names, *longest)
@@ -147,19 +189,26 @@ def encode_source(
         batch_size=100,
         remove_columns=records.column_names,
         features=datasets.Features(
-            {name: datasets.List(Value("int32")) for name in IDS} | {"group": Value("int64"), "dropped": Value("string")}
+            {name: datasets.List(Value("int32")) for name in IDS}
+            | {"group": Value("int64"), "dropped": Value("string")}
         ),
         num_proc=num_proc,
         desc=f"encoding {source.title}",
     )
     reasons = encoded["dropped"][:]
-    count.records, count.examples, count.dropped = len(records), len(reasons), Counter(reason for reason in reasons if reason)
+    count.records, count.examples, count.dropped = (
+        len(records),
+        len(reasons),
+        Counter(reason for reason in reasons if reason),
+    )
     kept = encoded.select([i for i, reason in enumerate(reasons) if not reason])
     count.kept = len(kept)
     return kept
 
 
-def encode_stream(source: DataSource, processor: H2CProcessor, longest: tuple[int, int | None], count: SourceCount) -> IterableDataset:
+def encode_stream(
+    source: DataSource, processor: H2CProcessor, longest: tuple[int, int | None], count: SourceCount
+) -> IterableDataset:
     records = source.load(streaming=True)
     with told_of(f"{source.title} could not be loaded: "):
         columns = records.column_names or list(next(iter(records)))
@@ -175,23 +224,39 @@ def encode_stream(source: DataSource, processor: H2CProcessor, longest: tuple[in
         count.used = count.kept
         return {name: [encoded[name][i] for i in kept] for name in IDS}
 
-    return records.map(encode_and_count, with_indices=True, batched=True, batch_size=100, remove_columns=columns)
+    return records.map(
+        encode_and_count, with_indices=True, batched=True, batch_size=100, remove_columns=columns
+    )
 
 
 class RecordEncoder:
-    """Batches of records to examples: `IDS`, the record's `group`, and in `dropped` the reason if there is none ("" if there is)."""
+    """Batches of records to examples: `IDS`, the record's `group`, and in `dropped` the reason if there is
+    none ("" if there is)."""
 
-    def __init__(self, processor: H2CProcessor, source: DataSource, columns: list[str], max_length: int, together: int | None = None):
+    def __init__(
+        self,
+        processor: H2CProcessor,
+        source: DataSource,
+        columns: list[str],
+        max_length: int,
+        together: int | None = None,
+    ):
         """max_length, together: see `build_dataset`."""
-        self.processor, self.max_length, self.together, self.encoding = processor, max_length, together, ENCODING
-        self.source = replace(source, weight=None)  # with the rest it is the key in the datasets cache, and weighs nothing here
+        self.processor, self.max_length, self.together, self.encoding = (
+            processor,
+            max_length,
+            together,
+            ENCODING,
+        )
+        # With the rest it is the key in the datasets cache, and weighs nothing here.
+        self.source = replace(source, weight=None)
         self.columns = columns
         reader(columns, self.source)  # refuses columns that it cannot read
 
     @cached_property
     def read(self) -> Callable[[dict], Iterator[Exchange]]:
-        """The function that makes exchanges of a record. Made when it is used: the datasets cache pickles the encoder for its key, and
-        dill does not end on functions that call each other."""
+        """The function that makes exchanges of a record. Made when it is used: the datasets cache pickles the
+        encoder for its key, and dill does not end on functions that call each other."""
         return reader(self.columns, self.source)
 
     def __call__(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
@@ -212,7 +277,10 @@ class RecordEncoder:
                 raise ValueError(f"Row {index} of {self.source.title}: {error}") from error
         # All that could be rendered is encoded in one call: a tokenizer's call costs more than a short text.
         encoded = iter(encode_rendered(self.processor, [texts for texts in rendered if texts is not None]))
-        rows = [row if texts is None else self._fit({**row, **next(encoded)}) for row, texts in zip(rows, rendered, strict=True)]
+        rows = [
+            row if texts is None else self._fit({**row, **next(encoded)})
+            for row, texts in zip(rows, rendered, strict=True)
+        ]
         return {name: [row[name] for row in rows] for name in (*IDS, "group", "dropped")}
 
     def _render_record(self, record: dict) -> Iterator[tuple[dict, Rendered | dict | None]]:

@@ -1,4 +1,5 @@
-"""Values of a record as they should be: lists that a CSV file holds as text, and questions in the columns of `cais/mmlu`."""
+"""Values of a record as they should be: lists that a CSV file holds as text, and questions in the columns of
+`cais/mmlu`."""
 
 import ast
 import io
@@ -12,8 +13,8 @@ CONSTANTS = ("None", "True", "False")
 
 
 def parse_text(value):
-    """Return the list or dict that a text writes: as JSON, as Python prints it, or as numpy and pandas do (`['a' 'b']`,
-    `array(['a'], dtype=object)`). Any other value is returned as it is.
+    """Return the list or dict that a text writes: as JSON, as Python prints it, or as numpy and pandas do
+    (`['a' 'b']`, `array(['a'], dtype=object)`). Any other value is returned as it is.
 
     Raises:
         ValueError: for a text that writes neither.
@@ -27,22 +28,28 @@ def parse_text(value):
             continue
         if isinstance(parsed, list | tuple | dict):
             return list(parsed) if isinstance(parsed, tuple) else parsed
-    raise ValueError(f"is the text {shortened(value)}; expected a list, or a text that writes one as JSON or Python do")
+    raise ValueError(
+        f"is the text {shortened(value)}; expected a list, or a text that writes one as JSON or Python do"
+    )
 
 
 def _read_python(text: str):
-    """`ast.literal_eval`, with commas between values that numpy prints without: Python would join `'a' 'b'` into one string."""
+    """`ast.literal_eval`, with commas between values that numpy prints without: Python would join `'a' 'b'`
+    into one string."""
     if text.strip()[:1] not in ("[", "(", "{"):
         raise ValueError("no list")
     tokens, ended = [], False
-    for token in tokenize.generate_tokens(io.StringIO(f"({text})").readline):  # in parentheses a line may end anywhere
+    # In parentheses a line may end anywhere.
+    for token in tokenize.generate_tokens(io.StringIO(f"({text})").readline):
         literal = token.type in (tokenize.STRING, tokenize.NUMBER)
         if ended and (literal or token.type == tokenize.NAME or token.string in ("[", "(", "{")):
             tokens.append((tokenize.OP, ","))
         if token.type != tokenize.NL:
             ended = literal or token.string in ("]", ")", "}", *CONSTANTS)
             tokens.append((token.type, token.string))
-    return ast.literal_eval(_WithoutArrays().visit(ast.parse(tokenize.untokenize(tokens).strip(), mode="eval")))
+    return ast.literal_eval(
+        _WithoutArrays().visit(ast.parse(tokenize.untokenize(tokens).strip(), mode="eval"))
+    )
 
 
 class _WithoutArrays(ast.NodeTransformer):
@@ -97,9 +104,14 @@ def parse_answer(value, choices: list[str]) -> int:
         index = int(index)
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
         got = "empty" if value is None else shortened(value)
-        raise ValueError(f"is {got}; expected the index of one of its {count} choices, 0 to {count - 1}, or its letter")
+        raise ValueError(
+            f"is {got}; expected the index of one of its {count} choices, 0 to {count - 1}, or its letter"
+        )
     if isinstance(value, str) and value.strip() in choices and choices[index] != value.strip():
-        raise ValueError(f"is {value!r}, the letter of {choices[index]!r} and the text of another choice; expected an index")
+        raise ValueError(
+            f"is {value!r}, the letter of {choices[index]!r} and the text of another choice; expected an "
+            "index"
+        )
     return index
 
 

@@ -1,7 +1,9 @@
-"""Questions: by letter (the columns of `cais/mmlu`), or answered in words, with or without a passage that only the Sharer reads.
+"""Questions: by letter (the columns of `cais/mmlu`), or answered in words, with or without a passage that
+only the Sharer reads.
 
-A question in words has `question`, `answers` (all that count as right; the first is the target), `subject`, and in the private regime
-`passage`. It has `choices` and `answer` as well, the first answer as the only choice, so that one code path asks both kinds.
+A question in words has `question`, `answers` (all that count as right; the first is the target), `subject`,
+and in the private regime `passage`. It has `choices` and `answer` as well, the first answer as the only
+choice, so that one code path asks both kinds.
 """
 
 from collections.abc import Iterator
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
     from .sources import DataSource
 
 
-def in_words(question: str, answers: list[str], passage: str | None = None, subject: str = "", **more) -> dict:
+def in_words(
+    question: str, answers: list[str], passage: str | None = None, subject: str = "", **more
+) -> dict:
     """A question that is answered in words.
 
     Raises:
@@ -28,7 +32,15 @@ def in_words(question: str, answers: list[str], passage: str | None = None, subj
     if not question.strip() or (passage is not None and not passage.strip()):
         raise UnusableRecordError("empty message")
     told = {} if passage is None else {"passage": passage}
-    return {"question": question, "choices": answers[:1], "answer": 0, "answers": answers, "subject": subject, **told, **more}
+    return {
+        "question": question,
+        "choices": answers[:1],
+        "answer": 0,
+        "answers": answers,
+        "subject": subject,
+        **told,
+        **more,
+    }
 
 
 def answered(question: dict) -> Exchange:
@@ -52,7 +64,8 @@ def answers_of(record: dict) -> list[str]:
 
 
 def closed_book(record: dict, source: "DataSource") -> dict:
-    """A record with `question` and `answers`, a list of all accepted answers, as WebQuestions; both models read the question."""
+    """A record with `question` and `answers`, a list of all accepted answers, as WebQuestions; both models
+    read the question."""
     return in_words(record["question"], answers_of(record), subject=record.get("subject") or "")
 
 

@@ -15,8 +15,9 @@ REPEAT_INSTRUCTION = "Repeat the text."
 
 
 def repeat_records(records: Iterable[dict], source: "DataSource") -> list[dict]:
-    """Questions in words whose passage and answer are the same text: `source.fewest` to `source.most` words in a row, cut from a text
-    of the records. Every text is used once before any is used again; `source.count` questions, by default one a text.
+    """Questions in words whose passage and answer are the same text: `source.fewest` to `source.most` words
+    in a row, cut from a text of the records. Every text is used once before any is used again; `source.count`
+    questions, by default one a text.
 
     Raises:
         ValueError: if no text has `source.fewest` words.
@@ -24,7 +25,10 @@ def repeat_records(records: Iterable[dict], source: "DataSource") -> list[dict]:
     pool = [words for words in words_of(records, source.part) if len(words) >= source.fewest]
     if not pool:
         part = f" in the part {source.part!r}" if source.part else ""
-        raise ValueError(f"{source.title} has no text of {source.fewest} words{part}; expected some, or a smaller 'fewest'.")
+        raise ValueError(
+            f"{source.title} has no text of {source.fewest} words{part}; expected some, or a smaller "
+            "'fewest'."
+        )
     rng = random.Random(f"repeat-{source.part}-{source.seed}")
     rng.shuffle(pool)
     return [cut(pool[number % len(pool)], source, rng) for number in range(source.count or len(pool))]
@@ -38,8 +42,9 @@ def cut(words: list[str], source: "DataSource", rng: random.Random) -> dict:
 
 
 def words_of(records: Iterable[dict], part: str | None) -> Iterator[list[str]]:
-    """The different texts of the records, as lists of words. With a `part`, those of its records (see `part_of`) that stand in no
-    record of an earlier part: a text of "validation" or "test" is never one of "train"."""
+    """The different texts of the records, as lists of words. With a `part`, those of its records (see
+    `part_of`) that stand in no record of an earlier part: a text of "validation" or "test" is never one of
+    "train"."""
     order, found = list(PARTS), {}
     for record in records:
         own = [words for text in texts(record) if (words := text.split())]

@@ -1,4 +1,5 @@
-"""The sources of examples: one registry of named worlds, column layouts and forms. Each subject has a module of its own."""
+"""The sources of examples: one registry of named worlds, column layouts and forms. Each subject has a module
+of its own."""
 
 import difflib
 import re
@@ -52,28 +53,34 @@ class DataSource:
         split: as `datasets.load_dataset` takes it ("train", "train[:1000]" ...). Never a test split.
         revision: commit of a dataset on the Hub.
         weight: share of the mixture. If no source has one, all examples of all sources are used.
-        form: of multiple-choice questions: "choice", answered by letter; "open", in words and without the choices; "hand_off",
-            in words, after a `passage` that only the Sharer reads (in Atlas, of invented facts about the split's entities);
-            "told", by letter, when the Receiver's own prompt has the answer: in a `hint` that both read, or in what only the Receiver
-            is `told` (in Atlas, half of them, and it is not the Sharer's answer), so that the bridge learns to let it stand;
-            or "quiz", of Atlas: chats of several questions, each with its answer for both to read (`turns` counts there, too).
-            Of Atlas, "words": passages whose values are ordinary words (`words`, `new_words`), and "two_step": the same, in which two
-            statements lead to the answer (the capital of the country that a city is in); "word_list": words in a random order, which the
-            Receiver is to write (`fewest`, `most`). Of any dataset with texts, "repeat":
-            the Sharer reads a text that the Receiver is to write (`fewest`, `most`).
-            Passages in the layout of SQuAD and closed-book questions with `answers` are known by their columns and need no form.
-        turns: of a conversation: the "first" assistant turn is a target, or "all" are, each after the turns before it.
+        form: of multiple-choice questions: "choice", answered by letter; "open", in words and without the
+            choices; "hand_off", in words, after a `passage` that only the Sharer reads (in Atlas, of invented
+            facts about the split's entities); "told", by letter, when the Receiver's own prompt has the
+            answer: in a `hint` that both read, or in what only the Receiver is `told` (in Atlas, half of
+            them, and it is not the Sharer's answer), so that the bridge learns to let it stand; or "quiz", of
+            Atlas: chats of several questions, each with its answer for both to read (`turns` counts there,
+            too). Of Atlas, "words": passages whose values are ordinary words (`words`, `new_words`), and
+            "two_step": the same, in which two statements lead to the answer (the capital of the country that
+            a city is in); "word_list": words in a random order, which the Receiver is to write (`fewest`,
+            `most`). Of any dataset with texts, "repeat": the Sharer reads a text that the Receiver is to
+            write (`fewest`, `most`). Passages in the layout of SQuAD and closed-book questions with `answers`
+            are known by their columns and need no form.
+        turns: of a conversation: the "first" assistant turn is a target, or "all" are, each after the turns
+            before it.
         variants: of Atlas: so many differently worded questions a fact.
         facts: of Atlas in the forms "hand_off" and "words": so many facts a passage.
-        values: of Atlas in the form "hand_off": so many passages about each value that facts have, instead of one about each fact.
+        values: of Atlas in the form "hand_off": so many passages about each value that facts have, instead of
+            one about each fact.
         words: of the forms "words", "word_list" and "two_step": the file whose frequent words are the values.
         new_words: of the same forms: take the words that are kept for measuring. Never in training data.
         fewest, most: of the forms "repeat" and "word_list": words of a text.
-        count: of the forms "words", "word_list", "two_step" and "repeat": so many examples, instead of one a fact or a text.
+        count: of the forms "words", "word_list", "two_step" and "repeat": so many examples, instead of one a
+            fact or a text.
         seed: of the same forms: another draw.
-        part: only the records of the part "train", "validation" or "test", by a hash of their first text, for a dataset that comes in
-            one piece.
-        crop: of passages in the layout of SQuAD: keep the sentences around the answer, up to so many words; 0 keeps all.
+        part: only the records of the part "train", "validation" or "test", by a hash of their first text, for
+            a dataset that comes in one piece.
+        crop: of passages in the layout of SQuAD: keep the sentences around the answer, up to so many words; 0
+            keeps all.
     """
 
     path: str
@@ -95,7 +102,8 @@ class DataSource:
     part: str | None = None
     crop: int = 0
 
-    # Whether test splits and new words may be read: for reports, not for training or choosing. No field: a class says it.
+    # Whether test splits and new words may be read: for reports, not for training or choosing. No field: a
+    # class says it.
     for_reports = False
 
     def __post_init__(self):
@@ -105,18 +113,35 @@ class DataSource:
         for field, known in choices.items():
             if getattr(self, field) not in known:
                 expected = ", ".join(str(value) for value in known if value)
-                raise ValueError(f"{field} of {self.path} is {getattr(self, field)!r}; expected one of {expected}.")
+                raise ValueError(
+                    f"{field} of {self.path} is {getattr(self, field)!r}; expected one of {expected}."
+                )
         defaults = {field.name: field.default for field in fields(DataSource)}
         for field, forms in FIELDS_OF_FORM.items():
             if self.form not in forms and getattr(self, field) != defaults[field]:
-                raise ValueError(f"{field} of {self.path} is for the form {' or '.join(forms)}; got the form {self.form!r}.")
+                raise ValueError(
+                    f"{field} of {self.path} is for the form {' or '.join(forms)}; got the form "
+                    f"{self.form!r}."
+                )
         if self.form in IN_WORDS and self.path != "atlas":
-            raise ValueError(f"The form {self.form!r} is about Atlas' entities; expected path=atlas and words=FILE, got path={self.path}.")
-        if self.part and self.path in WORLDS:
-            raise ValueError(f"part is for datasets that come in one piece; expected a split of {self.path}, got part={self.part!r}.")
-        if self.crop < 0 or self.fewest < 1 or self.most < self.fewest or (self.count is not None and self.count < 1):
             raise ValueError(
-                f"{self.path} has crop {self.crop}, fewest {self.fewest}, most {self.most}, count {self.count}; "
+                f"The form {self.form!r} is about Atlas' entities; expected path=atlas and words=FILE, got "
+                f"path={self.path}."
+            )
+        if self.part and self.path in WORLDS:
+            raise ValueError(
+                f"part is for datasets that come in one piece; expected a split of {self.path}, got "
+                f"part={self.part!r}."
+            )
+        if (
+            self.crop < 0
+            or self.fewest < 1
+            or self.most < self.fewest
+            or (self.count is not None and self.count < 1)
+        ):
+            raise ValueError(
+                f"{self.path} has crop {self.crop}, fewest {self.fewest}, most {self.most}, count "
+                f"{self.count}; "
                 "expected crop of at least 0, 1 <= fewest <= most, and a count of at least 1."
             )
         if self.for_reports:
@@ -124,10 +149,14 @@ class DataSource:
         for field in ("split", "part"):
             if re.match(r"test\b", getattr(self, field) or ""):
                 raise ValueError(
-                    f"{field} of {self.path} is {getattr(self, field)!r}: a test split is for reports; expected train or validation data."
+                    f"{field} of {self.path} is {getattr(self, field)!r}: a test split is for reports; "
+                    "expected train or validation data."
                 )
         if self.new_words and self.split == "train":
-            raise ValueError("new_words are kept for measuring; expected them with split=validation only, got split='train'.")
+            raise ValueError(
+                "new_words are kept for measuring; expected them with split=validation only, got "
+                "split='train'."
+            )
 
     @classmethod
     def parse(cls, source: "str | dict | DataSource") -> "DataSource":
@@ -139,13 +168,19 @@ class DataSource:
         if isinstance(source, cls):
             return source
         if isinstance(source, str):
-            pairs = [part.partition("=") for part in source.split(",")] if "=" in source else [("path", "=", source)]
+            pairs = (
+                [part.partition("=") for part in source.split(",")]
+                if "=" in source
+                else [("path", "=", source)]
+            )
             source = {key.strip(): value.strip() for key, _, value in pairs}
         known = {field.name: field.type for field in fields(cls)}
         for key in source:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
-                raise ValueError(f"A data source has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+                raise ValueError(
+                    f"A data source has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else ".")
+                )
         if "path" not in source:
             written = ",".join(f"{key}={value}" for key, value in source.items())
             raise ValueError(f"The data source {written!r} has no path; expected path=NAME_OR_ID_OR_FOLDER.")
@@ -167,7 +202,8 @@ class DataSource:
         return " ".join(part for part in (self.path, self.name, self.split, self.part, form) if part)
 
     def overlaps(self, other: "DataSource") -> bool:
-        """Whether the two sources read the same records of the same split. Different parts of it have none in common."""
+        """Whether the two sources read the same records of the same split. Different parts of it have none in
+        common."""
         same = (self.path, self.name, self.split) == (other.path, other.name, other.split)
         return same and (None in (self.part, other.part) or self.part == other.part)
 
@@ -193,7 +229,10 @@ class DataSource:
         records = self.load()
         read = question_reader(records.column_names, self)
         if read is None:
-            raise ValueError(f"{self.title} has the columns {', '.join(records.column_names)}; {_expected(QUESTION_LAYOUTS)}.")
+            raise ValueError(
+                f"{self.title} has the columns {', '.join(records.column_names)}; "
+                f"{_expected(QUESTION_LAYOUTS)}."
+            )
         questions, unusable = [], 0
         for row, record in enumerate(records):
             try:
@@ -225,7 +264,9 @@ def _typed(key: str, value, annotation):
     try:
         return kinds[annotation](value)
     except (TypeError, ValueError):
-        raise ValueError(f"A data source has {key}={value!r}; expected {NAMES_OF_TYPES[kinds[annotation]]}.") from None
+        raise ValueError(
+            f"A data source has {key}={value!r}; expected {NAMES_OF_TYPES[kinds[annotation]]}."
+        ) from None
 
 
 def _boolean(value) -> bool:
@@ -236,7 +277,8 @@ def _boolean(value) -> bool:
 
 
 def question_reader(columns: list[str], source: DataSource) -> Callable[[dict, DataSource], dict] | None:
-    """The function that reads records with these columns as questions in words; None if they are something else."""
+    """The function that reads records with these columns as questions in words; None if they are something
+    else."""
     if source.form in (*MADE, "hand_off", "open") and {"question", "choices", "answer"} <= set(columns):
         return _with_answers
     if source.form in MADE or "choices" in columns:
@@ -245,7 +287,8 @@ def question_reader(columns: list[str], source: DataSource) -> Callable[[dict, D
 
 
 def _with_answers(record: dict, source: DataSource) -> dict:
-    """A multiple-choice question in words: its right choice is the one answer that counts, if it has no `answers`."""
+    """A multiple-choice question in words: its right choice is the one answer that counts, if it has no
+    `answers`."""
     if not (answers := record.get("answers")):
         record = with_choice(record)
         answers = [record["choices"][record["answer"]]]
@@ -261,12 +304,18 @@ def reader(columns: list[str], source: DataSource) -> Callable[[dict], Iterator[
     """The function that makes exchanges of a record with these columns.
 
     Raises:
-        ValueError: for columns in no known layout, or without the one that the form needs, or a field that changes nothing.
+        ValueError: for columns in no known layout, or without the one that the form needs, or a field that
+            changes nothing.
     """
     if (needed := COLUMNS.get(source.form)) and not set(needed) & set(columns):
-        raise ValueError(f"{source.title} has the columns {', '.join(columns)}; expected {' or '.join(needed)} among them.")
+        raise ValueError(
+            f"{source.title} has the columns {', '.join(columns)}; expected {' or '.join(needed)} among them."
+        )
     if source.crop and "context" not in columns:
-        raise ValueError(f"{source.title} has the columns {', '.join(columns)} and crop={source.crop}; expected passages in `context`.")
+        raise ValueError(
+            f"{source.title} has the columns {', '.join(columns)} and crop={source.crop}; expected passages "
+            "in `context`."
+        )
     if source.form in MADE:
         return lambda record: iter([answered(record)])
     for needed, read in LAYOUTS.items():
@@ -274,7 +323,9 @@ def reader(columns: list[str], source: DataSource) -> Callable[[dict], Iterator[
             return lambda record: read(record, source)
     if (as_question := question_reader(columns, source)) is not None:
         return lambda record: iter([answered(as_question(record, source))])
-    raise ValueError(f"{source.title} has the columns {', '.join(columns)}; {_expected({**LAYOUTS, **QUESTION_LAYOUTS})}.")
+    raise ValueError(
+        f"{source.title} has the columns {', '.join(columns)}; {_expected({**LAYOUTS, **QUESTION_LAYOUTS})}."
+    )
 
 
 def _expected(layouts: dict[tuple[str, ...], Callable]) -> str:
@@ -282,7 +333,8 @@ def _expected(layouts: dict[tuple[str, ...], Callable]) -> str:
 
 
 def group_of(record: dict, exchange: Exchange) -> str:
-    """The text that decides on which side of a held-out split a record falls: everything about one text, passage or entity together."""
+    """The text that decides on which side of a held-out split a record falls: everything about one text,
+    passage or entity together."""
     for column in ("group", "entity", "context", "question"):
         if record.get(column):
             return record[column]

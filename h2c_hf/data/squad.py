@@ -1,4 +1,5 @@
-"""Passages in the layout of SQuAD: the Sharer reads the passage and the question, the Receiver the question only."""
+"""Passages in the layout of SQuAD: the Sharer reads the passage and the question, the Receiver the question
+only."""
 
 import re
 from typing import TYPE_CHECKING
@@ -14,20 +15,25 @@ if TYPE_CHECKING:
 
 
 def squad_question(record: dict, source: "DataSource") -> dict:
-    """A record with `context`, `question` and `answers` (`text` and `answer_start`), cropped to `source.crop` words if that is not 0."""
+    """A record with `context`, `question` and `answers` (`text` and `answer_start`), cropped to `source.crop`
+    words if that is not 0."""
     passage, answers = record["context"], answers_of(record)
     if not answers:  # SQuAD 2.0 has questions that the passage does not answer
         raise UnusableRecordError("no answer")
     if source.crop:
         starts = parse_text(record["answers"]).get("answer_start")
         passage = crop(passage, starts[0], source.crop)
-    return in_words(record["question"], answers, passage, record.get("title") or "", group=digest(record["context"]))
+    return in_words(
+        record["question"], answers, passage, record.get("title") or "", group=digest(record["context"])
+    )
 
 
 def crop(passage: str, position: int, most: int) -> str:
-    """The sentence that holds the character at `position`, and as many whole sentences around it as `most` words allow.
+    """The sentence that holds the character at `position`, and as many whole sentences around it as `most`
+    words allow.
 
-    The sentence itself is kept whole even if it is longer. Sentences after it are taken first, then those before, by turns.
+    The sentence itself is kept whole even if it is longer. Sentences after it are taken first, then those
+    before, by turns.
     """
     sentences = re.split(r"(?<=[.!?])\s+", passage)
     starts, at = [], 0

@@ -20,15 +20,21 @@ PARTS = {"train": 0.9, "validation": 0.05, "test": 0.05}
 
 
 def load_table(
-    path: str, name: str | None = None, split: str = "train", revision: str | None = None, streaming: bool = False
+    path: str,
+    name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    streaming: bool = False,
 ) -> Dataset | IterableDataset:
     """Load the rows of one split.
 
     Args:
-        path: a short name, Hub id, folder or file; `$NAME` in it is an environment variable, for data that lies elsewhere on each machine.
+        path: a short name, Hub id, folder or file; `$NAME` in it is an environment variable, for data that
+            lies elsewhere on each machine.
 
     Raises:
-        ValueError: for a path, configuration or split that does not exist, or a variable that is not set, in one line.
+        ValueError: for a path, configuration or split that does not exist, or a variable that is not set, in
+            one line.
     """
     path, default = NAMES.get(path, (path, None))
     path = expand(path)
@@ -37,7 +43,9 @@ def load_table(
         refuse_missing(path)
         if Path(path).is_file():
             if Path(path).suffix not in FILES:
-                raise ValueError(f"{path} is a {Path(path).suffix or 'nameless'} file; expected {', '.join(FILES)}")
+                raise ValueError(
+                    f"{path} is a {Path(path).suffix or 'nameless'} file; expected {', '.join(FILES)}"
+                )
             return datasets.load_dataset(FILES[Path(path).suffix], data_files=path, **options)
         return datasets.load_dataset(path, name or default, revision=revision, **options)
 
@@ -50,13 +58,26 @@ def expand(path: str) -> str:
     """
     expanded = os.path.expandvars(path)
     if found := re.search(r"\$\{?(\w+)", expanded):
-        raise ValueError(f"the environment variable {found[1]} in {path!r} is not set; set it to the folder that holds the data.")
+        raise ValueError(
+            f"the environment variable {found[1]} in {path!r} is not set; set it to the folder that holds "
+            "the data."
+        )
     return expanded
 
 
 def texts(record: dict) -> Iterator[str]:
-    """The texts of a record: of `text`, `context`, `passage`, `question`, `prompt`, `completion`, and of the turns of a conversation."""
-    for column in ("text", "context", "passage", "question", "prompt", "completion", "conversations", "messages"):
+    """The texts of a record: of `text`, `context`, `passage`, `question`, `prompt`, `completion`, and of the
+    turns of a conversation."""
+    for column in (
+        "text",
+        "context",
+        "passage",
+        "question",
+        "prompt",
+        "completion",
+        "conversations",
+        "messages",
+    ):
         value = record.get(column)
         if isinstance(value, str):
             yield value
@@ -72,11 +93,18 @@ def share(text: str) -> float:
 def part_of(text: str) -> str:
     """The part in `PARTS` to which a record with this first text belongs."""
     place = share(text)
-    return "test" if place < PARTS["test"] else "validation" if place < PARTS["test"] + PARTS["validation"] else "train"
+    return (
+        "test"
+        if place < PARTS["test"]
+        else "validation"
+        if place < PARTS["test"] + PARTS["validation"]
+        else "train"
+    )
 
 
 def in_part(record: dict, part: str) -> bool:
-    """Whether a record belongs to a part, by its first text that is not empty. A record without texts belongs to "train"."""
+    """Whether a record belongs to a part, by its first text that is not empty. A record without texts belongs
+    to "train"."""
     first = next((words for text in texts(record) if (words := text.split())), [])
     return (part_of(" ".join(first)) if first else "train") == part
 

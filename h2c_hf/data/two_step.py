@@ -1,6 +1,8 @@
-"""Questions in two steps: "the capital of the country that X is in", when the passage says which country that is, and what its capital is.
+"""Questions in two steps: "the capital of the country that X is in", when the passage says which country that
+is, and what its capital is.
 
-Each passage tells of two cities in two countries, so that a fact of the right kind is not enough: the second step needs the first.
+Each passage tells of two cities in two countries, so that a fact of the right kind is not enough: the second
+step needs the first.
 """
 
 import random
@@ -16,18 +18,23 @@ if TYPE_CHECKING:
     from .sources import DataSource
 
 ATTRIBUTES = ("capital", "currency")  # of a country
-QUESTIONS = ("What is the {} of the country that {} is in?", "The city of {1} is in a country. What is its {0}?")
+QUESTIONS = (
+    "What is the {} of the country that {} is in?",
+    "The city of {1} is in a country. What is its {0}?",
+)
 
 
 def two_step_records(source: "DataSource") -> list[dict]:
-    """Questions in words about the cities of `source.split`; the values are words, drawn anew for each passage. `source.variants`
-    questions a city, or `source.count` questions.
+    """Questions in words about the cities of `source.split`; the values are words, drawn anew for each
+    passage. `source.variants` questions a city, or `source.count` questions.
 
     Raises:
         ValueError: without a word list.
     """
     words, facts = words_of(source), [fact for fact in load_facts() if fact.split == source.split]
-    cities, countries = (sorted({fact.entity for fact in facts if fact.kind == kind}) for kind in ("city", "country"))
+    cities, countries = (
+        sorted({fact.entity for fact in facts if fact.kind == kind}) for kind in ("city", "country")
+    )
     rng = random.Random(f"two_step-{source.split}-{source.new_words}-{source.seed}")
     order = rng.sample(cities, len(cities))
     count = source.count or source.variants * len(cities)
@@ -35,7 +42,8 @@ def two_step_records(source: "DataSource") -> list[dict]:
 
 
 def passage(city: str, cities: list[str], countries: list[str], words: list[str], rng: random.Random) -> dict:
-    """A question about `city`, and a passage of four statements: two cities, each in a country, and an attribute of both countries."""
+    """A question about `city`, and a passage of four statements: two cities, each in a country, and an
+    attribute of both countries."""
     attribute = rng.choice(ATTRIBUTES)
     other = rng.choice([name for name in cities if name != city])
     lands, values = rng.sample(countries, 2), rng.sample(words, 2)

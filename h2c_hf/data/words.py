@@ -1,7 +1,9 @@
-"""Passages about Atlas' entities with an open vocabulary: values are ordinary words, or phrases of two, from a real text.
+"""Passages about Atlas' entities with an open vocabulary: values are ordinary words, or phrases of two, from
+a real text.
 
-Atlas' own values are a few hundred words, and a bridge may learn to choose among them. Here a value is any of thousands of words,
-split by word: those that are trained on ("seen") and those that are kept for measuring ("new").
+Atlas' own values are a few hundred words, and a bridge may learn to choose among them. Here a value is any of
+thousands of words, split by word: those that are trained on ("seen") and those that are kept for measuring
+("new").
 """
 
 import hashlib
@@ -30,7 +32,8 @@ PHRASES = 0.3  # share of the values that are two words
 
 
 def count_words(rows: Iterable[dict]) -> list[str]:
-    """The words of 4 to 12 lower-case letters that occur at least `LEAST_OCCURRENCES` times in the texts of the rows, sorted."""
+    """The words of 4 to 12 lower-case letters that occur at least `LEAST_OCCURRENCES` times in the texts of
+    the rows, sorted."""
     counts = Counter()
     for row in rows:
         for text in texts(row):
@@ -39,7 +42,8 @@ def count_words(rows: Iterable[dict]) -> list[str]:
 
 
 def split_words(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(seen, new): the new words are those with the lowest SHA-256, so that the split does not depend on a seed."""
+    """(seen, new): the new words are those with the lowest SHA-256, so that the split does not depend on a
+    seed."""
     ordered = sorted(words, key=lambda word: hashlib.sha256(word.encode()).digest())
     new = min(NEW_WORDS, len(ordered) // 10)
     return sorted(ordered[new:]), sorted(ordered[:new])
@@ -61,7 +65,8 @@ def _load_words(path: str, modified: int) -> tuple[list[str], list[str]]:
     words = count_words(load_table(path))
     if len(words) < 20:
         raise ValueError(
-            f"{path} has {len(words)} words of 4 to 12 lower-case letters that occur {LEAST_OCCURRENCES} times; expected at least 20."
+            f"{path} has {len(words)} words of 4 to 12 lower-case letters that occur {LEAST_OCCURRENCES} "
+            "times; expected at least 20."
         )
     return split_words(words)
 
@@ -74,15 +79,17 @@ def words_of(source: "DataSource") -> list[str]:
     """
     if not source.words:
         raise ValueError(
-            f"A data source of the form {source.form!r} has no word list; expected words=FILE, a text file's dataset such as .jsonl."
+            f"A data source of the form {source.form!r} has no word list; expected words=FILE, a text file's "
+            "dataset such as .jsonl."
         )
     seen, new = load_words(source.words)
     return new if source.new_words else seen
 
 
 def words_records(source: "DataSource") -> list[dict]:
-    """Questions in words about the entities of `source.split`; the passage has `source.facts` statements about as many entities, each
-    with a value of its own. One question about each fact, `source.variants` times, or `source.count` questions.
+    """Questions in words about the entities of `source.split`; the passage has `source.facts` statements
+    about as many entities, each with a value of its own. One question about each fact, `source.variants`
+    times, or `source.count` questions.
 
     Raises:
         ValueError: without a word list, or for more facts a passage than the split has entities.
@@ -91,7 +98,9 @@ def words_records(source: "DataSource") -> list[dict]:
     pool = [fact for fact in load_facts() if fact.split == source.split]
     entities = len({fact.entity for fact in pool})
     if not 1 <= source.facts <= min(entities, len(words)) // 2:
-        raise ValueError(f"A passage has {source.facts} facts; expected 1 to {min(entities, len(words)) // 2}.")
+        raise ValueError(
+            f"A passage has {source.facts} facts; expected 1 to {min(entities, len(words)) // 2}."
+        )
     rng = random.Random(f"words-{source.split}-{source.facts}-{source.new_words}-{source.seed}")
     order = rng.sample(pool, len(pool))
     count = source.count or source.variants * len(pool)
@@ -99,20 +108,24 @@ def words_records(source: "DataSource") -> list[dict]:
 
 
 def word_list_records(source: "DataSource") -> list[dict]:
-    """Questions to repeat `source.fewest` to `source.most` random words, in which nothing lets one word be guessed from another:
-    `source.count` questions, by default one for each word of the list.
+    """Questions to repeat `source.fewest` to `source.most` random words, in which nothing lets one word be
+    guessed from another: `source.count` questions, by default one for each word of the list.
 
     Raises:
         ValueError: without a word list.
     """
     words = words_of(source)
     rng = random.Random(f"word_list-{source.new_words}-{source.seed}")
-    lists = [" ".join(rng.choices(words, k=rng.randint(source.fewest, source.most))) for _ in range(source.count or len(words))]
+    lists = [
+        " ".join(rng.choices(words, k=rng.randint(source.fewest, source.most)))
+        for _ in range(source.count or len(words))
+    ]
     return [in_words(REPEAT_INSTRUCTION, [text], text, "word_list", group=text) for text in lists]
 
 
 def passage(asked: Fact, pool: list[Fact], count: int, words: list[str], rng: random.Random) -> dict:
-    """A question about `asked`, and a passage of `count` statements about different entities with different values."""
+    """A question about `asked`, and a passage of `count` statements about different entities with different
+    values."""
     told = {asked.entity: asked}
     while len(told) < count:
         fact = rng.choice(pool)

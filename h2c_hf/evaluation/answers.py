@@ -1,4 +1,5 @@
-"""How an answer in words is judged, as SQuAD does: without case, punctuation and articles, against every accepted answer."""
+"""How an answer in words is judged, as SQuAD does: without case, punctuation and articles, against every
+accepted answer."""
 
 import re
 import string
@@ -8,8 +9,8 @@ import numpy as np
 
 
 def plain(text: str) -> str:
-    """The text as SQuAD compares it; but a text of nothing else than articles and punctuation, such as the answer "A" or "+", stays as it
-    is: an empty prediction is no answer to it."""
+    """The text as SQuAD compares it; but a text of nothing else than articles and punctuation, such as the
+    answer "A" or "+", stays as it is: an empty prediction is no answer to it."""
     lower = " ".join(text.lower().split())
     kept = "".join(character for character in lower if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split()) or lower

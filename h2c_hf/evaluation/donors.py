@@ -1,4 +1,5 @@
-"""Whose states the shuffled control gives to a question: those of a question about something else, with another answer."""
+"""Whose states the shuffled control gives to a question: those of a question about something else, with
+another answer."""
 
 from functools import lru_cache
 
@@ -19,17 +20,22 @@ def topic(question: dict) -> str:
 
 
 def can_give(donor: dict, question: dict) -> bool:
-    """Whether the donor's states tell nothing of the question: it is about another entity and passage, has another answer, and its
-    passage names neither the question's entity nor an answer to it."""
+    """Whether the donor's states tell nothing of the question: it is about another entity and passage, has
+    another answer, and its passage names neither the question's entity nor an answer to it."""
     entity, answers = question.get("entity"), answers_of(question)
-    if topic(donor) == topic(question) or (entity and donor.get("entity") == entity) or set(answers) & set(answers_of(donor)):
+    if (
+        topic(donor) == topic(question)
+        or (entity and donor.get("entity") == entity)
+        or set(answers) & set(answers_of(donor))
+    ):
         return False
     passage = _plain(donor.get("passage", ""))
     return not contained(passage, [*answers, *([entity] if entity else [])]) if passage else True
 
 
 def donor_row(questions: list[dict], row: int, rows: list[int] | None = None) -> int:
-    """The row that gives its states to `row`: the nearest before it in `rows` (round about), or, if none of these can, in all.
+    """The row that gives its states to `row`: the nearest before it in `rows` (round about), or, if none of
+    these can, in all.
 
     Args:
         rows: a batch, by default all questions; it holds `row`.
@@ -43,6 +49,7 @@ def donor_row(questions: list[dict], row: int, rows: list[int] | None = None) ->
             if can_give(questions[other], questions[row]):
                 return other
     raise ValueError(
-        f"The shuffled control needs a question about something else with another answer than {answers_of(questions[row])}: "
+        "The shuffled control needs a question about something else with another answer than "
+        f"{answers_of(questions[row])}: "
         f"got none among {len(questions)}. Ask more, or other questions."
     )

@@ -1,4 +1,5 @@
-"""`h2c evaluate CONFIG.yaml` and `accelerate launch scripts/evaluate.py CONFIG.yaml`: methods, controls, intervals, latency, a report."""
+"""`h2c evaluate CONFIG.yaml` and `accelerate launch scripts/evaluate.py CONFIG.yaml`: methods, controls,
+intervals, latency, a report."""
 
 import copy
 import json
@@ -37,9 +38,11 @@ from .sets import QuestionSet, set_report
 def main(arguments: list[str] | None = None) -> int:
     """Parse, ask, time, write. Returns the exit status."""
     options = parse(arguments)
-    state = PartialState(cpu=not torch.cuda.is_available())  # else processes without a GPU would not find each other
+    # Else processes without a GPU would not find each other.
+    state = PartialState(cpu=not torch.cuda.is_available())
     output = Path(options.output_dir)
-    output.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be written to is refused here
+    # Before the work: a path that cannot be written to is refused here.
+    output.mkdir(parents=True, exist_ok=True)
     run = Run(options, state)
     report, items = run.report()
     if state.is_main_process:
@@ -48,14 +51,17 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nWrote:", *written, sep="\n  ")
         folder = shlex.quote(options.output_dir)
         push = (
-            [] if options.model == "atlas" else [f"h2c push {shlex.quote(options.model)} USER/NAME --report {folder}/report.json --dry_run"]
+            []
+            if options.model == "atlas"
+            else [f"h2c push {shlex.quote(options.model)} USER/NAME --report {folder}/report.json --dry_run"]
         )
         next_commands(f"h2c plot {folder}", *push)
     return 0
 
 
 class Run:
-    """One evaluation: the state that its stages share. The data is read, and its errors are told, before the models are loaded."""
+    """One evaluation: the state that its stages share. The data is read, and its errors are told, before the
+    models are loaded."""
 
     def __init__(self, options: EvaluationArguments, state: PartialState):
         set_seed(options.seed)
@@ -63,19 +69,34 @@ class Run:
         with state.main_process_first():
             self.questions = self.passages = self.exchanges = None
             if options.data != "none":
-                self.questions = load_questions(options.data, options.data_name, options.split, options.shots, options.shots_split)
-                self.questions = [self.questions[row] for row in spread_rows(len(self.questions), options.limit)]
+                self.questions = load_questions(
+                    options.data, options.data_name, options.split, options.shots, options.shots_split
+                )
+                self.questions = [
+                    self.questions[row] for row in spread_rows(len(self.questions), options.limit)
+                ]
             for one in options.sets:
-                one.load()  # told now, if it cannot be; the texts of some sets are cut by the Receiver's tokenizer later
+                # Told now, if it cannot be; the texts of some sets are cut by the Receiver's tokenizer later.
+                one.load()
             if options.hand_off:
                 name, split, limit = options.hand_off_name, options.hand_off_split, options.hand_off_limit
-                self.passages = hand_off_questions(options.hand_off, name, split, limit, options.hand_off_facts)
+                self.passages = hand_off_questions(
+                    options.hand_off, name, split, limit, options.hand_off_facts
+                )
             if options.perplexity_data:
-                name, split, limit = options.perplexity_name, options.perplexity_split, options.perplexity_limit
+                name, split, limit = (
+                    options.perplexity_name,
+                    options.perplexity_split,
+                    options.perplexity_limit,
+                )
                 self.exchanges, self.unusable = load_exchanges(options.perplexity_data, name, split, limit)
         self.model, self.processor, self.adapter = load(options, state.device)
         self.lora = load_lora(options.lora, self.model.receiver) if options.lora else None
-        self.progress, self.state, self.is_main = Progress(options.output_dir, state), state, state.is_main_process
+        self.progress, self.state, self.is_main = (
+            Progress(options.output_dir, state),
+            state,
+            state.is_main_process,
+        )
         self.shared = {"adapter": self.adapter, "prompts": options.prompts, "lora": self.lora}
         self.counts, self.items = {}, {}
 
@@ -86,7 +107,10 @@ class Run:
             headline, form = self.ask("choice", self.questions, "choice"), "choice"
             asked = self.items["choice"][0]
         if "open" in options.forms and self.questions:
-            more["open_form"] = {name: accuracy_row(result["correct"]) for name, result in self.ask("open", self.questions, "open").items()}
+            more["open_form"] = {
+                name: accuracy_row(result["correct"])
+                for name, result in self.ask("open", self.questions, "open").items()
+            }
         for one in options.sets:
             answers = self.ask_set(one)
             more.setdefault("sets", {})[one.name] = set_report(
@@ -117,10 +141,14 @@ class Run:
         timing = {"latency": {}}
         if options.timed_questions:
             timed = [asked[row] for row in spread_rows(len(asked), options.timed_questions)]
-            timing = time_methods(self.model, self.processor, timed, methods, options.output_lengths, form=form, **self.shared)
+            timing = time_methods(
+                self.model, self.processor, timed, methods, options.output_lengths, form=form, **self.shared
+            )
         if form == "choice":  # a look into one question, by its letters
             rows = spread_rows(len(asked), options.examples)
-            more["examples"] = [side_by_side(self.model, self.processor, asked, row, headline, **self.shared) for row in rows]
+            more["examples"] = [
+                side_by_side(self.model, self.processor, asked, row, headline, **self.shared) for row in rows
+            ]
             more |= inspect(self.model, self.processor, asked, len(asked) // 2, methods, **self.shared)
         report = build_report(
             headline, timing.pop("latency"), asked, **more, **timing,
@@ -139,10 +167,19 @@ class Run:
 
     def ask_set(self, one: QuestionSet) -> dict[str, dict]:
         with self.state.main_process_first():
-            questions, counts = one.load(self.processor.receiver_tokenizer, self.processor.chat_template_kwargs)
+            questions, counts = one.load(
+                self.processor.receiver_tokenizer, self.processor.chat_template_kwargs
+            )
         if one.draft_tokens is None:
             one.draft_tokens = own_draft_tokens(self.model)
-        answers = self.ask(one.name, questions, "open", one.methods(self.options.methods), one.answer_tokens, one.draft_tokens)
+        answers = self.ask(
+            one.name,
+            questions,
+            "open",
+            one.methods(self.options.methods),
+            one.answer_tokens,
+            one.draft_tokens,
+        )
         self.counts[one.name] |= counts
         return answers
 
@@ -158,23 +195,34 @@ class Run:
         options, methods = self.options, self.in_choice if methods is None else methods
         draft_tokens = own_draft_tokens(self.model) if draft_tokens is None else draft_tokens
         longest = limits(self.model, methods, form, options.max_length, answer_tokens, draft_tokens)
-        asked, counts = fit(questions, self.processor, longest, form, options.prompts, skyline="skyline" in methods)
+        asked, counts = fit(
+            questions, self.processor, longest, form, options.prompts, skyline="skyline" in methods
+        )
         if len(asked) < 2:
             raise ValueError(
-                f"{counts['refused']} of {len(questions)} questions ({stage}) are longer than {longest}; expected at least 2 to fit."
+                f"{counts['refused']} of {len(questions)} questions ({stage}) are longer than {longest}; "
+                "expected at least 2 to fit."
             )
         results = evaluate(
             self.model, self.processor, asked, methods, form, options.batch_size,
             progress=self.progress, answer_tokens=answer_tokens, draft_tokens=draft_tokens, **self.shared,
         )  # fmt: skip
-        counts["cut_sharer_texts"] = {name: result["cut_texts"] for name, result in results.items() if result["cut_texts"]}
+        counts["cut_sharer_texts"] = {
+            name: result["cut_texts"] for name, result in results.items() if result["cut_texts"]
+        }
         self.counts[stage], self.items[stage] = counts, (asked, results)
         return results
 
 
-def load(options: EvaluationArguments, device: torch.device) -> tuple[H2CForCausalLM, H2CProcessor, H2CBridgeModel | None]:
+def load(
+    options: EvaluationArguments, device: torch.device
+) -> tuple[H2CForCausalLM, H2CProcessor, H2CBridgeModel | None]:
     attention = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
-    named = {f"{role}{name}": getattr(options, f"{role}{name}") for role in ROLES for name in ("", "_gguf_file", "_chat_template")}
+    named = {
+        f"{role}{name}": getattr(options, f"{role}{name}")
+        for role in ROLES
+        for name in ("", "_gguf_file", "_chat_template")
+    }
     model, processor = load_pair(
         options.model, options.revision, sharer_quantization=options.sharer_quantization, dtype=options.dtype,
         chat_template_kwargs=options.chat_template_kwargs, device_map={"": device}, **named, **attention,
@@ -183,7 +231,11 @@ def load(options: EvaluationArguments, device: torch.device) -> tuple[H2CForCaus
     if options.adapter:
         source = HUB_CONFIGS / ADAPTER if options.adapter == "atlas" else options.adapter
         with naming("adapter", options.adapter):
-            adapter = H2CBridgeModel.from_pretrained(source, dtype=model.bridge.dtype).to(model.bridge.device).eval()
+            adapter = (
+                H2CBridgeModel.from_pretrained(source, dtype=model.bridge.dtype)
+                .to(model.bridge.device)
+                .eval()
+            )
         adapter.config.check_pair(model.sharer.config, model.receiver.config)
     return model, processor, adapter
 
@@ -197,13 +249,20 @@ def load_lora(folder: str, receiver: PreTrainedModel) -> PreTrainedModel:
     try:
         from peft import PeftModel
     except ImportError:
-        raise ValueError(f"The method 'lora' needs peft, which is not installed; install it with: {install('lora')}") from None
+        raise ValueError(
+            f"The method 'lora' needs peft, which is not installed; install it with: {install('lora')}"
+        ) from None
     return PeftModel.from_pretrained(copy.deepcopy(receiver), folder).eval()
 
 
 def models(options: EvaluationArguments, model: H2CForCausalLM) -> dict[str, dict]:
     """Return the three models' ids, and their commits if known."""
-    found = {"bridge": {"id": options.model, "revision": record_commit(model.bridge.config, options.revision)._commit_hash}}
+    found = {
+        "bridge": {
+            "id": options.model,
+            "revision": record_commit(model.bridge.config, options.revision)._commit_hash,
+        }
+    }
     for role in ("sharer", "receiver"):
         config = getattr(model, role).config
         name = getattr(options, role) or getattr(model.config, f"{role}_model_id") or config._name_or_path
@@ -228,7 +287,9 @@ def training(options: EvaluationArguments, model: H2CForCausalLM) -> dict:
     return {"training": {"bridge_parameters": model.bridge.num_parameters(), "history": history}}
 
 
-def side_by_side(model: H2CForCausalLM, processor: H2CProcessor, questions: list[dict], row: int, results: dict, **shared) -> dict:
+def side_by_side(
+    model: H2CForCausalLM, processor: H2CProcessor, questions: list[dict], row: int, results: dict, **shared
+) -> dict:
     """One question with every method's answer, by letter and in words.
 
     Args:
@@ -243,7 +304,12 @@ def side_by_side(model: H2CForCausalLM, processor: H2CProcessor, questions: list
         letter = result["predictions"][row]
         text = METHODS[name].generate(batch, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)[0].strip()
         answers[name] = {"choice": f"{LETTERS[letter]}. {question['choices'][letter]}", "open": text}
-    return {"question": question["question"], "choices": question["choices"], "expected": open_answer(question), "answers": answers}
+    return {
+        "question": question["question"],
+        "choices": question["choices"],
+        "expected": open_answer(question),
+        "answers": answers,
+    }
 
 
 def print_summary(report: dict) -> None:
@@ -258,6 +324,11 @@ def print_summary(report: dict) -> None:
     for name, row in report.get("open_form", {}).items():
         print(f"in words: {TITLES[name]:<26} {percent(row['accuracy'])}")
     for set_name, one in report.get("sets", {}).items():
-        print(f"\n{set_name} ({one['regime']}, {one['n']} questions): {'exact':>24} {'contained':>10} {'F1':>8}")
+        print(
+            f"\n{set_name} ({one['regime']}, {one['n']} questions): {'exact':>24} {'contained':>10} {'F1':>8}"
+        )
         for name, row in one["methods"].items():
-            print(f"  {TITLES[name]:<26} {percent(row['accuracy']):>9} {percent(row['contained']):>10} {percent(row['f1']):>8}")
+            print(
+                f"  {TITLES[name]:<26} {percent(row['accuracy']):>9} {percent(row['contained']):>10} "
+                f"{percent(row['f1']):>8}"
+            )

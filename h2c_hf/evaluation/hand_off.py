@@ -1,4 +1,5 @@
-"""Context hand-off: the Sharer reads a passage and a question, the Receiver the question alone, and answers in words."""
+"""Context hand-off: the Sharer reads a passage and a question, the Receiver the question alone, and answers
+in words."""
 
 import numpy as np
 
@@ -10,12 +11,14 @@ from .answers import judged
 from .questions import read_rows
 
 
-def hand_off_questions(path: str, name: str | None, split: str, limit: int | None = None, facts: int = 4) -> list[dict]:
+def hand_off_questions(
+    path: str, name: str | None, split: str, limit: int | None = None, facts: int = 4
+) -> list[dict]:
     """Questions with a `passage` and the `answers` that count as right.
 
     Args:
-        path: "atlas" (true statements about the split's entities), "atlas_invented" (the same with values drawn anew, which
-            nobody can know), or a dataset in the layout of SQuAD.
+        path: "atlas" (true statements about the split's entities), "atlas_invented" (the same with values
+            drawn anew, which nobody can know), or a dataset in the layout of SQuAD.
         limit: so many of them, spread over all.
         facts: statements a passage of Atlas.
     """
@@ -49,8 +52,8 @@ def hand_off_rows(results: dict[str, dict], questions: list[dict]) -> dict[str, 
 
 
 def words_row(found: dict[str, np.ndarray]) -> dict[str, float | int]:
-    """A method's row: the accuracy is that of the exact match; `contained` is the share of texts that hold an answer, and `f1` the mean
-    token F1, each with its 95 % interval.
+    """A method's row: the accuracy is that of the exact match; `contained` is the share of texts that hold an
+    answer, and `f1` the mean token F1, each with its 95 % interval.
 
     Args:
         found: the output of `judged`.

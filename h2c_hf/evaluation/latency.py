@@ -20,7 +20,8 @@ SWEPT_QUESTIONS = 5
 
 
 class Timed(Batch):
-    """A batch with a clock, in milliseconds, and on CUDA a gauge of memory, in bytes, around each part of a method."""
+    """A batch with a clock, in milliseconds, and on CUDA a gauge of memory, in bytes, around each part of a
+    method."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -49,7 +50,8 @@ def time_methods(
     lora: PreTrainedModel | None = None,
     form: str = "choice",
 ) -> dict:
-    """Time each method, from token ids on. For text-to-text that includes the Sharer's text and encoding it again.
+    """Time each method, from token ids on. For text-to-text that includes the Sharer's text and encoding it
+    again.
 
     Args:
         questions: each is timed once with every method; the first warm up and are asked again.
@@ -80,16 +82,25 @@ def time_methods(
                     parts[name][part].append(value)
             peaks |= {part: max(size, peaks.get(part, 0)) for part, size in batch.peak_bytes.items()}
     latency = {
-        name: {"ttft_ms_median": float(np.median(values)), "ttft_ms_p90": float(np.quantile(values, 0.9))} for name, values in times.items()
+        name: {"ttft_ms_median": float(np.median(values)), "ttft_ms_p90": float(np.quantile(values, 0.9))}
+        for name, values in times.items()
     }
     found = {
         "latency": latency,
-        "latency_parts": {name: {part: float(np.median(values)) for part, values in row.items()} for name, row in parts.items()},
+        "latency_parts": {
+            name: {part: float(np.median(values)) for part, values in row.items()}
+            for name, row in parts.items()
+        },
         "memory": {"weights_bytes": weights(model), **({"peak_bytes": peaks} if peaks else {})},
     }
     if lengths:
         found["output_lengths"] = sweep(
-            model, processor, questions[:SWEPT_QUESTIONS], [n for n in WRITTEN if n in methods], lengths, **shared
+            model,
+            processor,
+            questions[:SWEPT_QUESTIONS],
+            [n for n in WRITTEN if n in methods],
+            lengths,
+            **shared,
         )
         for name, row in latency.items():
             if name in found["output_lengths"][0]:
@@ -108,8 +119,11 @@ def timed(model, processor, question: dict, other: dict, **shared) -> Timed:
     return batch
 
 
-def sweep(model, processor, questions: list[dict], methods: list[str], lengths: list[int], **shared) -> list[dict]:
-    """[{"tokens": n, method: median ms to write n tokens}], shortest first; a length of 1 is always among them."""
+def sweep(
+    model, processor, questions: list[dict], methods: list[str], lengths: list[int], **shared
+) -> list[dict]:
+    """[{"tokens": n, method: median ms to write n tokens}], shortest first; a length of 1 is always among
+    them."""
     rows = []
     for tokens in sorted({1, *lengths}):
         times = defaultdict(list)
@@ -119,7 +133,9 @@ def sweep(model, processor, questions: list[dict], methods: list[str], lengths: 
                 start = _now()
                 METHODS[name].generate(batch, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
                 times[name].append(1000 * (_now() - start))
-        rows.append({"tokens": tokens, **{name: float(np.median(values[1:])) for name, values in times.items()}})
+        rows.append(
+            {"tokens": tokens, **{name: float(np.median(values[1:])) for name, values in times.items()}}
+        )
     return rows
 
 
@@ -130,7 +146,8 @@ def per_token(rows: list[dict], name: str) -> float:
 
 
 def break_even(latency: dict[str, dict]) -> dict:
-    """`tokens`: the output length from which H2C takes less time than the Sharer alone; None if it never does."""
+    """`tokens`: the output length from which H2C takes less time than the Sharer alone; None if it never
+    does."""
     h2c, sharer = latency["h2c"], latency["sharer"]
     later = h2c["ttft_ms_median"] - sharer["ttft_ms_median"]
     saved = sharer["per_token_ms_median"] - h2c["per_token_ms_median"]
@@ -141,7 +158,9 @@ def break_even(latency: dict[str, dict]) -> dict:
 def weights(model: H2CForCausalLM) -> dict[str, int]:
     """Bytes in memory of each model's parameters and buffers."""
     return {
-        part: sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+        part: sum(
+            tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers())
+        )
         for part, module in (("sharer", model.sharer), ("receiver", model.receiver), ("bridge", model.bridge))
     }
 

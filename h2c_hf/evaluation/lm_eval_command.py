@@ -14,7 +14,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:
-        raise ValueError(f"h2c lm-eval needs lm_eval ({error}); install it with: {install('lm-eval')}") from None
+        raise ValueError(
+            f"h2c lm-eval needs lm_eval ({error}); install it with: {install('lm-eval')}"
+        ) from None
     from . import lm_eval_model  # noqa: F401  registers the model
 
     sys.argv = ["h2c lm-eval", *with_model(arguments or [])]  # which lm-eval reads
@@ -23,8 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def with_model(arguments: list[str]) -> list[str]:
-    """The arguments for `lm-eval`, with `run` and `--model h2c` if they are not given, and `--chat_template_kwargs JSON` among the
-    model's arguments."""
+    """The arguments for `lm-eval`, with `run` and `--model h2c` if they are not given, and
+    `--chat_template_kwargs JSON` among the model's arguments."""
     if not arguments or arguments[0] in ("ls", "validate", "-h", "--help"):
         return arguments
     rest = arguments[1:] if arguments[0] == "run" else arguments
@@ -38,7 +40,10 @@ def with_template_kwargs(arguments: list[str]) -> list[str]:
     Raises:
         ValueError: if it is no JSON mapping.
     """
-    row = next((row for row, argument in enumerate(arguments) if argument.split("=")[0] == "--chat_template_kwargs"), None)
+    row = next(
+        (row for row, argument in enumerate(arguments) if argument.split("=")[0] == "--chat_template_kwargs"),
+        None,
+    )
     if row is None:
         return arguments
     _, given, value = arguments[row].partition("=")

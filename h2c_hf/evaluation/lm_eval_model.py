@@ -1,8 +1,10 @@
-"""The pair as a model of EleutherAI's lm-evaluation-harness, one `method` or control at a time: `--model h2c`.
+"""The pair as a model of EleutherAI's lm-evaluation-harness, one `method` or control at a time:
+`--model h2c`.
 
-lm-eval hands a model strings. Here two models with chat templates of their own read them, so `apply_chat_template` returns
-the conversation, marked, and each model renders it; see `lm_eval_prompts`. Tokens of answers are those that follow each model's
-generation prompt. lm-eval finds the name "h2c" once this module is imported; `h2c lm-eval` does that.
+lm-eval hands a model strings. Here two models with chat templates of their own read them, so
+`apply_chat_template` returns the conversation, marked, and each model renders it; see `lm_eval_prompts`.
+Tokens of answers are those that follow each model's generation prompt. lm-eval finds the name "h2c" once this
+module is imported; `h2c lm-eval` does that.
 """
 
 import copy
@@ -42,7 +44,8 @@ from .methods import H2C, METHODS, Batch, TextToText, sharer_text
 logger = logging.getLogger(__name__)
 PREFIXES = {"receiver": "", "sharer": "sharer_"}  # of the names of each model's inputs
 IGNORE_INDEX = -100
-# Methods that a task can ask: it has no passages that only the Sharer reads, no adapter of the Receiver and no drafts.
+# Methods that a task can ask: it has no passages that only the Sharer reads, no adapter of the Receiver and
+# no drafts.
 ASKED = tuple(name for name in METHODS if name not in (*ONLY_IN_SETS, "lora"))
 AUTO_BATCH_SIZE = 64  # what "auto" begins with, as in lm-eval's own models
 # Further arguments of `load_pair` that `--model_args` may give.
@@ -58,19 +61,23 @@ class Context:
 
     text: str  # a marked conversation, plain text, or nothing
     room: int  # tokens that must still fit after it, into the window of the model that answers
-    ids: list[int] | None = None  # the answering model's tokens of `text`, where they are fixed already (a rolling window)
+    # The answering model's tokens of `text`, where they are fixed already (a rolling window)
+    ids: list[int] | None = None
 
 
 @register_model("h2c")
 class H2CLM(LM):
-    """lm-eval's `LM` itself, and not `HFLM`: what differs is the reading of prompts and the model's call, which is nearly all of it.
+    """lm-eval's `LM` itself, and not `HFLM`: what differs is the reading of prompts and the model's call,
+    which is nearly all of it.
 
-    - A prompt longer than a window loses its oldest content, never its frame; how many did is warned of, and counted in the
-      results' config.
-    - An empty context is the answering model's begin (or end) token, for the Receiver twice: one to bridge, and the kickstart.
-    - `loglikelihood_rolling` scores text in the answering model's tokens. Each window after the first goes on from half a window
-      of the text before it, which the Sharer reads too.
-    - `shuffled` gives a context the states of the context before it, whatever the batch. `noise` depends on the batch.
+    - A prompt longer than a window loses its oldest content, never its frame; how many did is warned of, and
+      counted in the results' config.
+    - An empty context is the answering model's begin (or end) token, for the Receiver twice: one to bridge,
+      and the kickstart.
+    - `loglikelihood_rolling` scores text in the answering model's tokens. Each window after the first goes on
+      from half a window of the text before it, which the Sharer reads too.
+    - `shuffled` gives a context the states of the context before it, whatever the batch. `noise` depends on
+      the batch.
     - lm-eval's response cache (`--use_cache`) does not know the model or the method: one path for each.
     """
 
@@ -95,17 +102,20 @@ class H2CLM(LM):
         Args:
             pretrained: the bridge's repo or folder, or a model and its processor.
             method: a name in `h2c_hf.evaluation.methods.METHODS`.
-            batch_size: contexts a batch; "auto" begins with `max_batch_size` and halves it whenever memory runs out.
+            batch_size: contexts a batch; "auto" begins with `max_batch_size` and halves it whenever memory
+                runs out.
             max_batch_size: the first size that "auto" tries, by default 64.
             device: of both models; by default the GPU, or the CPU if there is none.
             trust_remote_code: for the two base models.
             adapter: the bridge's folder of the adapter control (`h2c train ... --blank_sharer true`).
             max_length: longest prompt and answer, tokens of either model, if less than its context window.
             add_bos_token: begin plain text with the begin token, or not; by default as each tokenizer does.
-            enable_thinking, chat_template_args: lm-eval's names for variables of the chat templates; see `chat_template_kwargs`.
+            enable_thinking, chat_template_args: lm-eval's names for variables of the chat templates; see
+                `chat_template_kwargs`.
             chat_template_kwargs: variables of the two chat templates, over those of the bridge's processor.
             parallelize: spread both models over all GPUs (`device_map="auto"`).
-            loading: more arguments of `load_pair` (`sharer`, `receiver`, `sharer_chat_template`, `dtype`, `revision` ...).
+            loading: more arguments of `load_pair` (`sharer`, `receiver`, `sharer_chat_template`, `dtype`,
+                `revision` ...).
 
         Raises:
             ValueError: for an argument or a method that there is not, or a value that cannot be.
@@ -114,28 +124,41 @@ class H2CLM(LM):
         for name in loading:
             if name not in LOADING or name in ("bridge", "loading"):
                 near = difflib.get_close_matches(name, [*inspect.signature(H2CLM).parameters, *LOADING], n=1)
-                raise ValueError(f"There is no model argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+                raise ValueError(
+                    f"There is no model argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else ".")
+                )
         if pretrained is None:
-            raise ValueError("pretrained is missing; expected --model_args pretrained=BRIDGE, a folder or a Hub id.")
+            raise ValueError(
+                "pretrained is missing; expected --model_args pretrained=BRIDGE, a folder or a Hub id."
+            )
         known = list(ASKED)
         if method not in known:
             raise ValueError(f"There is no method {method!r}; expected one of {', '.join(known)}.")
-        self.auto_batch_size = str(batch_size).partition(":")[0] == "auto"  # "auto:N" asks other models to measure N times
+        # "auto:N" asks other models to measure N times.
+        self.auto_batch_size = str(batch_size).partition(":")[0] == "auto"
         if self.auto_batch_size:
             batch_size = max_batch_size or AUTO_BATCH_SIZE
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
-            raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of contexts, at least 1, or 'auto'.")
+            raise ValueError(
+                f"batch_size is {batch_size!r}; expected a whole number of contexts, at least 1, or 'auto'."
+            )
         if max_length is not None and (not isinstance(max_length, int) or max_length < 2):
             raise ValueError(f"max_length is {max_length!r}; expected a whole number of tokens, at least 2.")
         self.method, self.answers, self.batch_size = method, METHODS[method], int(batch_size)
         if parallelize and not isinstance(pretrained, str):
-            raise ValueError("parallelize=True is for models that are loaded here; got loaded ones, expected their repo or folder.")
+            raise ValueError(
+                "parallelize=True is for models that are loaded here; got loaded ones, expected their repo "
+                "or folder."
+            )
         if isinstance(pretrained, str):
             device = device or "cuda"
-            if device.startswith("cuda") and not torch.cuda.is_available():  # lm-eval's command says "cuda:0" where nobody named one
+            # Lm-eval's command says "cuda:0" where nobody named one.
+            if device.startswith("cuda") and not torch.cuda.is_available():
                 device = "cpu"
             device_map = "auto" if parallelize else device
-            pretrained = load_pair(pretrained, device_map=device_map, trust_remote_code=trust_remote_code, **loading)
+            pretrained = load_pair(
+                pretrained, device_map=device_map, trust_remote_code=trust_remote_code, **loading
+            )
         self.model, self.processor = pretrained[0].eval(), copy.copy(pretrained[1])
         set_template_kwargs(self.processor, read_template_kwargs(chat_template_args))
         set_template_kwargs(self.processor, read_template_kwargs(chat_template_kwargs))
@@ -143,9 +166,15 @@ class H2CLM(LM):
             set_template_kwargs(self.processor, {"enable_thinking": enable_thinking})
         self._device = self.model.device
         if (method == "adapter") != bool(adapter):
-            raise ValueError(f"The method 'adapter' and adapter=DIR go together; got method={method}, adapter={adapter}.")
+            raise ValueError(
+                f"The method 'adapter' and adapter=DIR go together; got method={method}, adapter={adapter}."
+            )
         bridge = self.model.bridge
-        self.adapter = H2CBridgeModel.from_pretrained(adapter, dtype=bridge.dtype).to(bridge.device).eval() if adapter else None
+        self.adapter = (
+            H2CBridgeModel.from_pretrained(adapter, dtype=bridge.dtype).to(bridge.device).eval()
+            if adapter
+            else None
+        )
         self.tokenizers = {role: getattr(self.processor, f"{role}_tokenizer") for role in PREFIXES}
         # Who reads a prompt; the one that answers first.
         if self.answers.reader == "sharer":
@@ -158,7 +187,8 @@ class H2CLM(LM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> "H2CLM":
-        """As stock. `--model_args` go before the command's own options, which have defaults (`batch_size` ...)."""
+        """As stock. `--model_args` go before the command's own options, which have defaults (`batch_size`
+        ...)."""
         given = {name: value for name, value in (additional_config or {}).items() if value is not None}
         return cls(**{**given, **arg_dict})
 
@@ -174,7 +204,10 @@ class H2CLM(LM):
     def chat_template(self, chat_template: bool | str = False) -> str:
         """Both templates, for the results' fingerprint."""
         if isinstance(chat_template, str):
-            raise ValueError(f"Got the chat template {chat_template!r}; expected --apply_chat_template alone: each model has its own.")
+            raise ValueError(
+                f"Got the chat template {chat_template!r}; expected --apply_chat_template alone: each model "
+                "has its own."
+            )
         return json.dumps({role: tokenizer.chat_template for role, tokenizer in self.tokenizers.items()})
 
     @property
@@ -183,7 +216,11 @@ class H2CLM(LM):
         return "h2c-conversation"
 
     def get_model_info(self) -> dict:
-        return {"method": self.method, "shortened_prompts": self.shortened, "chat_template_kwargs": self.processor.chat_template_kwargs}
+        return {
+            "method": self.method,
+            "shortened_prompts": self.shortened,
+            "chat_template_kwargs": self.processor.chat_template_kwargs,
+        }
 
     # The three kinds of request
 
@@ -194,7 +231,9 @@ class H2CLM(LM):
         asked: dict[str, list[tuple[int, list[int]]]] = {}  # context: its (request, continuation's tokens)
         for row, request in enumerate(requests):
             context, continuation = prompts.split(*request.args[:2])
-            ids = prompts.continuation_ids(self.tokenizer, context, continuation, self.processor.chat_template_kwargs)
+            ids = prompts.continuation_ids(
+                self.tokenizer, context, continuation, self.processor.chat_template_kwargs
+            )
             asked.setdefault(context, []).append((row, ids))
         contexts = [Context(text, room=max(len(ids) for _, ids in rows) - 1) for text, rows in asked.items()]
         targets = [[ids for _, ids in rows] for rows in asked.values()]
@@ -229,7 +268,9 @@ class H2CLM(LM):
         for row, request in enumerate(requests):
             kinds.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(row)
         results = [""] * len(requests)
-        with tqdm(total=len(requests), desc=f"generate_until ({self.method})", unit="request", disable=disable_tqdm) as bar:
+        with tqdm(
+            total=len(requests), desc=f"generate_until ({self.method})", unit="request", disable=disable_tqdm
+        ) as bar:
             for rows in kinds.values():
                 kwargs = normalize_gen_kwargs(requests[rows[0]].args[1])
                 until = handle_stop_sequences(kwargs.pop("until", None), eos=None)
@@ -237,7 +278,9 @@ class H2CLM(LM):
                 if not kwargs["do_sample"]:
                     kwargs.pop("temperature", None)  # 0 is how lm-eval says greedy
                 contexts = [Context(requests[row].args[0], room) for row in rows]
-                for indices, texts in self._batches(contexts, partial(self._generate, until=until, max_new_tokens=room, **kwargs)):
+                for indices, texts in self._batches(
+                    contexts, partial(self._generate, until=until, max_new_tokens=room, **kwargs)
+                ):
                     for index, text in zip(indices, texts, strict=True):
                         results[rows[index]] = text
                         self.cache_hook.add_partial("generate_until", requests[rows[index]].args, text)
@@ -246,9 +289,12 @@ class H2CLM(LM):
         return results
 
     def _generate(self, indices: list[int], batch: Batch, until: list[str], **kwargs) -> list[str]:
-        method = METHODS["receiver"] if isinstance(self.answers, TextToText) else self.answers  # the batch holds the hints
+        # The batch holds the hints.
+        method = METHODS["receiver"] if isinstance(self.answers, TextToText) else self.answers
         stop = {"stop_strings": until, "tokenizer": self.tokenizer} if until else {}
-        return [postprocess_generated_text(text, until, None) for text in method.generate(batch, **stop, **kwargs)]
+        return [
+            postprocess_generated_text(text, until, None) for text in method.generate(batch, **stop, **kwargs)
+        ]
 
     def _windows(self, text: str):
         """The (context, tokens) pairs into which a text is cut."""
@@ -266,7 +312,9 @@ class H2CLM(LM):
 
     def _score(self, contexts: list[Context], targets: list[list[list[int]]], what: str, disable_tqdm: bool):
         """Yield (index of the context, [(log-likelihood, greedy) of each of its targets])."""
-        with tqdm(total=sum(map(len, targets)), desc=f"{what} ({self.method})", unit="request", disable=disable_tqdm) as bar:
+        with tqdm(
+            total=sum(map(len, targets)), desc=f"{what} ({self.method})", unit="request", disable=disable_tqdm
+        ) as bar:
             for indices, scores in self._batches(contexts, partial(self._score_batch, targets=targets)):
                 scored = iter(scores)
                 for index in indices:
@@ -274,7 +322,9 @@ class H2CLM(LM):
                     yield index, list(itertools.islice(scored, len(targets[index])))
         self._warn_of_shortened()
 
-    def _score_batch(self, indices: list[int], batch: Batch, targets: list[list[list[int]]]) -> list[tuple[float, bool]]:
+    def _score_batch(
+        self, indices: list[int], batch: Batch, targets: list[list[list[int]]]
+    ) -> list[tuple[float, bool]]:
         """(log-likelihood, greedy) of all targets of a batch of contexts."""
         rows = [(row, target) for row, index in enumerate(indices) for target in targets[index]]
         cache, scores = self._cache(batch), []
@@ -283,8 +333,9 @@ class H2CLM(LM):
         return scores
 
     def _batches(self, contexts: list[Context], answer: Callable[[list[int], Batch], list]):
-        """Yield (indices, answer(indices, batch)): contexts of like length together, the longest first (memory runs out at once, or
-        never). With `batch_size` "auto" a batch that does not fit into memory is tried again with half of its contexts."""
+        """Yield (indices, answer(indices, batch)): contexts of like length together, the longest first
+        (memory runs out at once, or never). With `batch_size` "auto" a batch that does not fit into memory is
+        tried again with half of its contexts."""
         order, start = sorted(range(len(contexts)), key=lambda index: -len(contexts[index].text)), 0
         while start < len(order):
             indices, shortened = order[start : start + self.batch_size], dict(self.shortened)
@@ -295,7 +346,9 @@ class H2CLM(LM):
                     raise
                 self.batch_size = len(indices) // 2
                 self.shortened.update(shortened)
-                logger.warning("Out of memory with %d contexts a batch; going on with %d.", len(indices), self.batch_size)
+                logger.warning(
+                    "Out of memory with %d contexts a batch; going on with %d.", len(indices), self.batch_size
+                )
             else:
                 yield indices, answers
                 start += len(indices)
@@ -303,7 +356,8 @@ class H2CLM(LM):
             clear_device_cache()  # after the except clause, which holds on to the tensors of the traceback
 
     def _batch_of(self, contexts: list[Context], indices: list[int]) -> Batch:
-        """Some of the contexts as the method reads them: with the Sharer's hints, or with another context's states."""
+        """Some of the contexts as the method reads them: with the Sharer's hints, or with another context's
+        states."""
         batch = [contexts[index] for index in indices]
         if isinstance(self.answers, TextToText):
             batch = self._hinted(batch)
@@ -317,8 +371,13 @@ class H2CLM(LM):
         batch = Batch(self.model, self.processor, contexts, donor=donor, adapter=self.adapter)
         inputs = {}
         for role in roles:
-            rows, prefix = [self._encode(role, context, answers=role == roles[0]) for context in contexts], PREFIXES[role]
-            inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"] = left_pad(rows, padding_id(self.tokenizers[role]))
+            rows, prefix = (
+                [self._encode(role, context, answers=role == roles[0]) for context in contexts],
+                PREFIXES[role],
+            )
+            inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"] = left_pad(
+                rows, padding_id(self.tokenizers[role])
+            )
         batch.inputs = BatchFeature(inputs).to(self.model.device)
         return batch
 
@@ -328,7 +387,10 @@ class H2CLM(LM):
             ids = context.ids
         else:
             limit = self._window(role) - (context.room if answers else 0)
-            options = {"template_kwargs": self.processor.chat_template_kwargs, "add_bos_token": self.add_bos_token}
+            options = {
+                "template_kwargs": self.processor.chat_template_kwargs,
+                "add_bos_token": self.add_bos_token,
+            }
             ids, cut = prompts.newest(self.tokenizers[role], context.text, limit, **options)
             self.shortened[role] += cut
         least = 2 if role == "receiver" else 1
@@ -340,10 +402,15 @@ class H2CLM(LM):
         if not asking:
             return contexts
         instruction, longest = getattr(PROMPTS, self.answers.variant), self.answers.max_tokens
-        asked = self._batch([Context(prompts.hint_request(context.text, instruction), longest) for context in asking], ["sharer"])
+        asked = self._batch(
+            [Context(prompts.hint_request(context.text, instruction), longest) for context in asking],
+            ["sharer"],
+        )
         hints = iter(sharer_text(asked, asked.inputs, max_new_tokens=longest, do_sample=False))
         return [
-            replace(context, text=prompts.with_hint(context.text, next(hints)), ids=None) if context.text else context
+            replace(context, text=prompts.with_hint(context.text, next(hints)), ids=None)
+            if context.text
+            else context
             for context in contexts
         ]
 
@@ -363,19 +430,25 @@ class H2CLM(LM):
         if templates and plain and not self.warned_of_text:
             self.warned_of_text = True
             logger.warning(
-                "The prompts are plain text, though the models have chat templates: without --apply_chat_template the bridge reads "
+                "The prompts are plain text, though the models have chat templates: without "
+                "--apply_chat_template the bridge reads "
                 "prompts unlike those that it was trained on, and scores far below its accuracy."
             )
 
     def _warn_of_shortened(self) -> None:
         if any(self.shortened.values()):
-            logger.warning("Prompts longer than a context window, whose oldest content was left out, so far: %s", self.shortened)
+            logger.warning(
+                "Prompts longer than a context window, whose oldest content was left out, so far: %s",
+                self.shortened,
+            )
 
     # The models' calls
 
     def _answering(self, batch: Batch) -> tuple[PreTrainedModel, torch.Tensor, torch.Tensor]:
         role = self.roles[0]
-        return getattr(self.model, role), *(batch.inputs[f"{PREFIXES[role]}{name}"] for name in ("input_ids", "attention_mask"))
+        return getattr(self.model, role), *(
+            batch.inputs[f"{PREFIXES[role]}{name}"] for name in ("input_ids", "attention_mask")
+        )
 
     def _cache(self, batch: Batch) -> Cache:
         """The answering model's cache of all but the last token of its prompts."""
@@ -384,20 +457,29 @@ class H2CLM(LM):
         sharer, ids, mask = self._answering(batch)
         cache = DynamicCache(config=sharer.config)
         if ids.shape[1] > 1:
-            sharer.base_model(**model_inputs(sharer, ids[:, :-1], mask[:, :-1]), **{CACHE: cache}, use_cache=True)
+            sharer.base_model(
+                **model_inputs(sharer, ids[:, :-1], mask[:, :-1]), **{CACHE: cache}, use_cache=True
+            )
         return cache
 
-    def _continuations(self, batch: Batch, cache: Cache, rows: list[tuple[int, list[int]]]) -> list[tuple[float, bool]]:
+    def _continuations(
+        self, batch: Batch, cache: Cache, rows: list[tuple[int, list[int]]]
+    ) -> list[tuple[float, bool]]:
         """(log-likelihood, greedy) of each (row of the batch, tokens that follow its prompt)."""
         model, ids, mask = self._answering(batch)
         index = torch.tensor([row for row, _ in rows])
-        targets = pad_sequence([torch.tensor(target) for _, target in rows], batch_first=True, padding_value=IGNORE_INDEX)
+        targets = pad_sequence(
+            [torch.tensor(target) for _, target in rows], batch_first=True, padding_value=IGNORE_INDEX
+        )
         real = targets != IGNORE_INDEX
-        # What is read: the kickstart and the target but for its last token, padded on the right behind the left-padded prompt.
+        # What is read: the kickstart and the target but for its last token, padded on the right behind the
+        # left-padded prompt.
         read = torch.cat([ids[index, -1:].cpu(), targets[:, :-1].clamp(min=0)], 1)
         whole_mask = torch.cat([mask[index].cpu(), real[:, 1:].long()], 1)
         inputs = model_inputs(model, read, whole_mask)
-        logits = model(**inputs, **{CACHE: rows_of(cache, index.to(inputs["input_ids"].device))}, use_cache=True).logits.float()
+        logits = model(
+            **inputs, **{CACHE: rows_of(cache, index.to(inputs["input_ids"].device))}, use_cache=True
+        ).logits.float()
         targets, real = targets.to(logits.device), real.to(logits.device)
         scores = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
         greedy = (logits.argmax(-1) == targets) | ~real

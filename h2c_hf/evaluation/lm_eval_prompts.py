@@ -1,7 +1,9 @@
-"""The prompts that a request of lm-eval gives to each of two models: its context is one string, and each model has its own chat template.
+"""The prompts that a request of lm-eval gives to each of two models: its context is one string, and each
+model has its own chat template.
 
-If lm-eval applies a chat template, its context is therefore not a rendered prompt but the conversation itself, marked
-(`pack`), and each model renders it. Any other context is plain text, and both models read that text.
+If lm-eval applies a chat template, its context is therefore not a rendered prompt but the conversation
+itself, marked (`pack`), and each model renders it. Any other context is plain text, and both models read that
+text.
 """
 
 import bisect
@@ -17,8 +19,11 @@ MARK = "<h2c conversation>"
 
 
 def pack(conversation: list[dict], add_generation_prompt: bool = True) -> str:
-    """The conversation as a string that `unpack` reads. Without a generation prompt its last message is to be continued."""
-    return MARK + json.dumps({"messages": conversation, "continue_final_message": not add_generation_prompt}, ensure_ascii=False)
+    """The conversation as a string that `unpack` reads. Without a generation prompt its last message is to be
+    continued."""
+    return MARK + json.dumps(
+        {"messages": conversation, "continue_final_message": not add_generation_prompt}, ensure_ascii=False
+    )
 
 
 def unpack(context: str) -> tuple[list[dict], bool] | None:
@@ -42,11 +47,14 @@ def with_content(context: str, text: str) -> str:
         return text
     messages, continued = packed
     last = messages[_users(messages)[-1]]
-    return pack([{**message, "content": text} if message is last else message for message in messages], not continued)
+    return pack(
+        [{**message, "content": text} if message is last else message for message in messages], not continued
+    )
 
 
 def hint_request(context: str, instruction: str) -> str:
-    """Return the Sharer's prompt of text-to-text: the same conversation, and an instruction (so it is always a conversation)."""
+    """Return the Sharer's prompt of text-to-text: the same conversation, and an instruction (so it is always
+    a conversation)."""
     packed = unpack(context)
     messages = user_turn(context) if packed is None else packed[0][:-1] if packed[1] else packed[0]
     return with_content(pack(messages), f"{content(context)}\n{instruction}")
@@ -60,12 +68,16 @@ def with_hint(context: str, hint: str) -> str:
 def _users(messages: list[dict]) -> list[int]:
     rows = [row for row, message in enumerate(messages) if message["role"] == "user"]
     if not rows:
-        raise ValueError(f"A conversation has messages of {sorted({m['role'] for m in messages})} alone; expected one of the user.")
+        raise ValueError(
+            f"A conversation has messages of {sorted({m['role'] for m in messages})} alone; expected one of "
+            "the user."
+        )
     return rows
 
 
 def render(tokenizer: PreTrainedTokenizerBase, context: str, template_kwargs: dict | None = None) -> str:
-    """The text that a model reads, its special tokens written out by the chat template (plain text: as it is).
+    """The text that a model reads, its special tokens written out by the chat template (plain text: as it
+    is).
 
     Args:
         template_kwargs: variables of the chat template, here and below.
@@ -77,15 +89,25 @@ def render(tokenizer: PreTrainedTokenizerBase, context: str, template_kwargs: di
     if packed is None:
         return context
     if tokenizer.chat_template is None:
-        raise ValueError(f"The tokenizer of {tokenizer.name_or_path} has no chat template; expected one, or no --apply_chat_template.")
+        raise ValueError(
+            f"The tokenizer of {tokenizer.name_or_path} has no chat template; expected one, or no "
+            "--apply_chat_template."
+        )
     messages, continued = packed
     return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=not continued, continue_final_message=continued, **(template_kwargs or {})
+        messages,
+        tokenize=False,
+        add_generation_prompt=not continued,
+        continue_final_message=continued,
+        **(template_kwargs or {}),
     )
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, context: str, template_kwargs: dict | None = None, add_bos_token: bool | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    context: str,
+    template_kwargs: dict | None = None,
+    add_bos_token: bool | None = None,
 ) -> list[int]:
     """Return the token ids of a model's prompt.
 
@@ -93,20 +115,25 @@ def encode(
         add_bos_token: begin plain text with the begin token, or not; None: as the tokenizer does.
     """
     plain = unpack(context) is None
-    ids = tokenizer(render(tokenizer, context, template_kwargs), add_special_tokens=plain and add_bos_token is not False)["input_ids"]
+    ids = tokenizer(
+        render(tokenizer, context, template_kwargs), add_special_tokens=plain and add_bos_token is not False
+    )["input_ids"]
     bos = tokenizer.bos_token_id
     return [bos, *ids] if plain and add_bos_token and bos is not None and ids[:1] != [bos] else ids
 
 
 def split(context: str, continuation: str) -> tuple[str, str]:
-    """As lm-eval does: spaces at the end of plain text belong to the continuation's first word. A conversation's frame stands."""
+    """As lm-eval does: spaces at the end of plain text belong to the continuation's first word. A
+    conversation's frame stands."""
     if unpack(context) is not None:
         return context, continuation
     text = context.rstrip()
     return text, context[len(text) :] + continuation
 
 
-def continuation_ids(tokenizer: PreTrainedTokenizerBase, context: str, continuation: str, template_kwargs: dict | None = None) -> list[int]:
+def continuation_ids(
+    tokenizer: PreTrainedTokenizerBase, context: str, continuation: str, template_kwargs: dict | None = None
+) -> list[int]:
     """Return the token ids of the continuation after the context: in a conversation, its generation prompt.
 
     Raises:
@@ -123,7 +150,8 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, context: str, continuat
 
 
 def newest(tokenizer: PreTrainedTokenizerBase, context: str, limit: int, **options) -> tuple[list[int], bool]:
-    """The context in at most ``limit`` tokens, and whether it was cut: the oldest turns go first, then the oldest of the content.
+    """The context in at most ``limit`` tokens, and whether it was cut: the oldest turns go first, then the
+    oldest of the content.
 
     The frame (the system message, and the chat template's own text) stays whole.
 
@@ -145,7 +173,10 @@ def newest(tokenizer: PreTrainedTokenizerBase, context: str, limit: int, **optio
 
     kept = bisect.bisect_left(range(len(text) + 1), True, key=lambda length: len(tail(length)) > limit) - 1
     if kept < 1:
-        raise ValueError(f"A prompt has {len(ids)} tokens and there is room for {limit}; expected room for its frame and some content.")
+        raise ValueError(
+            f"A prompt has {len(ids)} tokens and there is room for {limit}; expected room for its frame and "
+            "some content."
+        )
     return tail(kept), True
 
 

@@ -1,8 +1,8 @@
 """Who answers: the methods and controls of an evaluation, all through one small interface.
 
-A method gets a `Batch` of questions and returns the logits of the first answer token, or text. Passes that several methods need,
-the Sharer's pass and the Receiver's prefill, the batch computes once. To add one: subclass `Method`, name it, decorate it
-with `@register`.
+A method gets a `Batch` of questions and returns the logits of the first answer token, or text. Passes that
+several methods need, the Sharer's pass and the Receiver's prefill, the batch computes once. To add one:
+subclass `Method`, name it, decorate it with `@register`.
 """
 
 import contextlib
@@ -25,11 +25,12 @@ MAX_HINT_TOKENS, MAX_REASONING_TOKENS = 48, 96
 
 
 class Batch:
-    """Questions as prompts of one ``form``, and the passes over them that methods share. Shapes as in `H2CForCausalLM.forward`.
+    """Questions as prompts of one ``form``, and the passes over them that methods share. Shapes as in
+    `H2CForCausalLM.forward`.
 
-    A question may have ``shots`` (questions with their answers, as turns before it) and a ``passage`` (which the Sharer reads
-    before it, and the Receiver does not), a ``hint`` (a line that stands in the prompts of both) or one that the Receiver alone is
-    ``told``.
+    A question may have ``shots`` (questions with their answers, as turns before it) and a ``passage`` (which
+    the Sharer reads before it, and the Receiver does not), a ``hint`` (a line that stands in the prompts of
+    both) or one that the Receiver alone is ``told``.
     """
 
     def __init__(
@@ -47,15 +48,23 @@ class Batch:
     ):
         """
         Args:
-            donor: other questions, as many, whose states the shuffled control gives; by default those of the batch itself.
+            donor: other questions, as many, whose states the shuffled control gives; by default those of the
+                batch itself.
             adapter: the bridge of the adapter control, trained with `h2c train --blank_sharer true`.
             prompts: the words around the questions.
             lora: the fine-tuned Receiver of the method "lora", from `h2c lora`.
-            donor_rows: of the batch itself, the row that gives its states to each row; by default the one before it.
-            draft_tokens: so many tokens the Sharer writes first, which the bridge reads after its prompt; by default as many as the
-                model's generation config says.
+            donor_rows: of the batch itself, the row that gives its states to each row; by default the one
+                before it.
+            draft_tokens: so many tokens the Sharer writes first, which the bridge reads after its prompt; by
+                default as many as the model's generation config says.
         """
-        self.model, self.processor, self.questions, self.form, self.donor = model, processor, questions, form, donor
+        self.model, self.processor, self.questions, self.form, self.donor = (
+            model,
+            processor,
+            questions,
+            form,
+            donor,
+        )
         self.adapter, self.prompts, self.lora, self.donor_rows = adapter, prompts, lora, donor_rows
         self.draft_tokens = own_draft_tokens(model) if draft_tokens is None else draft_tokens
         self.cut_texts = 0  # of the Sharer's texts, those that ran on to their limit of tokens
@@ -68,7 +77,9 @@ class Batch:
             for_sharers.append(for_sharer(conversation(question, self.form, prompts=self.prompts), question))
         return self.encode(conversations, for_sharers)
 
-    def encode(self, conversations: list[list[dict]], sharer_conversations: list[list[dict]] | None = None) -> BatchFeature:
+    def encode(
+        self, conversations: list[list[dict]], sharer_conversations: list[list[dict]] | None = None
+    ) -> BatchFeature:
         return self.processor.apply_chat_template(conversations, sharer_conversations).to(self.model.device)
 
     @cached_property
@@ -76,7 +87,9 @@ class Batch:
         # Those that the bridge reads, and the last: the Sharer's own answer.
         layers = [*self.model.bridge.read_layers, self.model.config.sharer_num_hidden_layers]
         with self.part("sharer_prefill"):
-            return self.model.read(self.inputs["sharer_input_ids"], self.inputs["sharer_attention_mask"], layers)
+            return self.model.read(
+                self.inputs["sharer_input_ids"], self.inputs["sharer_attention_mask"], layers
+            )
 
     @cached_property
     def draft(self) -> Draft:
@@ -121,7 +134,9 @@ def own_draft_tokens(model: H2CForCausalLM) -> int:
     return getattr(model.generation_config, "sharer_max_new_tokens", None) or 0
 
 
-def conversation(question: dict, form: str, hint: str | None = None, prompts: Prompts = PROMPTS) -> list[dict]:
+def conversation(
+    question: dict, form: str, hint: str | None = None, prompts: Prompts = PROMPTS
+) -> list[dict]:
     """Return the Receiver's conversation: the question after its few-shot turns."""
     prompt, answer = FORMS[form]
     turns = []
@@ -148,14 +163,22 @@ class Method:
         inputs = batch.inputs
         cache = self.cache(batch)
         with batch.part("decode"):
-            return batch.model(inputs["input_ids"], inputs["attention_mask"], past_key_values=cache).logits[:, -1]
+            return batch.model(inputs["input_ids"], inputs["attention_mask"], past_key_values=cache).logits[
+                :, -1
+            ]
 
     def generate(self, batch: Batch, **kwargs) -> list[str]:
         """The whole answers; ``kwargs`` as for transformers' ``generate``."""
         inputs, cache = batch.inputs, self.cache(batch)
-        kwargs = {"sharer_max_new_tokens": 0, **end_tokens(batch.model, batch.processor.receiver_tokenizer), **kwargs}
+        kwargs = {
+            "sharer_max_new_tokens": 0,
+            **end_tokens(batch.model, batch.processor.receiver_tokenizer),
+            **kwargs,
+        }
         with batch.part("decode"):
-            ids = batch.model.generate(inputs["input_ids"], inputs["attention_mask"], past_key_values=cache, **kwargs)
+            ids = batch.model.generate(
+                inputs["input_ids"], inputs["attention_mask"], past_key_values=cache, **kwargs
+            )
         return batch.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
     def cache(self, batch: Batch) -> Cache:
@@ -183,7 +206,8 @@ class Receiver(Method):
 
 @register
 class TextToText(Method):
-    """The Sharer answers in its own words, whose prompt is a variant's; the Receiver reads them, whole, with the question."""
+    """The Sharer answers in its own words, whose prompt is a variant's; the Receiver reads them, whole, with
+    the question."""
 
     name = "text_to_text"
     variant, max_tokens = "hint", MAX_HINT_TOKENS
@@ -198,14 +222,22 @@ class TextToText(Method):
         raise TypeError("text_to_text answers another prompt, so it has no cache for this one; see `hinted`.")
 
     def hinted(self, batch: Batch, **kwargs) -> Batch:
-        """The batch that the Receiver answers: with the Sharer's words in its prompts. ``kwargs`` as for the Sharer's ``generate``."""
+        """The batch that the Receiver answers: with the Sharer's words in its prompts. ``kwargs`` as for the
+        Sharer's ``generate``."""
         pairs = zip(batch.questions, self.hints(batch, **kwargs), strict=True)
-        return batch.with_inputs(batch.encode([conversation(question, batch.form, hint, batch.prompts) for question, hint in pairs]))
+        return batch.with_inputs(
+            batch.encode(
+                [conversation(question, batch.form, hint, batch.prompts) for question, hint in pairs]
+            )
+        )
 
     def hints(self, batch: Batch, **kwargs) -> list[str]:
         """The Sharer's words on each question."""
         asked = [
-            for_sharer(user_turn(hint_prompt(question, self.variant, batch.prompts, choices=batch.form == "choice")), question)
+            for_sharer(
+                user_turn(hint_prompt(question, self.variant, batch.prompts, choices=batch.form == "choice")),
+                question,
+            )
             for question in batch.questions
         ]
         inputs = batch.encode(asked)
@@ -238,7 +270,10 @@ class TextToTextDraft(TextToText):
         if not batch.draft_tokens:
             raise ValueError("text_to_text_draft needs a draft: got draft_tokens 0, expected at least 1.")
         draft = batch.draft
-        new = [ids[len(ids) - length :] for ids, length in zip(draft.sharer_input_ids, draft.lengths.tolist(), strict=True)]
+        new = [
+            ids[len(ids) - length :]
+            for ids, length in zip(draft.sharer_input_ids, draft.lengths.tolist(), strict=True)
+        ]
         return batch.processor.sharer_tokenizer.batch_decode(new, skip_special_tokens=True)
 
 
@@ -263,7 +298,8 @@ class H2C(Method):
 
 @register
 class Skyline(Receiver):
-    """The Receiver, with the passage in its own prompt: the most that any message could tell it. In the private regime only."""
+    """The Receiver, with the passage in its own prompt: the most that any message could tell it. In the
+    private regime only."""
 
     name = "skyline"
 
@@ -280,14 +316,20 @@ class Skyline(Receiver):
             ValueError: if a question has no passage.
         """
         if any("passage" not in question for question in batch.questions):
-            raise ValueError("The skyline needs passages, which the Receiver reads itself: got a question without one.")
-        asked = [for_sharer(conversation(question, batch.form, prompts=batch.prompts), question) for question in batch.questions]
+            raise ValueError(
+                "The skyline needs passages, which the Receiver reads itself: got a question without one."
+            )
+        asked = [
+            for_sharer(conversation(question, batch.form, prompts=batch.prompts), question)
+            for question in batch.questions
+        ]
         return batch.with_inputs(batch.encode(asked))
 
 
 @register
 class LoRA(Method):
-    """The Receiver, fine-tuned on the bridge's training data without a Sharer: the single model to compare with."""
+    """The Receiver, fine-tuned on the bridge's training data without a Sharer: the single model to compare
+    with."""
 
     name = "lora"
 
@@ -296,14 +338,19 @@ class LoRA(Method):
         positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         with batch.part("decode"):
             return receiver(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], position_ids=positions, logits_to_keep=1
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                position_ids=positions,
+                logits_to_keep=1,
             ).logits[:, -1]
 
     def generate(self, batch: Batch, **kwargs) -> list[str]:
         receiver, inputs = self._receiver(batch), batch.inputs
         kwargs = {**end_tokens(batch.model, batch.processor.receiver_tokenizer), **kwargs}
         with batch.part("decode"):
-            ids = receiver.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **kwargs)
+            ids = receiver.generate(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **kwargs
+            )
         return batch.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
     def cache(self, batch: Batch) -> Cache:
@@ -311,7 +358,9 @@ class LoRA(Method):
 
     def _receiver(self, batch: Batch) -> PreTrainedModel:
         if batch.lora is None:
-            raise ValueError("The method 'lora' needs an adapter from 'h2c lora': got none, expected lora: DIR.")
+            raise ValueError(
+                "The method 'lora' needs an adapter from 'h2c lora': got none, expected lora: DIR."
+            )
         return batch.lora
 
 
@@ -342,7 +391,9 @@ class Shuffled(H2C):
         if batch.donor is not None:
             return super().states(batch.donor)
         if len(batch.questions) < 2:
-            raise ValueError("The shuffled control needs another question's states: got a batch of 1, expected at least 2.")
+            raise ValueError(
+                "The shuffled control needs another question's states: got a batch of 1, expected at least 2."
+            )
         states, mask = super().states(batch)
         rows = [row - 1 for row in range(len(mask))] if batch.donor_rows is None else batch.donor_rows
         rows = torch.tensor(rows).to(mask.device)
@@ -382,26 +433,37 @@ class Noise(H2C):
 
 @register
 class Adapter(Zeros):
-    """Control: another bridge, of the same size and trained on the same data, that never had the Sharer's states."""
+    """Control: another bridge, of the same size and trained on the same data, that never had the Sharer's
+    states."""
 
     name = "adapter"
 
     def cache(self, batch: Batch) -> Cache:
         if batch.adapter is None:
-            raise ValueError("The adapter control needs a bridge trained with --blank_sharer true: got none, expected adapter: DIR.")
+            raise ValueError(
+                "The adapter control needs a bridge trained with --blank_sharer true: got none, expected "
+                "adapter: DIR."
+            )
         (states, mask), cache = self.states(batch), batch.receiver_cache
         with batch.part("bridge"):
             return batch.adapter(states, cache, mask, batch.inputs["attention_mask"][:, :-1])
 
 
 def sharer_text(batch: Batch, inputs: BatchFeature, **kwargs) -> list[str]:
-    """The Sharer's text after its prompts in ``inputs``. Texts that ran on to their limit of tokens are counted in the batch. A base model
-    with the plain template goes on with more questions: its text is the first line."""
+    """The Sharer's text after its prompts in ``inputs``. Texts that ran on to their limit of tokens are
+    counted in the batch. A base model with the plain template goes on with more questions: its text is the
+    first line."""
     sharer, tokenizer = batch.model.sharer, batch.processor.sharer_tokenizer
-    ids, mask = (inputs[name].to(execution_device(sharer)) for name in ("sharer_input_ids", "sharer_attention_mask"))
+    ids, mask = (
+        inputs[name].to(execution_device(sharer)) for name in ("sharer_input_ids", "sharer_attention_mask")
+    )
     kwargs = {**end_tokens(sharer, tokenizer), **kwargs}
     new = sharer.generate(input_ids=ids, attention_mask=mask, **kwargs)[:, ids.shape[1] :]
     ends = torch.tensor(kwargs.get("eos_token_id", []), device=new.device)
     batch.cut_texts += int((~torch.isin(new, ends).any(1)).sum())
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [text.strip().partition("\n")[0] for text in texts] if PLAIN in (tokenizer.chat_template or "") else texts
+    return (
+        [text.strip().partition("\n")[0] for text in texts]
+        if PLAIN in (tokenizer.chat_template or "")
+        else texts
+    )

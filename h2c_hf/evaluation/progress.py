@@ -1,4 +1,5 @@
-"""The finished batches of a run, on disk as they come: a killed run goes on from the last one; and its share a process."""
+"""The finished batches of a run, on disk as they come: a killed run goes on from the last one; and its share
+a process."""
 
 import hashlib
 import json
@@ -12,8 +13,8 @@ from accelerate.utils import gather_object
 class Progress:
     """Computes the numbered batches of a stage, each once.
 
-    With a directory, every batch is a line of `progress-<rank>.jsonl`, under a hash of model, questions and settings: batches of
-    others are never taken for these. A last line that a kill left torn is dropped.
+    With a directory, every batch is a line of `progress-<rank>.jsonl`, under a hash of model, questions and
+    settings: batches of others are never taken for these. A last line that a kill left torn is dropped.
     """
 
     def __init__(self, directory: str | Path | None = None, state: PartialState | None = None):
@@ -33,7 +34,8 @@ class Progress:
                     self.done[entry["key"], entry["number"]] = entry["record"]
 
     def each(self, asked: dict, count: int, compute: Callable[[int], dict]) -> Iterator[dict]:
-        """The records of this process's share of batches 0 to ``count`` - 1, computed if they are not there yet.
+        """The records of this process's share of batches 0 to ``count`` - 1, computed if they are not there
+        yet.
 
         Args:
             asked: all that the records depend on; anything that json can write.

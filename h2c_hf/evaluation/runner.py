@@ -1,4 +1,5 @@
-"""Runs methods over questions: sorted by length, in batches, one Sharer pass and one Receiver prefill a batch for all."""
+"""Runs methods over questions: sorted by length, in batches, one Sharer pass and one Receiver prefill a batch
+for all."""
 
 from dataclasses import asdict
 
@@ -36,20 +37,22 @@ def evaluate(
     """Ask every method every question.
 
     Args:
-        questions: in the columns of `cais/mmlu`; see `Batch` for more that they may hold. They need not have as many choices: each is
-            answered with one of its own letters.
+        questions: in the columns of `cais/mmlu`; see `Batch` for more that they may hold. They need not have
+            as many choices: each is answered with one of its own letters.
         methods: names in `h2c_hf.evaluation.methods.METHODS`.
-        form: "choice", the best-scored letter; or "open", the whole text, greedily written, through the model's end token. It is right
-            if it is one of the question's `answers` (see `h2c_hf.evaluation.answers`); without these, if it is the right choice's text.
+        form: "choice", the best-scored letter; or "open", the whole text, greedily written, through the
+            model's end token. It is right if it is one of the question's `answers` (see
+            `h2c_hf.evaluation.answers`); without these, if it is the right choice's text.
         adapter, prompts, lora: see `Batch`.
         answer_tokens: of the form "open": a text that has not ended after so many tokens is cut.
         draft_tokens: see `Batch`.
         progress: keeps finished batches, and knows how many processes share them.
 
     Returns:
-        {method: {"predictions": list of letter indices or texts, "correct": bool array, "scores": list of its letters' logits or
-        None, "cut_texts": how many texts of the Sharer ran on to their limit}}, in the order of `questions`. Of the shuffled control also
-        "donors": the row of the question whose states each question got, which is about something else and has another answer.
+        {method: {"predictions": list of letter indices or texts, "correct": bool array, "scores": list of its
+        letters' logits or None, "cut_texts": how many texts of the Sharer ran on to their limit}}, in the
+        order of `questions`. Of the shuffled control also "donors": the row of the question whose states each
+        question got, which is about something else and has another answer.
 
     Raises:
         ValueError: for an unknown method, no questions, or no donor for one.
@@ -58,14 +61,24 @@ def evaluate(
     progress = progress or Progress()
     letters = {}
     if form == "choice":
-        first, count = conversation(questions[0], form, prompts=prompts), max(len(question["choices"]) for question in questions)
+        first, count = (
+            conversation(questions[0], form, prompts=prompts),
+            max(len(question["choices"]) for question in questions),
+        )
         letters = {
-            role: letter_ids(getattr(processor, f"{role}_tokenizer"), first, count, processor.chat_template_kwargs)
+            role: letter_ids(
+                getattr(processor, f"{role}_tokenizer"), first, count, processor.chat_template_kwargs
+            )
             for role in ("receiver", "sharer")
         }
     parts = batches(questions, form, batch_size)
-    results = {name: {"predictions": [None] * len(questions), "scores": [None] * len(questions), "cut_texts": 0} for name in methods}
-    donors = [[donor_row(questions, row, part) for row in part] if "shuffled" in methods else [] for part in parts]
+    results = {
+        name: {"predictions": [None] * len(questions), "scores": [None] * len(questions), "cut_texts": 0}
+        for name in methods
+    }
+    donors = [
+        [donor_row(questions, row, part) for row in part] if "shuffled" in methods else [] for part in parts
+    ]
 
     def compute(number: int) -> dict:
         rows, giving = parts[number], donors[number]
@@ -75,7 +88,10 @@ def evaluate(
             batch.donor_rows = [rows.index(row) for row in giving] or None
         else:  # nobody in the batch can give; the Sharer reads these as well
             batch.donor = Batch(model, processor, [questions[row] for row in giving], form, **shared)
-        return {"rows": rows, "answers": {name: answer(METHODS[name], batch, letters, answer_tokens) for name in methods}}
+        return {
+            "rows": rows,
+            "answers": {name: answer(METHODS[name], batch, letters, answer_tokens) for name in methods},
+        }
 
     def right_answer(row: int, prediction: int | str) -> bool:
         if form == "choice":
@@ -92,36 +108,55 @@ def evaluate(
     records, right = [], dict.fromkeys(methods, 0)
     was_training = model.training
     model.eval()
-    with tqdm(total=len(questions), desc=f"evaluate ({form})", unit="question", disable=progress.rank > 0) as bar:
+    with tqdm(
+        total=len(questions), desc=f"evaluate ({form})", unit="question", disable=progress.rank > 0
+    ) as bar:
         for record in progress.each(asked, len(parts), compute):
             records.append(record)
             bar.update(len(record["rows"]))
             for name in methods:
                 pairs = zip(record["rows"], record["answers"][name]["predictions"], strict=True)
                 right[name] += sum(right_answer(row, prediction) for row, prediction in pairs)
-            answered = sum(len(record["rows"]) for record in records)  # a bar that is not shown does not count
+            # A bar that is not shown does not count.
+            answered = sum(len(record["rows"]) for record in records)
             bar.set_postfix({name: f"{right[name] / answered:.3f}" for name in methods})
     model.train(was_training)
     for record in progress.gather(records):
         for name, answers in record["answers"].items():
             results[name]["cut_texts"] += answers["cut_texts"]
-            for row, prediction, scores in zip(record["rows"], answers["predictions"], answers["scores"], strict=True):
+            for row, prediction, scores in zip(
+                record["rows"], answers["predictions"], answers["scores"], strict=True
+            ):
                 results[name]["predictions"][row], results[name]["scores"][row] = prediction, scores
     for result in results.values():
-        result["correct"] = np.array([right_answer(row, prediction) for row, prediction in enumerate(result["predictions"])], bool)
+        result["correct"] = np.array(
+            [right_answer(row, prediction) for row, prediction in enumerate(result["predictions"])], bool
+        )
     if "shuffled" in methods:
-        given = {row: donor for part, giving in zip(parts, donors, strict=True) for row, donor in zip(part, giving, strict=True)}
+        given = {
+            row: donor
+            for part, giving in zip(parts, donors, strict=True)
+            for row, donor in zip(part, giving, strict=True)
+        }
         results["shuffled"]["donors"] = [given[row] for row in range(len(questions))]
     return results
 
 
-def answer(method, batch: Batch, letters: dict[str, list[int]], tokens: int = MAX_ANSWER_TOKENS) -> dict[str, list | int]:
-    """A method's answers to a batch: the index of the best-scored letter and every letter's logit; or the text."""
+def answer(
+    method, batch: Batch, letters: dict[str, list[int]], tokens: int = MAX_ANSWER_TOKENS
+) -> dict[str, list | int]:
+    """A method's answers to a batch: the index of the best-scored letter and every letter's logit; or the
+    text."""
     before = batch.cut_texts
     if batch.form == "choice":
         logits = method.logits(batch)[:, letters[method.reader]].float()
-        scores = [row[: len(question["choices"])] for row, question in zip(logits, batch.questions, strict=True)]
-        found = {"predictions": [int(row.argmax()) for row in scores], "scores": [row.tolist() for row in scores]}
+        scores = [
+            row[: len(question["choices"])] for row, question in zip(logits, batch.questions, strict=True)
+        ]
+        found = {
+            "predictions": [int(row.argmax()) for row in scores],
+            "scores": [row.tolist() for row in scores],
+        }
     else:
         texts = method.generate(batch, max_new_tokens=tokens, do_sample=False)
         found = {"predictions": [text.strip() for text in texts], "scores": [None] * len(texts)}
@@ -137,7 +172,9 @@ def batches(questions: list[dict], form: str, batch_size: int) -> list[list[int]
 def prompt_length(question: dict, form: str) -> int:
     """Characters of all that is read."""
     prompt, _ = FORMS[form]
-    return len(question.get("passage", "")) + sum(len(prompt(asked)) for asked in [*question.get("shots", []), question])
+    return len(question.get("passage", "")) + sum(
+        len(prompt(asked)) for asked in [*question.get("shots", []), question]
+    )
 
 
 def check(questions: list[dict], methods: list[str], form: str, adapter: H2CBridgeModel | None) -> None:
@@ -145,7 +182,10 @@ def check(questions: list[dict], methods: list[str], form: str, adapter: H2CBrid
     if unknown:
         raise ValueError(f"There is no method {unknown[0]!r}; expected one of {', '.join(METHODS)}.")
     if "adapter" in methods and adapter is None:
-        raise ValueError("The adapter control needs a bridge trained with --blank_sharer true: got none, expected adapter: DIR.")
+        raise ValueError(
+            "The adapter control needs a bridge trained with --blank_sharer true: got none, expected "
+            "adapter: DIR."
+        )
     if not questions:
         raise ValueError("There are no questions: got 0, expected at least 1.")
     if form not in FORMS:

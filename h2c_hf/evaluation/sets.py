@@ -1,7 +1,8 @@
 """Sets of questions that are answered in words: each by name, in one of two regimes, with figures of its own.
 
-In the *private* regime only the Sharer reads the passage, and any working channel gains; in the *shared* regime both models read the
-question, and only the Sharer's knowledge can gain. The two are never mixed in a table.
+In the *private* regime only the Sharer reads the passage, and any working channel gains; in the *shared*
+regime both models read the question, and only the Sharer's knowledge can gain. The two are never mixed in a
+table.
 """
 
 from dataclasses import dataclass, fields
@@ -30,12 +31,14 @@ class QuestionSet:
     Args:
         name: how reports call it.
         regime: "private" or "shared"; the questions must have passages, or none.
-        source: of the questions: the fields of `h2c_hf.data.sources.DataSource`, test splits and new words included.
+        source: of the questions: the fields of `h2c_hf.data.sources.DataSource`, test splits and new words
+            included.
         limit: so many questions, spread over all.
-        tokens: of the form "repeat": texts of exactly so many tokens of the Receiver, and the accuracy at each position.
+        tokens: of the form "repeat": texts of exactly so many tokens of the Receiver, and the accuracy at
+            each position.
         answer_tokens: an answer that has not ended after so many tokens is cut.
-        draft_tokens: so many tokens the Sharer writes first, which the bridge reads after its prompt; by default as many as the
-            bridge's generation config says.
+        draft_tokens: so many tokens the Sharer writes first, which the bridge reads after its prompt; by
+            default as many as the bridge's generation config says.
     """
 
     name: str
@@ -48,14 +51,19 @@ class QuestionSet:
 
     def __post_init__(self):
         if self.regime not in REGIMES:
-            raise ValueError(f"regime of the set {self.name!r} is {self.regime!r}; expected one of {', '.join(REGIMES)}.")
+            raise ValueError(
+                f"regime of the set {self.name!r} is {self.regime!r}; expected one of {', '.join(REGIMES)}."
+            )
         for name, least in (("limit", 2), ("tokens", 1), ("answer_tokens", 1), ("draft_tokens", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} of the set {self.name!r} is {value}; expected at least {least}.")
         if self.tokens:
             if self.source.form != "repeat":
-                raise ValueError(f"The set {self.name!r} has tokens={self.tokens} and the form {self.source.form!r}; expected 'repeat'.")
+                raise ValueError(
+                    f"The set {self.name!r} has tokens={self.tokens} and the form {self.source.form!r}; "
+                    "expected 'repeat'."
+                )
             # So many words have at least so many tokens.
             self.source.fewest = self.source.most = self.tokens
             self.answer_tokens = max(self.answer_tokens, self.tokens + 8)
@@ -72,13 +80,19 @@ class QuestionSet:
         if isinstance(entry, cls):
             return entry
         if isinstance(entry, str):
-            entry = {key.strip(): value.strip() for key, _, value in (part.partition("=") for part in entry.split(","))}
+            entry = {
+                key.strip(): value.strip()
+                for key, _, value in (part.partition("=") for part in entry.split(","))
+            }
         own = {field.name for field in fields(cls)} - {"source"}
         told = {name: value for name, value in entry.items() if name in own}
         for name in ("name", "regime"):
             if not told.get(name):
                 written = ",".join(f"{key}={value}" if value else key for key, value in entry.items())
-                raise ValueError(f"The set {written!r} has no {name}; expected name=NAME,path=DATA,regime=private, or regime=shared.")
+                raise ValueError(
+                    f"The set {written!r} has no {name}; expected name=NAME,path=DATA,regime=private, or "
+                    "regime=shared."
+                )
         try:
             numbers = {name: int(told[name]) for name in NUMBERS if told.get(name) is not None}
         except (TypeError, ValueError):
@@ -86,7 +100,9 @@ class QuestionSet:
         source = ReportSource.parse({name: value for name, value in entry.items() if name not in own})
         return cls(told["name"], told["regime"], source, **numbers)
 
-    def load(self, tokenizer: PreTrainedTokenizerBase | None = None, template_kwargs: dict | None = None) -> tuple[list[dict], dict]:
+    def load(
+        self, tokenizer: PreTrainedTokenizerBase | None = None, template_kwargs: dict | None = None
+    ) -> tuple[list[dict], dict]:
         """The questions, and counts of the records.
 
         Args:
@@ -100,7 +116,8 @@ class QuestionSet:
         with_passage = sum("passage" in question for question in questions)
         if with_passage != (len(questions) if self.regime == "private" else 0):
             raise ValueError(
-                f"The set {self.name!r} is {self.regime} ({REGIMES[self.regime]}), and {with_passage} of its {len(questions)} questions "
+                f"The set {self.name!r} is {self.regime} ({REGIMES[self.regime]}), and {with_passage} of its "
+                f"{len(questions)} questions "
                 f"have a passage; expected {'all' if self.regime == 'private' else 'none'}."
             )
         if self.tokens and tokenizer is not None:
@@ -113,21 +130,31 @@ class QuestionSet:
     def methods(self, methods: list[str]) -> list[str]:
         """Those of `methods` that answer in the set's regime; the rival of drafts if there are any."""
         drafted = () if self.draft_tokens else ("text_to_text_draft",)
-        return [name for name in methods if ONLY_IN.get(name, self.regime) == self.regime and name not in drafted]
+        return [
+            name for name in methods if ONLY_IN.get(name, self.regime) == self.regime and name not in drafted
+        ]
 
 
-def cut_to(question: dict, tokens: int, tokenizer: PreTrainedTokenizerBase, template_kwargs: dict | None = None) -> dict | None:
-    """A "repeat" question whose text is the first `tokens` tokens; None if these do not spell a text of as many tokens."""
+def cut_to(
+    question: dict, tokens: int, tokenizer: PreTrainedTokenizerBase, template_kwargs: dict | None = None
+) -> dict | None:
+    """A "repeat" question whose text is the first `tokens` tokens; None if these do not spell a text of as
+    many tokens."""
     ids = tokens_of(question["answers"][0], question, tokenizer, template_kwargs)[:tokens]
-    text = tokenizer.decode(ids, skip_special_tokens=True).strip()  # some tokenizers begin every text with a space
+    # Some tokenizers begin every text with a space.
+    text = tokenizer.decode(ids, skip_special_tokens=True).strip()
     if len(ids) < tokens or tokens_of(text, question, tokenizer, template_kwargs) != ids:
         return None
     return {**question, "passage": text, "answers": [text], "choices": [text]}
 
 
-def tokens_of(text: str, question: dict, tokenizer: PreTrainedTokenizerBase, template_kwargs: dict | None = None) -> list[int]:
+def tokens_of(
+    text: str, question: dict, tokenizer: PreTrainedTokenizerBase, template_kwargs: dict | None = None
+) -> list[int]:
     """The Receiver's tokens of an answer, without its end."""
-    return answer_ids(tokenizer, user_turn(open_prompt(question)), text, False, template_kwargs) if text else []
+    return (
+        answer_ids(tokenizer, user_turn(open_prompt(question)), text, False, template_kwargs) if text else []
+    )
 
 
 def set_report(
@@ -146,10 +173,10 @@ def set_report(
         examples: so many questions with every method's answer.
 
     Returns:
-        `methods` (see `words_row`; with `token_accuracy`, the share of the first answer's tokens at their positions); `recovered`,
-        `information_gain` and `pairing_gain` (matched minus shuffled) of the exact match, with `f1`; `follow_rate` (with another
-        question's states, how often the answer is the donor's, and over H2C's accuracy); `comparisons`, each with a test of
-        equivalence; `examples`.
+        `methods` (see `words_row`; with `token_accuracy`, the share of the first answer's tokens at their
+        positions); `recovered`, `information_gain` and `pairing_gain` (matched minus shuffled) of the exact
+        match, with `f1`; `follow_rate` (with another question's states, how often the answer is the donor's,
+        and over H2C's accuracy); `comparisons`, each with a test of equivalence; `examples`.
     """
     found = {name: judged(result["predictions"], questions) for name, result in results.items()}
     report = {
@@ -157,7 +184,9 @@ def set_report(
         "methods": {name: words_row(row) for name, row in found.items()},
     }  # fmt: skip
     for name, result in results.items():
-        report["methods"][name] |= token_accuracy(result["predictions"], questions, tokenizer, of.tokens, template_kwargs)
+        report["methods"][name] |= token_accuracy(
+            result["predictions"], questions, tokenizer, of.tokens, template_kwargs
+        )
 
     def against(first: str, second: str) -> dict:
         return {
@@ -174,9 +203,12 @@ def set_report(
         report["pairing_gain"] = against("h2c", "shuffled")
         report["follow_rate"] = follow_rate(results["shuffled"], questions, correct["h2c"])
     pairs = [("h2c", name) for name in found if name != "h2c"]
-    if of.regime == "shared" and "shuffled" in found:  # what a wrong message does to what the Receiver knows itself
+    # What a wrong message does to what the Receiver knows itself.
+    if of.regime == "shared" and "shuffled" in found:
         pairs.append(("shuffled", "receiver"))
-    report["comparisons"] = [{"first": first, "second": second, **against(first, second)} for first, second in pairs]
+    report["comparisons"] = [
+        {"first": first, "second": second, **against(first, second)} for first, second in pairs
+    ]
     report["examples"] = [
         {
             "question": questions[row]["question"],
@@ -190,9 +222,18 @@ def set_report(
 
 
 def follow_rate(shuffled: dict, questions: list[dict], h2c: np.ndarray) -> dict:
-    """How often the answer with another question's states is that question's, as an accuracy row; and over H2C's accuracy."""
+    """How often the answer with another question's states is that question's, as an accuracy row; and over
+    H2C's accuracy."""
     donors = [questions[row] for row in shuffled["donors"]]
-    row = accuracy_row(np.array([exact(text, donor["answers"]) for text, donor in zip(shuffled["predictions"], donors, strict=True)], bool))
+    row = accuracy_row(
+        np.array(
+            [
+                exact(text, donor["answers"])
+                for text, donor in zip(shuffled["predictions"], donors, strict=True)
+            ],
+            bool,
+        )
+    )
     return {
         "value": row["accuracy"], "low": row["accuracy_low"], "high": row["accuracy_high"], "n": row["n"],
         "over_h2c": row["accuracy"] / h2c.mean() if h2c.any() else None,
@@ -206,11 +247,13 @@ def token_accuracy(
     positions: int | None,
     template_kwargs: dict | None = None,
 ) -> dict:
-    """`token_accuracy`: the share of all tokens of the first answers that the texts have at the same position; with `positions`, also
-    `token_accuracy_by_position`, a list."""
+    """`token_accuracy`: the share of all tokens of the first answers that the texts have at the same
+    position; with `positions`, also `token_accuracy_by_position`, a list."""
     right = []
     for text, question in zip(texts, questions, strict=True):
-        written, target = (tokens_of(words, question, tokenizer, template_kwargs) for words in (text, question["answers"][0]))
+        written, target = (
+            tokens_of(words, question, tokenizer, template_kwargs) for words in (text, question["answers"][0])
+        )
         written = written + [None] * (len(target) - len(written))
         right.append([a == b for a, b in zip(written, target, strict=False)])
     found = {"token_accuracy": sum(map(sum, right)) / sum(map(len, right))}

@@ -1,4 +1,5 @@
-"""A method's answer while it is written, with a clock: the time to its first token, and the pace of those after it."""
+"""A method's answer while it is written, with a clock: the time to its first token, and the pace of those
+after it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ from .methods import METHODS, Batch, TextToText
 
 @dataclass
 class Answer:
-    """An answer so far. Times are from the question on, in seconds; None until there are tokens enough to tell."""
+    """An answer so far. Times are from the question on, in seconds; None until there are tokens enough to
+    tell."""
 
     text: str = ""
     hint: str = ""  # what the Sharer wrote first, in text-to-text
@@ -22,7 +24,8 @@ class Answer:
 
 
 def stream(name: str, batch: Batch, **kwargs) -> Iterator[Answer]:
-    """The answer of a method or control to a batch of one, again with each new piece of text; the last is `Method.generate`'s.
+    """The answer of a method or control to a batch of one, again with each new piece of text; the last is
+    `Method.generate`'s.
 
     Args:
         batch: one of which nothing was computed yet, or that is not in the times.
@@ -30,7 +33,9 @@ def stream(name: str, batch: Batch, **kwargs) -> Iterator[Answer]:
     """
     start, answer, method = time.perf_counter(), Answer(), METHODS[name]
     if isinstance(method, TextToText):
-        hint = Writing(lambda streamer: method.hinted(batch, streamer=streamer), batch.processor.sharer_tokenizer)
+        hint = Writing(
+            lambda streamer: method.hinted(batch, streamer=streamer), batch.processor.sharer_tokenizer
+        )
         for piece in hint:
             answer.hint += piece
             yield answer
@@ -47,7 +52,8 @@ def stream(name: str, batch: Batch, **kwargs) -> Iterator[Answer]:
 
 
 class Writing:
-    """The text of a `generate` in a thread of its own, piece by piece. `times`: of each token. `result`: the output of the call."""
+    """The text of a `generate` in a thread of its own, piece by piece. `times`: of each token. `result`: the
+    output of the call."""
 
     def __init__(self, call: Callable, tokenizer: PreTrainedTokenizerBase):
         self.streamer = ClockedStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

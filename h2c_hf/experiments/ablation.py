@@ -1,7 +1,9 @@
-"""`h2c ablate GRID.yaml`: bridges of several forms, trained alike on Atlas, in two tables: forms x runs x seeds.
+"""`h2c ablate GRID.yaml`: bridges of several forms, trained alike on Atlas, in two tables: forms x runs x
+seeds.
 
-A cell is a bridge of one form, trained in one run (on how much of which questions) with one seed, and then asked. It is kept as a json
-file, so that a grid that was stopped goes on where it was. The questions and the tables: `h2c_hf.experiments.merits`.
+A cell is a bridge of one form, trained in one run (on how much of which questions) with one seed, and then
+asked. It is kept as a json file, so that a grid that was stopped goes on where it was. The questions and the
+tables: `h2c_hf.experiments.merits`.
 """
 
 import json
@@ -32,7 +34,8 @@ from .merits import ALONE, ON_ALL, ON_FEW, ask, harm_table, knowledge_table
 from .parsers import ablate as parser
 
 
-# What a form may say beside the fields of its config: that it is the other system, and a learning rate of its own.
+# What a form may say beside the fields of its config: that it is the other system, and a learning rate of its
+# own.
 FUSION, RATE = "cache_fusion", "learning_rate"
 BATCH = 16  # examples a step, where the grid says nothing
 
@@ -42,11 +45,12 @@ class Grid:
     """A grid file.
 
     Args:
-        forms: name -> fields of `H2CBridgeConfig` that differ from the published form; `cache_fusion: true`, for the related
-            system of `h2c_hf.experiments.cache_fusion`; and a `learning_rate`, if it needs another than the others.
+        forms: name -> fields of `H2CBridgeConfig` that differ from the published form; `cache_fusion: true`,
+            for the related system of `h2c_hf.experiments.cache_fusion`; and a `learning_rate`, if it needs
+            another than the others.
         sources: the training data, as `train_data` of a training.yaml; of Atlas.
-        runs: name -> `fraction` of the train entities (default 1), and `without`: subjects that are not trained on, and alone asked.
-            Every run takes as many steps as one with all the data.
+        runs: name -> `fraction` of the train entities (default 1), and `without`: subjects that are not
+            trained on, and alone asked. Every run takes as many steps as one with all the data.
         seeds: of each cell: weights, order of the examples, and which entities a fraction holds.
         split: whose questions are asked. Choose on validation; a table of "test" is for the report.
         training: fields of `H2CTrainingArguments`, the same for all.
@@ -63,11 +67,15 @@ class Grid:
     def read(cls, path: str | Path) -> "Grid":
         """
         Raises:
-            ValueError: for a field that there is not, a form that no bridge can have, or a run that trains on nothing.
+            ValueError: for a field that there is not, a form that no bridge can have, or a run that trains on
+                nothing.
         """
         values = read_yaml(path)
         refuse_unknown(values, [field.name for field in fields(cls)], path)
-        for name, what in (("forms", "a mapping of names to fields of H2CBridgeConfig"), ("sources", "a list of data sources")):
+        for name, what in (
+            ("forms", "a mapping of names to fields of H2CBridgeConfig"),
+            ("sources", "a list of data sources"),
+        ):
             if not values.get(name):
                 raise ValueError(f"{path} has no {name}; expected {what}.")
         grid = cls(**values)
@@ -81,9 +89,13 @@ class Grid:
         for name, run in grid.runs.items():
             refuse_unknown(run or {}, ["fraction", "without"], path)
             if not 0 < (run or {}).get("fraction", 1) <= 1:
-                raise ValueError(f"fraction of run {name} is {run['fraction']}; expected more than 0 and at most 1.")
+                raise ValueError(
+                    f"fraction of run {name} is {run['fraction']}; expected more than 0 and at most 1."
+                )
             if unknown := set((run or {}).get("without", ())) - {fact.attribute for fact in load_facts()}:
-                raise ValueError(f"Run {name} is without {', '.join(sorted(unknown))}, which no question is about.")
+                raise ValueError(
+                    f"Run {name} is without {', '.join(sorted(unknown))}, which no question is about."
+                )
         return grid
 
 
@@ -109,21 +121,36 @@ def examples(source: str) -> tuple[list[dict], Dataset]:
     read, processor = reader(records.column_names, parsed), pair()[1]
     found = [(record, exchange) for record in records for exchange in read(record)]
     encoded = Dataset.from_list([encode_example(processor, *exchange) for _, exchange in found])
-    return [record for record, _ in found], encoded.add_column("length", [len(ids) for ids in encoded["sharer_input_ids"]])
+    return [record for record, _ in found], encoded.add_column(
+        "length", [len(ids) for ids in encoded["sharer_input_ids"]]
+    )
 
 
 def training_rows(grid: Grid, run: dict, seed: int) -> tuple[Dataset, int, int]:
-    """Return the training data of a run, the number of examples of a run with all the data, and the number of facts asked about."""
-    without, loaded = run.get("without", ()), [examples(json.dumps(source, sort_keys=True)) for source in grid.sources]
-    entities = sorted({fact.entity for fact in load_facts() if fact.split == "train" and fact.attribute not in without})
+    """Return the training data of a run, the number of examples of a run with all the data, and the number of
+    facts asked about."""
+    without, loaded = (
+        run.get("without", ()),
+        [examples(json.dumps(source, sort_keys=True)) for source in grid.sources],
+    )
+    entities = sorted(
+        {fact.entity for fact in load_facts() if fact.split == "train" and fact.attribute not in without}
+    )
     order = np.random.default_rng(seed).permutation(len(entities))
     kept = {entities[i] for i in order[: max(1, round(run.get("fraction", 1) * len(entities)))]}
 
     def keeps(record: dict) -> bool:  # a quiz is about no one fact
         return "entity" not in record or (record["entity"] in kept and record["subject"] not in without)
 
-    parts = [encoded.select([i for i, record in enumerate(records) if keeps(record)]) for records, encoded in loaded]
-    facts = sum(fact.entity in kept and fact.attribute not in without for fact in load_facts() if fact.split == "train")
+    parts = [
+        encoded.select([i for i, record in enumerate(records) if keeps(record)])
+        for records, encoded in loaded
+    ]
+    facts = sum(
+        fact.entity in kept and fact.attribute not in without
+        for fact in load_facts()
+        if fact.split == "train"
+    )
     return concatenate_datasets(parts), sum(len(encoded) for _, encoded in loaded), facts
 
 
@@ -131,13 +158,19 @@ def train(grid: Grid, form: dict, run: dict, seed: int) -> tuple[H2CForCausalLM,
     """A bridge of a form for the pair, trained; and the number of facts that it was trained on."""
     rows, whole, facts = training_rows(grid, run, seed)
     batch = grid.training.get("per_device_train_batch_size", BATCH)
-    steps = grid.training.get("max_steps") or round(grid.training.get("num_train_epochs", 1) * -(-whole // batch))
+    steps = grid.training.get("max_steps") or round(
+        grid.training.get("num_train_epochs", 1) * -(-whole // batch)
+    )
     set_seed(seed)
     joined, processor = pair()
     if form.get(FUSION):
-        model = CacheFusion(joined.sharer, joined.receiver, processor, anneal_steps=steps, **bridge_fields(form))
+        model = CacheFusion(
+            joined.sharer, joined.receiver, processor, anneal_steps=steps, **bridge_fields(form)
+        )
     else:
-        config = H2CBridgeConfig.published(joined.sharer.config, joined.receiver.config, **bridge_fields(form))
+        config = H2CBridgeConfig.published(
+            joined.sharer.config, joined.receiver.config, **bridge_fields(form)
+        )
         model = H2CForCausalLM(config, joined.sharer, joined.receiver)
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(grid, form, seed, steps, folder)
@@ -155,7 +188,9 @@ def training_arguments(grid: Grid, form: dict, seed: int, steps: int, folder: st
     return H2CTrainingArguments(**{**values, RATE: form.get(RATE, values["learning_rate"])})
 
 
-def compute(path: Path, grid: Grid, form: str | None = None, run: str | None = None, seed: int | None = None) -> None:
+def compute(
+    path: Path, grid: Grid, form: str | None = None, run: str | None = None, seed: int | None = None
+) -> None:
     """Compute a cell, or (without a form) the answers of both models alone, and write it atomically."""
     torch.set_num_threads(1)
     started = time.monotonic()
@@ -173,16 +208,23 @@ def compute(path: Path, grid: Grid, form: str | None = None, run: str | None = N
 
 
 def run_grid(grid: Grid, output: Path, processes: int = 1) -> None:
-    """Compute the cells that are missing: seed by seed, so that a grid that is stopped has whole rows of fewer seeds."""
+    """Compute the cells that are missing: seed by seed, so that a grid that is stopped has whole rows of
+    fewer seeds."""
     output.mkdir(parents=True, exist_ok=True)
     kept, names = output / "settings.json", ("split", "sources", "training", "runs")
     settings = json.dumps({name: getattr(grid, name) for name in names}, sort_keys=True)
     if kept.exists() and kept.read_text(encoding="utf-8") != settings:
-        raise ValueError(f"{output} holds cells of other settings, {kept.read_text(encoding='utf-8')}; expected another --output.")
+        raise ValueError(
+            f"{output} holds cells of other settings, {kept.read_text(encoding='utf-8')}; expected another "
+            "--output."
+        )
     kept.write_text(settings, encoding="utf-8")
     cells = [(output / "alone.json", grid)]
     cells += [
-        (output / f"{form}.{run}.{seed}.json", grid, form, run, seed) for seed in grid.seeds for run in grid.runs for form in grid.forms
+        (output / f"{form}.{run}.{seed}.json", grid, form, run, seed)
+        for seed in grid.seeds
+        for run in grid.runs
+        for form in grid.forms
     ]
     missing = [cell for cell in cells if not done(cell)]
     if processes == 1:
@@ -202,13 +244,19 @@ def done(cell: tuple) -> bool:
     path, grid, *what = cell
     if not path.exists():
         return False
-    if what and (got := json.loads(path.read_text(encoding="utf-8"))["fields"]) != (grid.forms[what[0]] or {}):
-        raise ValueError(f"{path} is of a form with {got}; expected {grid.forms[what[0]]}: give it another name, or another --output.")
+    if what and (got := json.loads(path.read_text(encoding="utf-8"))["fields"]) != (
+        grid.forms[what[0]] or {}
+    ):
+        raise ValueError(
+            f"{path} is of a form with {got}; expected {grid.forms[what[0]]}: give it another name, or "
+            "another --output."
+        )
     return True
 
 
 def tables(grid: Grid, output: Path) -> str:
-    """Return the finished cells as two Markdown tables: carried facts, a row a form and run; and other questions to those that saw all."""
+    """Return the finished cells as two Markdown tables: carried facts, a row a form and run; and other
+    questions to those that saw all."""
     alone = json.loads((output / "alone.json").read_text(encoding="utf-8"))
     rows = []
     for form in grid.forms:
@@ -217,7 +265,9 @@ def tables(grid: Grid, output: Path) -> str:
             if cells := [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]:
                 rows.append((form, run, grid.runs[run] or {}, cells))
     whole = [(form, cells) for form, _, options, cells in rows if not options]
-    return "\n\n".join([knowledge_table(rows, alone, grid.split), *([harm_table(whole, alone)] if whole else [])])
+    return "\n\n".join(
+        [knowledge_table(rows, alone, grid.split), *([harm_table(whole, alone)] if whole else [])]
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,11 +1,13 @@
-"""Position-wise cache fusion, the related system that H2C is compared with: the Receiver's cache is fused with the Sharer's cache,
-token by token and layer by layer.
+"""Position-wise cache fusion, the related system that H2C is compared with: the Receiver's cache is fused
+with the Sharer's cache, token by token and layer by layer.
 
-Method: Fu et al. 2025, "Cache-to-Cache: Direct Semantic Communication Between Large Language Models", arXiv 2510.03215. Written anew
-from its description, with changes that made it stronger here: each model reads its own tokens, and a token of the Receiver gets the
-Sharer's that holds its last character; the chat frame is aligned from the end of the caches; gates start open.
+Method: Fu et al. 2025, "Cache-to-Cache: Direct Semantic Communication Between Large Language Models", arXiv
+2510.03215. Written anew from its description, with changes that made it stronger here: each model reads its
+own tokens, and a token of the Receiver gets the Sharer's that holds its last character; the chat frame is
+aligned from the end of the caches; gates start open.
 
-    model = CacheFusion(sharer, receiver, processor, anneal_steps=346)  # then as any H2CForCausalLM: H2CTrainer, evaluate, generate
+    model = CacheFusion(sharer, receiver, processor, anneal_steps=346)  # then as any H2CForCausalLM:
+    H2CTrainer, evaluate, generate
 """
 
 from collections.abc import Callable
@@ -26,38 +28,46 @@ from ..prompts import user_turn
 
 FIRST_TEMPERATURE, LAST_TEMPERATURE = 1.0, 1e-3
 FIRST_GATE = 2.0  # open, of 1,000 draws, 999
-# On the scale of `token_ends`: where a prompt ends, and its content, before every token of the frame. fp32 counts so far exactly.
+# On the scale of `token_ends`: where a prompt ends, and its content, before every token of the frame. fp32
+# counts so far exactly.
 LAST, CONTENT = 2.0**20, 2.0**20 - 2**10
 
 
 class FusionBridge(PreTrainedModel):
-    """The modules that compute the update of every bridged layer's keys and values; blocks are stacked as in `H2CBridgeModel`.
+    """The modules that compute the update of every bridged layer's keys and values; blocks are stacked as in
+    `H2CBridgeModel`.
 
     A block sees the Receiver's flattened keys (or values) of a token beside those of the Sharer's token:
 
         z = mlp(join([sharer, receiver]));  x + gate * sigmoid(heads(mlp(z))) * out(mlp(z))
 
-    with a weight for each head and token, and one learned gate, which is drawn (Gumbel-sigmoid) in training, ever harder, and 0 or 1
-    after it. Gates begin open and `out` at zero: before training, the Receiver answers as it does alone.
+    with a weight for each head and token, and one learned gate, which is drawn (Gumbel-sigmoid) in training,
+    ever harder, and 0 or 1 after it. Gates begin open and `out` at zero: before training, the Receiver
+    answers as it does alone.
     """
 
     config: H2CBridgeConfig
     config_class = H2CBridgeConfig
     base_model_prefix = "bridge"
 
-    def __init__(self, config: H2CBridgeConfig, sharer_size: int, anneal_steps: int, inner_size: int | None = None):
+    def __init__(
+        self, config: H2CBridgeConfig, sharer_size: int, anneal_steps: int, inner_size: int | None = None
+    ):
         """
         Args:
             sharer_size: key-value heads x head_dim of the Sharer.
             anneal_steps: training steps over which the gates harden; all that there will be.
-            inner_size: width of a block, by default twice the Receiver's keys: more parameters than the H2C bridge of the pair.
+            inner_size: width of a block, by default twice the Receiver's keys: more parameters than the H2C
+                bridge of the pair.
         """
         super().__init__(config)
         self.alignment, self.anneal_steps = config.alignment, anneal_steps
         blocks, size = 2 * len(self.alignment), config.receiver_size
         inner = 2 * size if inner_size is None else inner_size
         self.join = StackedLinear(blocks, sharer_size + size, inner)
-        self.mlp, self.heads_mlp, self.out_mlp = (ResidualMLP(blocks, inner, config.dropout) for _ in range(3))
+        self.mlp, self.heads_mlp, self.out_mlp = (
+            ResidualMLP(blocks, inner, config.dropout) for _ in range(3)
+        )
         self.heads = StackedLinear(blocks, inner, config.receiver_num_key_value_heads)
         self.out = StackedLinear(blocks, inner, size)
         self.gate = nn.Parameter(torch.full((blocks,), FIRST_GATE))
@@ -84,23 +94,39 @@ class FusionBridge(PreTrainedModel):
         return values
 
     def forward(
-        self, states: tuple[torch.Tensor | None, ...], receiver_cache: Cache, receiver_attention_mask: torch.Tensor | None = None
+        self,
+        states: tuple[torch.Tensor | None, ...],
+        receiver_cache: Cache,
+        receiver_attention_mask: torch.Tensor | None = None,
     ) -> Cache:
-        """A new cache with every bridged layer rewritten. states: see `CacheFusion.read`, one for each position of the cache."""
+        """A new cache with every bridged layer rewritten. states: see `CacheFusion.read`, one for each
+        position of the cache."""
         new_cache = forked(receiver_cache)
         layers = [new_cache.layers[layer] for layer, _ in self.alignment]
         cached = torch.stack([x for layer in layers for x in (layer.keys, layer.values)]).transpose(2, 3)
         blocks, batch, length, heads, head_dim = cached.shape
         receiver = cached.reshape(blocks, batch * length, heads * head_dim)
-        sharer = torch.stack([half for _, index in self.alignment for half in states[index].chunk(2, -1)]).flatten(1, 2)
-        mask = receiver.new_ones(batch * length) if receiver_attention_mask is None else receiver_attention_mask.flatten()
+        sharer = torch.stack(
+            [half for _, index in self.alignment for half in states[index].chunk(2, -1)]
+        ).flatten(1, 2)
+        mask = (
+            receiver.new_ones(batch * length)
+            if receiver_attention_mask is None
+            else receiver_attention_mask.flatten()
+        )
         tokens, every = mask.nonzero()[:, 0].to(receiver.device), slice(None)
 
-        z = self.mlp(self.join(torch.cat([sharer[:, tokens], receiver[:, tokens]], -1).to(self.gate.dtype), every))
+        z = self.mlp(
+            self.join(torch.cat([sharer[:, tokens], receiver[:, tokens]], -1).to(self.gate.dtype), every)
+        )
         added = self.out(self.out_mlp(z), every).unflatten(-1, (heads, head_dim))
         weight = torch.sigmoid(self.heads(self.heads_mlp(z), every))
         added = (weight * self._gates(weight))[..., None] * added
-        bridged = receiver.index_add(1, tokens, added.flatten(-2).to(receiver.dtype)).view(cached.shape).transpose(2, 3)
+        bridged = (
+            receiver.index_add(1, tokens, added.flatten(-2).to(receiver.dtype))
+            .view(cached.shape)
+            .transpose(2, 3)
+        )
         for layer, keys, values in zip(layers, bridged[::2], bridged[1::2], strict=True):
             layer.keys, layer.values = keys, values
         return new_cache
@@ -122,7 +148,11 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, blocks: int, size: int, dropout: float):
         super().__init__()
-        self.wide, self.back, self.dropout = StackedLinear(blocks, size, size), StackedLinear(blocks, size, size), dropout
+        self.wide, self.back, self.dropout = (
+            StackedLinear(blocks, size, size),
+            StackedLinear(blocks, size, size),
+            dropout,
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         every = slice(None)
@@ -131,10 +161,12 @@ class ResidualMLP(nn.Module):
 
 
 class CacheFusion(H2CForCausalLM):
-    """In the place of `H2CForCausalLM`, for training with `H2CTrainer`, for `evaluate` with its controls and for `generate`.
+    """In the place of `H2CForCausalLM`, for training with `H2CTrainer`, for `evaluate` with its controls and
+    for `generate`.
 
-    For prompts that are chat templates around a user's turn, as `H2CProcessor.apply_chat_template` makes them, of tokenizers whose
-    tokens are bytes (Llama 3, Qwen, the embedded pair). Saving and conversations, which only a bridge for the Hub needs, are left out.
+    For prompts that are chat templates around a user's turn, as `H2CProcessor.apply_chat_template` makes
+    them, of tokenizers whose tokens are bytes (Llama 3, Qwen, the embedded pair). Saving and conversations,
+    which only a bridge for the Hub needs, are left out.
     """
 
     def __init__(
@@ -149,30 +181,46 @@ class CacheFusion(H2CForCausalLM):
         """
         Args:
             anneal_steps, inner_size: see `FusionBridge`.
-            overrides: fields of `H2CBridgeConfig`; those of the shapes, `dropout` and `layer_alignment` count here.
+            overrides: fields of `H2CBridgeConfig`; those of the shapes, `dropout` and `layer_alignment` count
+                here.
         """
         config = H2CBridgeConfig.from_pair(sharer.config, receiver.config, **overrides)
-        turned = H2CBridgeConfig.from_pair(receiver.config, sharer.config)  # in which the Sharer is the one with a cache
-        super().__init__(config, sharer, receiver, FusionBridge(config, turned.receiver_size, anneal_steps, inner_size))
+        # In which the Sharer is the one with a cache.
+        turned = H2CBridgeConfig.from_pair(receiver.config, sharer.config)
+        super().__init__(
+            config, sharer, receiver, FusionBridge(config, turned.receiver_size, anneal_steps, inner_size)
+        )
         self.frames, self.bytes = {}, {}
         for role in ("sharer", "receiver"):
             tokenizer = getattr(processor, f"{role}_tokenizer")
             self.frames[role], self.bytes[role] = frame_length(tokenizer), token_bytes(tokenizer)
-        # The kickstart is not in the Receiver's cache: its last token there gets the Sharer's last, which is where the Sharer answers.
+        # The kickstart is not in the Receiver's cache: its last token there gets the Sharer's last, which is
+        # where the Sharer answers.
         self.frames["receiver"] -= 1
 
     def _read(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: list[int], take: Callable, cache: Cache | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        layers: list[int],
+        take: Callable,
+        cache: Cache | None = None,
     ) -> None:
-        """In the place of hidden state i, the keys and values of the Sharer's layer i, (batch, length, 2 x size + 1) in fp32; last in
-        each row, where its token ends. (The controls exchange or blank them together.) After them the last hidden state."""
+        """In the place of hidden state i, the keys and values of the Sharer's layer i, (batch, length, 2 x
+        size + 1) in fp32; last in each row, where its token ends. (The controls exchange or blank them
+        together.) After them the last hidden state."""
         cache = DynamicCache()
         inputs = model_inputs(self.sharer, input_ids, attention_mask)
         last = self.sharer.base_model(**inputs, **{CACHE: cache}, use_cache=True).last_hidden_state
         ends = self._ends("sharer", input_ids, attention_mask).to(last.device)[:, :, None]
         for index in self.bridge.read_layers:
             layer = cache.layers[index]
-            take(index, torch.cat([*(x.transpose(1, 2).flatten(2).float() for x in (layer.keys, layer.values)), ends], -1))
+            take(
+                index,
+                torch.cat(
+                    [*(x.transpose(1, 2).flatten(2).float() for x in (layer.keys, layer.values)), ends], -1
+                ),
+            )
         take(len(cache.layers), last)
 
     def bridged_cache(
@@ -210,7 +258,10 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
         ValueError: for a tokenizer whose tokens are not bytes.
     """
     if "ByteLevel" not in str(tokenizer.backend_tokenizer.decoder):
-        raise ValueError(f"The tokenizer of {tokenizer.name_or_path!r} is not byte-level; expected one whose tokens are bytes of text.")
+        raise ValueError(
+            f"The tokenizer of {tokenizer.name_or_path!r} is not byte-level; expected one whose tokens are "
+            "bytes of text."
+        )
     lengths = [len(token) for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
     for index, token in tokenizer.added_tokens_decoder.items():
         lengths[index] = 1 if token.special else len(token.content.encode())
@@ -227,8 +278,8 @@ def frame_length(tokenizer: PreTrainedTokenizerBase) -> int:
 def token_ends(lengths: torch.Tensor, attention_mask: torch.Tensor, frame: int) -> torch.Tensor:
     """Return the ends of tokens, (batch, length), on a scale that tokenizers share.
 
-    The ends of the frame after the content count up to `LAST`. The ends before it are as many bytes below `CONTENT` as follow them of the
-    content. Padding is at 0.
+    The ends of the frame after the content count up to `LAST`. The ends before it are as many bytes below
+    `CONTENT` as follow them of the content. Padding is at 0.
     """
     counted = torch.where(attention_mask.bool(), lengths, 0)[:, : lengths.shape[1] - frame].float()
     after = counted.flip(1).cumsum(1).flip(1) - counted
@@ -237,5 +288,6 @@ def token_ends(lengths: torch.Tensor, attention_mask: torch.Tensor, frame: int) 
 
 
 def aligned_places(ends: torch.Tensor, sharer_ends: torch.Tensor) -> torch.Tensor:
-    """For each of the Receiver's tokens the place of the Sharer's token that holds its last byte: the first that ends no earlier."""
+    """For each of the Receiver's tokens the place of the Sharer's token that holds its last byte: the first
+    that ends no earlier."""
     return torch.searchsorted(sharer_ends.contiguous(), ends.contiguous()).clamp(max=sharer_ends.shape[1] - 1)

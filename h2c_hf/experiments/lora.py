@@ -1,8 +1,9 @@
 """`h2c lora CONFIG.yaml`: the Receiver, fine-tuned with LoRA on a run's data without a Sharer.
 
-It is the single model that a bridge is to be compared with. It sees the Receiver's prompts and the targets of the same mixture, in the
-same batches, without the Sharer's texts. Every learning rate in `lora_learning_rates` is trained, and the adapter with the
-lowest validation loss is kept, so that the baseline is not set too low. `h2c evaluate --lora DIR` measures it.
+It is the single model that a bridge is to be compared with. It sees the Receiver's prompts and the targets of
+the same mixture, in the same batches, without the Sharer's texts. Every learning rate in
+`lora_learning_rates` is trained, and the adapter with the lowest validation loss is kept, so that the
+baseline is not set too low. `h2c evaluate --lora DIR` measures it.
 """
 
 import copy
@@ -23,10 +24,15 @@ from ..training.fields import LoraArguments
 
 
 class ReceiverCollator(H2CCollator):
-    """Collate the batches of a bridge without the Sharer's inputs. `position_ids` count from each prompt's first token."""
+    """Collate the batches of a bridge without the Sharer's inputs. `position_ids` count from each prompt's
+    first token."""
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        batch = {name: tensor for name, tensor in super().__call__(examples).items() if not name.startswith("sharer_")}
+        batch = {
+            name: tensor
+            for name, tensor in super().__call__(examples).items()
+            if not name.startswith("sharer_")
+        }
         return {**batch, "position_ids": (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
 
 
@@ -43,14 +49,26 @@ def main(arguments: list[str] | None = None) -> int:
     output.mkdir(parents=True, exist_ok=True)
     losses, best = {}, None
     for rate in lora.lora_learning_rates:
-        adapted, losses[rate] = fine_tune(receiver, lora, rate, training, data.train, data.validation, ReceiverCollator(processor))
+        adapted, losses[rate] = fine_tune(
+            receiver, lora, rate, training, data.train, data.validation, ReceiverCollator(processor)
+        )
         if best is None or losses[rate] < losses[best]:
             best = rate
             adapted.save_pretrained(output)
-            parameters = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+            parameters = sum(
+                parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
+            )
         receiver = adapted.unload()
-        print(f"learning rate {rate:g}: validation loss {losses[rate]:.4f}" if data.validation else f"learning rate {rate:g}: trained")
-    told = {"learning_rate": best, "validation_losses": {f"{rate:g}": loss for rate, loss in losses.items()}, "parameters": parameters}
+        print(
+            f"learning rate {rate:g}: validation loss {losses[rate]:.4f}"
+            if data.validation
+            else f"learning rate {rate:g}: trained"
+        )
+    told = {
+        "learning_rate": best,
+        "validation_losses": {f"{rate:g}": loss for rate, loss in losses.items()},
+        "parameters": parameters,
+    }
     (output / "lora.json").write_text(json.dumps({**told, "rank": lora.lora_rank}, indent=1) + "\n")
     print(f"Wrote the adapter of learning rate {best:g} to {output}")
     return 0
@@ -62,12 +80,15 @@ def check(h2c: H2CArguments, lora: LoraArguments) -> None:
         ValueError: for several rates without validation data, or data that this cannot read.
     """
     if not lora.lora_learning_rates or any(rate <= 0 for rate in lora.lora_learning_rates):
-        raise ValueError(f"lora_learning_rates is {lora.lora_learning_rates}; expected one or more numbers above 0.")
+        raise ValueError(
+            f"lora_learning_rates is {lora.lora_learning_rates}; expected one or more numbers above 0."
+        )
     if lora.lora_rank < 1:
         raise ValueError(f"lora_rank is {lora.lora_rank}; expected at least 1.")
     if len(lora.lora_learning_rates) > 1 and not (h2c.validation_data or h2c.validation_fraction):
         raise ValueError(
-            f"{len(lora.lora_learning_rates)} lora_learning_rates and no validation data; expected validation_data, a "
+            f"{len(lora.lora_learning_rates)} lora_learning_rates and no validation data; expected "
+            "validation_data, a "
             "validation_fraction, or one rate."
         )
     if h2c.streaming:
@@ -83,8 +104,8 @@ def fine_tune(
     validation: dict[str, Dataset],
     collator: ReceiverCollator,
 ) -> tuple[PreTrainedModel, float]:
-    """Train an adapter around the Receiver, by the stock Trainer. Returns the adapted model, and its mean validation loss (nan without
-    validation data).
+    """Train an adapter around the Receiver, by the stock Trainer. Returns the adapted model, and its mean
+    validation loss (nan without validation data).
 
     Raises:
         ValueError: without peft.
@@ -92,7 +113,9 @@ def fine_tune(
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise ValueError(f"h2c lora needs peft, which is not installed; install it with: {install('lora')}") from None
+        raise ValueError(
+            f"h2c lora needs peft, which is not installed; install it with: {install('lora')}"
+        ) from None
     set_seed(training.seed)
     config = LoraConfig(
         r=lora.lora_rank, lora_alpha=2 * lora.lora_rank, lora_dropout=lora.lora_dropout, target_modules="all-linear",

@@ -9,8 +9,19 @@ def lora() -> Parser:
 
 
 def ablate() -> Parser:
-    parser = Parser("h2c ablate", "Train bridges of several forms alike on Atlas, and print what each carries as two tables.")
-    parser.add_argument("grid", metavar="GRID.yaml", help="forms, data, runs and seeds: the fields of experiments.ablation.Grid")
-    parser.add_argument("--output", default="outputs/ablation", help="folder of the cells (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=1, help="cells that are computed side by side (default: %(default)s)")
+    parser = Parser(
+        "h2c ablate",
+        "Train bridges of several forms alike on Atlas, and print what each carries as two tables.",
+    )
+    parser.add_argument(
+        "grid",
+        metavar="GRID.yaml",
+        help="forms, data, runs and seeds: the fields of experiments.ablation.Grid",
+    )
+    parser.add_argument(
+        "--output", default="outputs/ablation", help="folder of the cells (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="cells that are computed side by side (default: %(default)s)"
+    )
     return parser

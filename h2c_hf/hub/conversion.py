@@ -1,7 +1,7 @@
 """`h2c convert`: original bridge checkpoints to the Hub layout.
 
-The original keeps two modules a layer, `key_modifiers.{t}` and `value_modifiers.{t}`, t counted from the top layer down; here
-all blocks are stacked, from the bottom up (see `H2CBridgeModel`). The values are the same.
+The original keeps two modules a layer, `key_modifiers.{t}` and `value_modifiers.{t}`, t counted from the top
+layer down; here all blocks are stacked, from the bottom up (see `H2CBridgeModel`). The values are the same.
 """
 
 import pickle
@@ -28,8 +28,11 @@ class ConversionError(ValueError):
     """The checkpoint, the pair or the output cannot be used; the message is one sentence."""
 
 
-def convert(checkpoint: str | Path, sharer: str, receiver: str, output: str | Path, num_attention_heads: int = 16) -> H2CBridgeModel:
-    """Convert an original checkpoint to a folder that `AutoModel.from_pretrained(output, trust_remote_code=True)` loads.
+def convert(
+    checkpoint: str | Path, sharer: str, receiver: str, output: str | Path, num_attention_heads: int = 16
+) -> H2CBridgeModel:
+    """Convert an original checkpoint to a folder that
+    `AutoModel.from_pretrained(output, trust_remote_code=True)` loads.
 
     Args:
         checkpoint: a torch file, or safetensors; see `read_checkpoint`.
@@ -38,7 +41,8 @@ def convert(checkpoint: str | Path, sharer: str, receiver: str, output: str | Pa
         num_attention_heads: of the blocks' cross-attention; the checkpoint's shapes do not tell.
 
     Raises:
-        ConversionError: if the checkpoint cannot be read or does not fit the pair, or `output` exists and is not empty.
+        ConversionError: if the checkpoint cannot be read or does not fit the pair, or `output` exists and is
+            not empty.
     """
     output = Path(output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -59,8 +63,8 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     """The original bridge's state dict.
 
     Args:
-        path: safetensors (keys as they are, or under `state.`, beside which others may stand), or a torch file: the state dict,
-            or a dict that holds it as `bridge_state_dict`. No code in it is run.
+        path: safetensors (keys as they are, or under `state.`, beside which others may stand), or a torch
+            file: the state dict, or a dict that holds it as `bridge_state_dict`. No code in it is run.
 
     Raises:
         ConversionError: if the file is not there, not whole, needs code to be read, or holds no bridge.
@@ -72,13 +76,22 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         try:
             state = load_file(path)
         except SafetensorError as error:
-            raise ConversionError(f"The checkpoint {path} is not a whole safetensors file: {_one_line(error)}") from error
+            raise ConversionError(
+                f"The checkpoint {path} is not a whole safetensors file: {_one_line(error)}"
+            ) from error
         if any(key.startswith("state.") for key in state):
-            state = {key.removeprefix("state."): tensor for key, tensor in state.items() if key.startswith("state.")}
+            state = {
+                key.removeprefix("state."): tensor
+                for key, tensor in state.items()
+                if key.startswith("state.")
+            }
     else:
         state = _read_torch_file(path)
     if not any(BLOCK.fullmatch(key) for key in state):
-        raise ConversionError(f"The checkpoint {path} holds no bridge: no key_modifiers.* or value_modifiers.*, got {_some(state)}.")
+        raise ConversionError(
+            f"The checkpoint {path} holds no bridge: no key_modifiers.* or value_modifiers.*, got "
+            f"{_some(state)}."
+        )
     return state
 
 
@@ -90,35 +103,56 @@ def _read_torch_file(path: Path) -> dict[str, torch.Tensor]:
         # torch's own messages go on to recommend weights_only=False: they are not passed on.
         except pickle.UnpicklingError as error:
             named = re.search(r"GLOBAL (\S+)", str(error))
-            why = f"reading it would run code from the file ({named.group(1)})" if named else "it is no torch file, or one that runs code"
+            why = (
+                f"reading it would run code from the file ({named.group(1)})"
+                if named
+                else "it is no torch file, or one that runs code"
+            )
             raise ConversionError(
-                f"The checkpoint {path} is refused: {why}; expected tensors in plain dicts, as torch.save(bridge_state_dict, file) "
+                f"The checkpoint {path} is refused: {why}; expected tensors in plain dicts, as "
+                "torch.save(bridge_state_dict, file) "
                 f"writes them."
             ) from error
         except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
-            raise ConversionError(f"The checkpoint {path} is not a whole torch file: damaged, cut short, or of another format.") from error
+            raise ConversionError(
+                f"The checkpoint {path} is not a whole torch file: damaged, cut short, or of another format."
+            ) from error
     state = state.get("bridge_state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict):
         raise ConversionError(f"The checkpoint {path} holds a {type(state).__name__}; expected a state dict.")
-    wrong = [key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, torch.Tensor)]
+    wrong = [
+        key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, torch.Tensor)
+    ]
     if wrong:
-        raise ConversionError(f"The checkpoint {path} is no state dict: expected a tensor under each name, not so for {_some(wrong)}.")
+        raise ConversionError(
+            f"The checkpoint {path} is no state dict: expected a tensor under each name, not so for "
+            f"{_some(wrong)}."
+        )
     return state
 
 
-def pair_config(state: dict[str, torch.Tensor], sharer: str, receiver: str, num_attention_heads: int = 16) -> H2CBridgeConfig:
-    """The config of an original bridge between two models, checked against the bridge's state dict, shape by shape.
+def pair_config(
+    state: dict[str, torch.Tensor], sharer: str, receiver: str, num_attention_heads: int = 16
+) -> H2CBridgeConfig:
+    """The config of an original bridge between two models, checked against the bridge's state dict, shape by
+    shape.
 
     Raises:
-        ConversionError: if a model's config cannot be read, a key is missing or unknown, or a shape is not the pair's.
+        ConversionError: if a model's config cannot be read, a key is missing or unknown, or a shape is not
+            the pair's.
     """
     configs = {role: _model_config(role, name) for role, name in (("sharer", sharer), ("receiver", receiver))}
     matches = {key: BLOCK.fullmatch(key) for key in state}
     unknown = [key for key, match in matches.items() if not match]
     if unknown:
         raise ConversionError(f"The checkpoint has {len(unknown)} unknown keys: {_some(unknown)}.")
-    # Revisions stay open: which ones the bridge was trained on is not in the checkpoint, and today's need not be those.
-    overrides = {"sharer_revision": None, "receiver_revision": None, "num_attention_heads": num_attention_heads}
+    # Revisions stay open: which ones the bridge was trained on is not in the checkpoint, and today's need not
+    # be those.
+    overrides = {
+        "sharer_revision": None,
+        "receiver_revision": None,
+        "num_attention_heads": num_attention_heads,
+    }
     for role, name in (("sharer", sharer), ("receiver", receiver)):
         # In a bridge's config "./name" means a folder inside its repo.
         overrides[f"{role}_model_id"] = str(Path(name).resolve()) if Path(name).is_dir() else name
@@ -143,25 +177,39 @@ def pair_config(state: dict[str, torch.Tensor], sharer: str, receiver: str, num_
     ):
         got = state.get(f"key_modifiers.0.{name}.weight", torch.empty(expected)).numel()
         if got != expected:
-            raise ConversionError(f"The checkpoint was made for {got} as {what}, and in this pair it is {expected}.")
+            raise ConversionError(
+                f"The checkpoint was made for {got} as {what}, and in this pair it is {expected}."
+            )
 
     expected = original_shapes(config)
-    for what, keys in (("lacks", expected.keys() - state.keys()), ("has unknown keys, among", state.keys() - expected.keys())):
+    for what, keys in (
+        ("lacks", expected.keys() - state.keys()),
+        ("has unknown keys, among", state.keys() - expected.keys()),
+    ):
         if keys:
-            raise ConversionError(f"The checkpoint {what} {len(keys)} of {len(expected)} keys: {_some(sorted(keys))}.")
+            raise ConversionError(
+                f"The checkpoint {what} {len(keys)} of {len(expected)} keys: {_some(sorted(keys))}."
+            )
     for key, shape in expected.items():
         tensor = state[key]
         got = tuple(tensor.shape) or (1,)
         if got != shape:
             raise ConversionError(f"The checkpoint's {key} has shape {got}; expected {shape} for this pair.")
         if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
-            raise ConversionError(f"The checkpoint's {key} holds {tensor.dtype} ({tensor.layout}); expected plain floating-point values.")
+            raise ConversionError(
+                f"The checkpoint's {key} holds {tensor.dtype} ({tensor.layout}); expected plain "
+                "floating-point values."
+            )
     return config
 
 
 def original_shapes(config: H2CBridgeConfig) -> dict[str, tuple[int, ...]]:
     """Every key of the original state dict of this pair, with its shape."""
-    size, hidden, inner = config.receiver_size, config.sharer_hidden_size, config.ffn_multiplier * config.receiver_size
+    size, hidden, inner = (
+        config.receiver_size,
+        config.sharer_hidden_size,
+        config.ffn_multiplier * config.receiver_size,
+    )
     block = {"gate": (1,), "attn.in_proj_bias": (3 * size,)}
     for norm, width in zip(NORMS, (size, hidden, size), strict=True):
         block |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
@@ -171,7 +219,11 @@ def original_shapes(config: H2CBridgeConfig) -> dict[str, tuple[int, ...]]:
     if hidden == size:
         block["attn.in_proj_weight"] = (3 * size, size)
     else:
-        block |= {"attn.q_proj_weight": (size, size), "attn.k_proj_weight": (size, hidden), "attn.v_proj_weight": (size, hidden)}
+        block |= {
+            "attn.q_proj_weight": (size, size),
+            "attn.k_proj_weight": (size, hidden),
+            "attn.v_proj_weight": (size, hidden),
+        }
     return {
         f"{kind}_modifiers.{t}.{name}": shape
         for t in range(len(config.alignment))
@@ -181,7 +233,8 @@ def original_shapes(config: H2CBridgeConfig) -> dict[str, tuple[int, ...]]:
 
 
 def stack_blocks(state: dict[str, torch.Tensor], config: H2CBridgeConfig) -> dict[str, torch.Tensor]:
-    """The original's state dict as that of `H2CBridgeModel`: every parameter with the blocks as its first dimension.
+    """The original's state dict as that of `H2CBridgeModel`: every parameter with the blocks as its first
+    dimension.
 
     Gates come out in fp32, the rest in the widest dtype of the checkpoint.
     """
@@ -218,7 +271,9 @@ def _model_config(role: str, name: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
-        raise ConversionError(f"The {role}'s config cannot be read from {name!r}: {_one_line(error)}") from error
+        raise ConversionError(
+            f"The {role}'s config cannot be read from {name!r}: {_one_line(error)}"
+        ) from error
 
 
 def _one_line(error: Exception) -> str:
@@ -238,6 +293,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     options = parser().parse_args(arguments)
     model = convert(**vars(options))
-    print(f"{len(model.alignment)} layers, {model.num_parameters():,} parameters, written to {options.output}")
+    print(
+        f"{len(model.alignment)} layers, {model.num_parameters():,} parameters, written to {options.output}"
+    )
     next_commands(f"h2c push {options.output} USER/NAME --dry_run")
     return 0

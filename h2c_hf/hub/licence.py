@@ -1,10 +1,11 @@
 """Follow the licences of the base models when a bridge that was trained with them is distributed.
 
-Llama Community License, section 1.b: the repo's name begins with "Llama", the agreement lies in the repo as `LICENSE` and the
-attribution in `NOTICE`; the card says "Built with Llama".
+Llama Community License, section 1.b: the repo's name begins with "Llama", the agreement lies in the repo as
+`LICENSE` and the attribution in `NOTICE`; the card says "Built with Llama".
 
-Gemma Terms of Use, sections 3.1, 3.2 and 4.2: the agreement lies in the repo as `GEMMA_TERMS.md` and its notice in `NOTICE`; notice and
-card pass on the use restrictions; the repo's name suggests no endorsement by Google.
+Gemma Terms of Use, sections 3.1, 3.2 and 4.2: the agreement lies in the repo as `GEMMA_TERMS.md` and its
+notice in `NOTICE`; notice and card pass on the use restrictions; the repo's name suggests no endorsement by
+Google.
 """
 
 import contextlib
@@ -18,19 +19,26 @@ from huggingface_hub.errors import HTTPError
 from ..modeling import H2CBridgeConfig
 
 
-# The versions whose licences are ids on the Hub, as "llama3.1". "TinyLlama-1.1B" is none, and "llama-30b" tells no version.
+# The versions whose licences are ids on the Hub, as "llama3.1". "TinyLlama-1.1B" is none, and "llama-30b"
+# tells no version.
 VERSION = re.compile(r"llama-?(2|3\.[123]|3|4)(?![\d.b])", re.IGNORECASE)
 AGREEMENTS = ("LICENSE", "LICENSE.txt")  # its names in Meta's repos
 
 # The models in the appendix of the Gemma Terms of Use. Gemma 4 and MedGemma have other licences.
 GEMMA = re.compile(
-    r"(?<![a-z])(function|embedding|pali|shield|code|data|recurrent|t5|vault|translate)?gemma(?!-?4(?!b))[^/]*$", re.IGNORECASE
+    r"(?<![a-z])(function|embedding|pali|shield|code|data|recurrent|t5|vault|translate)?gemma(?!-?4(?!b))[^/]*$",
+    re.IGNORECASE,
 )
 GEMMA_TERMS = Path(__file__).with_name("gemma_terms.md")  # of March 24, 2025
-GEMMA_NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"  # word for word
+# Word for word.
+GEMMA_NOTICE = (
+    "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
+)
 GEMMA_RESTRICTIONS = (
-    "You must not use it for the restricted uses in the Gemma Prohibited Use Policy at ai.google.dev/gemma/prohibited_use_policy, or in "
-    "violation of applicable laws and regulations (section 3.2 of the Gemma Terms of Use). Whoever distributes it passes these "
+    "You must not use it for the restricted uses in the Gemma Prohibited Use Policy at "
+    "ai.google.dev/gemma/prohibited_use_policy, or in "
+    "violation of applicable laws and regulations (section 3.2 of the Gemma Terms of Use). Whoever "
+    "distributes it passes these "
     "restrictions on, with a copy of the terms."
 )
 ENDORSED = re.compile(r"(?<![a-z])(google|deepmind|official)(?![a-z])", re.IGNORECASE)
@@ -38,18 +46,29 @@ ENDORSED = re.compile(r"(?<![a-z])(google|deepmind|official)(?![a-z])", re.IGNOR
 
 def llama_id(config: H2CBridgeConfig) -> str | None:
     """The id of the Llama in the pair; the Sharer's if both are."""
-    return next((model for model in (config.sharer_model_id, config.receiver_model_id) if VERSION.search(model or "")), None)
+    return next(
+        (
+            model
+            for model in (config.sharer_model_id, config.receiver_model_id)
+            if VERSION.search(model or "")
+        ),
+        None,
+    )
 
 
 def llama_version(config: H2CBridgeConfig, license: str | None = None) -> str | None:
-    """The version, as "3.1", of the Llama whose licence holds for the bridge, if an id of the pair tells it, or `license` is one."""
+    """The version, as "3.1", of the Llama whose licence holds for the bridge, if an id of the pair tells it,
+    or `license` is one."""
     match = VERSION.search(llama_id(config) or "") or VERSION.fullmatch(license or "")
     return match and match[1]
 
 
 def has_gemma(config: H2CBridgeConfig, license: str | None = None) -> bool:
-    """Return whether the Gemma Terms of Use hold for the bridge: if the pair has a Gemma, or `license` is "gemma"."""
-    return license == "gemma" or any(GEMMA.search(model or "") for model in (config.sharer_model_id, config.receiver_model_id))
+    """Return whether the Gemma Terms of Use hold for the bridge: if the pair has a Gemma, or `license` is
+    "gemma"."""
+    return license == "gemma" or any(
+        GEMMA.search(model or "") for model in (config.sharer_model_id, config.receiver_model_id)
+    )
 
 
 def write_gemma_terms(directory: Path, what: str) -> str:
@@ -91,10 +110,14 @@ def follows_in_name(name: str, version: str) -> bool:
 
 
 def follow_licence(
-    directory: Path, config: H2CBridgeConfig, repo: str, license: str | None = None, token: str | bool | None = None
+    directory: Path,
+    config: H2CBridgeConfig,
+    repo: str,
+    license: str | None = None,
+    token: str | bool | None = None,
 ) -> None:
-    """Check the repo's name and put `NOTICE`, and `LICENSE` or `GEMMA_TERMS.md`, into a bridge's folder. Do nothing for a pair without a
-    Llama or a Gemma.
+    """Check the repo's name and put `NOTICE`, and `LICENSE` or `GEMMA_TERMS.md`, into a bridge's folder. Do
+    nothing for a pair without a Llama or a Gemma.
 
     Raises:
         ValueError: for a name that a licence forbids.
@@ -104,13 +127,15 @@ def follow_licence(
     owner, _, name = repo.rpartition("/")
     if gemma and (word := ENDORSED.search(name)):
         raise ValueError(
-            f"The Gemma Terms of Use forbid to suggest an endorsement by Google; got {repo!r}, expected a name without {word[0]!r}."
+            f"The Gemma Terms of Use forbid to suggest an endorsement by Google; got {repo!r}, expected a "
+            f"name without {word[0]!r}."
         )
     if version is not None and not follows_in_name(name, version):
         begin = name_begins(version)
         better = f"{owner}/{begin.replace(' ', '-')}-{name}".lstrip("/")
         raise ValueError(
-            f"The licence of {product(version)} asks that the name of a model trained with it begin with {begin!r}; "
+            f"The licence of {product(version)} asks that the name of a model trained with it begin with "
+            f"{begin!r}; "
             f"got {repo!r}, expected for instance {better!r}."
         )
     notices = [attribution(version)] if version is not None else []
@@ -122,7 +147,8 @@ def follow_licence(
         agreement = fetch_agreement(llama_id(config), token)
         if agreement is None:
             raise OSError(
-                f"The licence of {product(version)} asks for a copy of the agreement beside the bridge, and it could not be fetched from "
+                f"The licence of {product(version)} asks for a copy of the agreement beside the bridge, and "
+                "it could not be fetched from "
                 f"{llama_id(config) or 'the Hub'}; expected it as {directory / 'LICENSE'}."
             )
         shutil.copyfile(agreement, directory / "LICENSE")

@@ -1,4 +1,5 @@
-"""The model card of a bridge, from its config and the files beside it: `report.json`, `data.json`, `training.json`, `figures/`.
+"""The model card of a bridge, from its config and the files beside it: `report.json`, `data.json`,
+`training.json`, `figures/`.
 
 Every number in it is copied from one of these.
 """
@@ -15,14 +16,25 @@ from ..atomic import atomic
 from ..modeling import H2CBridgeConfig
 from ..reports.page import REGIMES, TITLES, number, percent
 from ..reports.schema import load_report
-from .licence import GEMMA_NOTICE, GEMMA_RESTRICTIONS, attribution, built_with, follows_in_name, has_gemma, llama_version, name_begins
+from .licence import (
+    GEMMA_NOTICE,
+    GEMMA_RESTRICTIONS,
+    attribution,
+    built_with,
+    follows_in_name,
+    has_gemma,
+    llama_version,
+    name_begins,
+)
 from .results import PARTS, hub_ids, model_index, public_name, write_eval_results
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
 
-def write_model_card(directory: str | Path, config: H2CBridgeConfig, repo: str, license: str | None = None) -> Path:
+def write_model_card(
+    directory: str | Path, config: H2CBridgeConfig, repo: str, license: str | None = None
+) -> Path:
     """Write `README.md` into a bridge's folder, and `.eval_results/` if its results belong on a leaderboard.
 
     Args:
@@ -41,7 +53,9 @@ def write_model_card(directory: str | Path, config: H2CBridgeConfig, repo: str, 
     llama, gemma = llama_version(config, license), has_gemma(config, license)
     name = repo.rstrip("/").split("/")[-1]
     parts = {"f1": "sets", "perplexity": "perplexity"}
-    metrics = ["accuracy", *(metric for metric, part in parts.items() if report.get(part))] if report else None
+    metrics = (
+        ["accuracy", *(metric for metric, part in parts.items() if report.get(part))] if report else None
+    )
     data = ModelCardData(
         base_model=hub_ids(ids.values()) or None,
         base_model_relation="adapter" if hub_ids(ids.values()) else None,
@@ -55,7 +69,9 @@ def write_model_card(directory: str | Path, config: H2CBridgeConfig, repo: str, 
         model_name=name if report else None,
         eval_results=model_index(report) if report else None,
     )
-    template = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(TEMPLATE.read_text("utf-8"))
+    template = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(
+        TEMPLATE.read_text("utf-8")
+    )
     sets: dict[str, dict] = {}
     for set_name, row in (report or {}).get("sets", {}).items():
         sets.setdefault(row["regime"], {})[set_name] = {**row, "source": public_source(row["source"])}
@@ -109,7 +125,11 @@ def shown(model: str | None, role: str) -> str:
     """Return how a card names a base model."""
     if not model:
         return f"the {role}, which the config does not name"
-    return f"the model in `{model[2:]}/` of this repo" if model.startswith("./") else f"[`{model}`](https://huggingface.co/{model})"
+    return (
+        f"the model in `{model[2:]}/` of this repo"
+        if model.startswith("./")
+        else f"[`{model}`](https://huggingface.co/{model})"
+    )
 
 
 def read_json(path: Path) -> dict:

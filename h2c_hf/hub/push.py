@@ -1,4 +1,5 @@
-"""`h2c push DIR REPO`: a bridge's folder becomes a Hub repo that works with nothing but transformers, in one commit."""
+"""`h2c push DIR REPO`: a bridge's folder becomes a Hub repo that works with nothing but transformers, in one
+commit."""
 
 import contextlib
 import json
@@ -9,7 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.utils import validate_repo_id
 
 from ..hints import next_commands
@@ -26,7 +33,8 @@ SUFFIXES = (".safetensors", ".json", ".py", ".jinja", ".md", ".txt", ".model", "
 NAMES = ("LICENSE", "NOTICE")
 LEFT_OUT = ("checkpoint-", "_", ".")  # folders and files of a training run
 ADVICE = {
-    401: "the token is missing or not valid: log in with `hf auth login`, or set HF_TOKEN to a token that may write",
+    401: "the token is missing or not valid: log in with `hf auth login`, or set HF_TOKEN to a token that "
+    "may write",
     403: "the token may not write there: use one with write access to {repo}, or another repo id",
     404: "there is no such repo, or the token may not see it: check the id {repo} and the token",
     413: "a file is too large for the Hub: save the weights in smaller shards",
@@ -45,7 +53,8 @@ def push(
     token: str | None = None,
     overwrite_card: bool = False,
 ) -> str:
-    """Write the model card into a bridge's folder and upload the folder. The repo changes in one commit, or not at all.
+    """Write the model card into a bridge's folder and upload the folder. The repo changes in one commit, or
+    not at all.
 
     Args:
         directory: as `save_pretrained` of model and processor wrote it, or `h2c train`.
@@ -60,12 +69,15 @@ def push(
         The commit's address.
 
     Raises:
-        ValueError: if the folder is no whole bridge, its licence asks for another name, or the Hub does not take its card.
+        ValueError: if the folder is no whole bridge, its licence asks for another name, or the Hub does not
+            take its card.
         OSError: if the Hub cannot be reached or refuses, with the next step.
     """
     directory = Path(directory)
     card = prepare(directory, repo, report, license, token, overwrite_card)
-    operations = [CommitOperationAdd(path.relative_to(directory).as_posix(), path) for path in files_to_push(directory)]
+    operations = [
+        CommitOperationAdd(path.relative_to(directory).as_posix(), path) for path in files_to_push(directory)
+    ]
     api = HfApi(token=token)
     with told_of_pushing(repo):
         validate(card)
@@ -96,7 +108,8 @@ def told_of_pushing(repo: str, outcome: str = "was not pushed") -> Iterator[None
     except OfflineModeIsEnabled as error:
         raise OSError(f"{repo} {outcome}: HF_HUB_OFFLINE is set, so nothing is sent; unset it.") from error
     except (HTTPError, RuntimeError) as error:
-        cause = error if isinstance(error, HTTPError) else error.__cause__  # `create_commit` wraps what fails in an upload
+        # `create_commit` wraps what fails in an upload.
+        cause = error if isinstance(error, HTTPError) else error.__cause__
         if not isinstance(cause, HTTPError):
             raise
         raise OSError(f"{repo} {outcome}{advice(cause, repo)}.") from error
@@ -109,12 +122,21 @@ def make_repo(repo: str, private: bool | None = None, token: str | None = None) 
         ValueError, OSError: see `told_of_pushing`.
     """
     with told_of_pushing(repo, "cannot be pushed to"):
-        HfApi(token=token).whoami()  # of a repo that is there already, a token that is not valid would show in the first push
+        # Of a repo that is there already, a token that is not valid would show in the first push.
+        HfApi(token=token).whoami()
         HfApi(token=token).create_repo(repo, private=private, exist_ok=True)
 
 
-def prepare(directory: Path, repo: str, report: str | Path | None, license: str | None, token: str | None, overwrite_card: bool) -> Path:
-    """Check a bridge's folder and complete it, with report, licence and card, without a request to the Hub for the repo.
+def prepare(
+    directory: Path,
+    repo: str,
+    report: str | Path | None,
+    license: str | None,
+    token: str | None,
+    overwrite_card: bool,
+) -> Path:
+    """Check a bridge's folder and complete it, with report, licence and card, without a request to the Hub
+    for the repo.
 
     Returns:
         The card's path.
@@ -147,16 +169,22 @@ def check_repo(repo: str) -> None:
     except HFValidationError as error:
         raise ValueError(f"{repo!r} is no id of a repo: expected 'user/name'; {first_line(error)}") from error
     if repo.count("/") != 1:
-        raise ValueError(f"{repo!r} names no owner: expected 'user/name', with your name or an organization's on the Hub.")
+        raise ValueError(
+            f"{repo!r} names no owner: expected 'user/name', with your name or an organization's on the Hub."
+        )
 
 
-def dry_run(directory: Path, repo: str, report: str | None, license: str | None, overwrite_card: bool) -> None:
+def dry_run(
+    directory: Path, repo: str, report: str | None, license: str | None, overwrite_card: bool
+) -> None:
     """Print the files that `push` would send, their sizes and the card. The folder itself is left as it is."""
     check_repo(repo)
     if not directory.is_dir():
         check_folder(directory)
     with tempfile.TemporaryDirectory() as temporary:
-        copy = shutil.copytree(directory, Path(temporary) / "bridge", ignore=shutil.ignore_patterns("checkpoint-*", "_*", ".git"))
+        copy = shutil.copytree(
+            directory, Path(temporary) / "bridge", ignore=shutil.ignore_patterns("checkpoint-*", "_*", ".git")
+        )
         try:
             card = prepare(copy, repo, report, license, None, overwrite_card)
         except (OSError, ValueError) as error:  # with the name of the folder that the user knows
@@ -183,7 +211,8 @@ def validate(card: Path) -> None:
         if error.response.status_code != 404:
             raise
         raise OSError(
-            f"{constants.ENDPOINT} has no /api/validate-yaml, and no card is committed unchecked; expected a newer Hub."
+            f"{constants.ENDPOINT} has no /api/validate-yaml, and no card is committed unchecked; expected a "
+            "newer Hub."
         ) from error
     except ValueError as error:
         raise ValueError(f"The Hub refuses the model card {card}: {refusal(str(error))}.") from error
@@ -201,7 +230,8 @@ def advice(error: HTTPError, repo: str) -> str:
     """Return the cause of an error of the Hub or the connection, and the next step."""
     if not isinstance(error, HfHubHTTPError):  # of the HTTP library: no connection, or one that was cut
         return (
-            f": the connection to the Hub failed ({first_line(error) or type(error).__name__}); what was there is as it was. Check the "
+            f": the connection to the Hub failed ({first_line(error) or type(error).__name__}); what was "
+            "there is as it was. Check the "
             "network and run the same command again: it goes on with what is not yet uploaded"
         )
     status = error.response.status_code
@@ -216,28 +246,51 @@ def check_folder(directory: Path) -> H2CBridgeConfig:
         ValueError: if something is missing without which the repo would not work.
     """
     if not directory.is_dir():
-        raise ValueError(f"There is no folder {directory}; expected that of a bridge, as save_pretrained or `h2c train` writes it.")
+        raise ValueError(
+            f"There is no folder {directory}; expected that of a bridge, as save_pretrained or `h2c train` "
+            "writes it."
+        )
     if not (directory / "config.json").is_file():
-        raise ValueError(f"{directory} holds no config.json; expected the folder of a bridge, as save_pretrained or `h2c train` writes it.")
+        raise ValueError(
+            f"{directory} holds no config.json; expected the folder of a bridge, as save_pretrained or `h2c "
+            "train` writes it."
+        )
     config = H2CBridgeConfig.from_pretrained(directory)
-    if not any((directory / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        raise ValueError(f"{directory} holds no model.safetensors; expected the bridge's weights, as safetensors.")
+    if not any(
+        (directory / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")
+    ):
+        raise ValueError(
+            f"{directory} holds no model.safetensors; expected the bridge's weights, as safetensors."
+        )
     if not (directory / "processor_config.json").is_file():
-        raise ValueError(f"{directory} holds no processor_config.json; expected both tokenizers: processor.save_pretrained(DIR).")
+        raise ValueError(
+            f"{directory} holds no processor_config.json; expected both tokenizers: "
+            "processor.save_pretrained(DIR)."
+        )
     missing = [name for name in REMOTE_CODE if not (directory / name).is_file()]
     if missing:
-        raise ValueError(f"{directory} lacks the code {', '.join(missing)}; expected what model.save_pretrained(DIR) writes.")
+        raise ValueError(
+            f"{directory} lacks the code {', '.join(missing)}; expected what model.save_pretrained(DIR) "
+            "writes."
+        )
     for role in ("sharer", "receiver"):
         name = getattr(config, f"{role}_model_id")
         beside = (name or "").startswith("./")
         if beside and not (directory / name / "config.json").is_file():
-            raise ValueError(f"The config names {name!r} as the {role}, and {directory} holds no such folder with a model in it.")
+            raise ValueError(
+                f"The config names {name!r} as the {role}, and {directory} holds no such folder with a model "
+                "in it."
+            )
         if not name or (not beside and not is_hub_id(name)):
             raise ValueError(
-                f"The config names {name!r} as the {role}, which nobody else can load; expected a Hub id: set {role}_model_id."
+                f"The config names {name!r} as the {role}, which nobody else can load; expected a Hub id: "
+                f"set {role}_model_id."
             )
         if beside and getattr(config, f"{role}_gguf_file"):
-            raise ValueError(f"{role}_gguf_file is a file in {name!r}, and GGUF files are not pushed; expected one in a Hub repo.")
+            raise ValueError(
+                f"{role}_gguf_file is a file in {name!r}, and GGUF files are not pushed; expected one in a "
+                "Hub repo."
+            )
     return config
 
 
@@ -245,7 +298,9 @@ def take_report(report: Path, directory: Path) -> None:
     if report.is_dir():
         report /= "report.json"
     if not report.is_file():
-        raise ValueError(f"There is no report {report}; expected the report.json of `h2c evaluate` or `h2c quickstart`.")
+        raise ValueError(
+            f"There is no report {report}; expected the report.json of `h2c evaluate` or `h2c quickstart`."
+        )
     shutil.copyfile(report, directory / "report.json")
     if (report.parent / "figures").is_dir():
         shutil.copytree(report.parent / "figures", directory / "figures", dirs_exist_ok=True)
@@ -254,7 +309,11 @@ def take_report(report: Path, directory: Path) -> None:
 def files_to_push(directory: Path) -> list[Path]:
     files = (path for path in sorted(directory.rglob("*")) if path.is_file())
     paths = (path for path in files if path.suffix in SUFFIXES or path.name in NAMES)
-    kept = [path for path in paths if not any(part.startswith(LEFT_OUT) for part in path.relative_to(directory).parts)]
+    kept = [
+        path
+        for path in paths
+        if not any(part.startswith(LEFT_OUT) for part in path.relative_to(directory).parts)
+    ]
     return kept + sorted(directory.glob(".eval_results/*.yaml"))
 
 
@@ -268,7 +327,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     options = vars(parser().parse_args(arguments))
     if options.pop("dry_run"):
-        dry_run(Path(options["directory"]), options["repo"], options["report"], options["license"], options["overwrite_card"])
+        dry_run(
+            Path(options["directory"]),
+            options["repo"],
+            options["report"],
+            options["license"],
+            options["overwrite_card"],
+        )
         rest = [argument for argument in arguments or [] if argument != "--dry_run"]
         next_commands(" ".join(["h2c push", *map(shlex.quote, rest)]))
         return 0

@@ -1,5 +1,5 @@
-"""A report's results in the two forms that the Hub reads: `model-index` in the card, every one of them; and `.eval_results/`, which
-puts the bridge's own score on the leaderboard of the dataset that it was asked.
+"""A report's results in the two forms that the Hub reads: `model-index` in the card, every one of them; and
+`.eval_results/`, which puts the bridge's own score on the leaderboard of the dataset that it was asked.
 """
 
 import re
@@ -12,7 +12,8 @@ from ..data.tables import NAMES
 from ..reports.page import TITLES
 
 
-# Parts of a report whose rows are methods: {key: (what it was asked in, task of the Hub, prefix of its dataset's fields in `config`)}.
+# Parts of a report whose rows are methods: {key: (what it was asked in, task of the Hub, prefix of its
+# dataset's fields in `config`)}.
 PARTS = {
     "methods": ("multiple choice", "question-answering", "data"),
     "open_form": ("in words, exact match", "text-generation", "data"),
@@ -40,8 +41,8 @@ def hub_ids(names) -> list[str]:
 
 
 def asked(report: dict, field: str) -> tuple[str, str | None, str | None]:
-    """Dataset (an id has a slash, a file or folder of this machine none), its configuration and split, of the evaluation's `data`,
-    `hand_off` or `perplexity_data`."""
+    """Dataset (an id has a slash, a file or folder of this machine none), its configuration and split, of the
+    evaluation's `data`, `hand_off` or `perplexity_data`."""
     config = report.get("config", {})
     if field == "data" and config.get("data") == "none":  # the headline is the first set's
         first = config["sets"][0]
@@ -53,15 +54,23 @@ def asked(report: dict, field: str) -> tuple[str, str | None, str | None]:
 
 
 def public_name(dataset: str) -> str:
-    """A dataset's id on the Hub; of a folder or a file only its name, since a path of this machine says nothing elsewhere."""
+    """A dataset's id on the Hub; of a folder or a file only its name, since a path of this machine says
+    nothing elsewhere."""
     return dataset if hub_ids([dataset]) == [dataset] and not Path(dataset).exists() else Path(dataset).name
 
 
 def model_index(report: dict) -> list[EvalResult]:
-    """Every result of a report, for the `model-index`: methods, controls and differences, by part, category and subject."""
+    """Every result of a report, for the `model-index`: methods, controls and differences, by part, category
+    and subject."""
     results = []
 
-    def add(part: str, measure: tuple[str, str], value: float | None, method: str | None = None, group: str | None = None) -> None:
+    def add(
+        part: str,
+        measure: tuple[str, str],
+        value: float | None,
+        method: str | None = None,
+        group: str | None = None,
+    ) -> None:
         if not isinstance(value, int | float):
             return
         title, task, field = PARTS[part]
@@ -80,7 +89,9 @@ def model_index(report: dict) -> list[EvalResult]:
             for key, measure in MEASURES.items():
                 add(part, measure, row.get(key), method)
     for name, row in report.get("sets", {}).items():
-        source = report["config"]["sets"][[one["name"] for one in report["config"]["sets"]].index(name)]["source"]
+        source = report["config"]["sets"][[one["name"] for one in report["config"]["sets"]].index(name)][
+            "source"
+        ]
         dataset = public_name(source["path"])
         for method, values in row["methods"].items():
             for key, (kind, measure) in MEASURES.items():
@@ -88,12 +99,21 @@ def model_index(report: dict) -> list[EvalResult]:
                     results.append(
                         EvalResult(
                             task_type="text-generation", dataset_type=dataset, dataset_config=name, dataset_split=source["split"],
-                            dataset_name=f"{dataset}, {name} ({row['regime']} regime)", metric_type=kind, metric_value=values[key],
+                            dataset_name=f"{dataset}, {name} ({row['regime']} "
+                                         "regime)", metric_type=kind, metric_value=values[key],
                             metric_name=f"{measure}, {TITLES.get(method, method)}",
                         )
                     )  # fmt: skip
-    add("methods", ("recovered", "recovered, (H2C - Receiver) / (Sharer - Receiver)"), report["recovered"]["value"])
-    add("methods", ("information_gain", "information gain, H2C - best control"), report["information_gain"]["value"])
+    add(
+        "methods",
+        ("recovered", "recovered, (H2C - Receiver) / (Sharer - Receiver)"),
+        report["recovered"]["value"],
+    )
+    add(
+        "methods",
+        ("information_gain", "information gain, H2C - best control"),
+        report["information_gain"]["value"],
+    )
     for key in ("by_category", "by_subject"):
         for group, row in report.get(key, {}).items():
             for method, value in row.items():
@@ -103,8 +123,9 @@ def model_index(report: dict) -> list[EvalResult]:
 
 
 def write_eval_results(directory: Path, report: dict | None, repo: str) -> None:
-    """Write `.eval_results/report.yaml`, or remove an old one: H2C's accuracy, in per cent, on a whole dataset of the Hub. A part of
-    a dataset, or one that is not on the Hub, belongs on no leaderboard; nor do baselines and controls, which are not this model."""
+    """Write `.eval_results/report.yaml`, or remove an old one: H2C's accuracy, in per cent, on a whole
+    dataset of the Hub. A part of a dataset, or one that is not on the Hub, belongs on no leaderboard; nor do
+    baselines and controls, which are not this model."""
     path = directory / FILE
     dataset, name, split = asked(report, "data") if report else ("", None, None)
     if "/" not in dataset or report["config"].get("limit"):
@@ -117,7 +138,8 @@ def write_eval_results(directory: Path, report: dict | None, repo: str) -> None:
         value=round(100 * row["accuracy"], 2),
         source_url=f"https://huggingface.co/{repo}/blob/main/report.json" if hub_ids([repo]) else None,
         source_name="report.json" if hub_ids([repo]) else None,
-        notes=f"multiple choice by letter, split {split}, {report['config'].get('shots', 0)}-shot, {row['n']} questions",
+        notes=f"multiple choice by letter, split {split}, {report['config'].get('shots', 0)}-shot, "
+        f"{row['n']} questions",
     )
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")

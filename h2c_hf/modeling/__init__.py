@@ -1,7 +1,7 @@
 """The bridge, the composite of Sharer, bridge and Receiver, and their processor.
 
-Importing this package registers them: `AutoModelForCausalLM.from_pretrained(bridge)` and the other Auto classes then use these classes,
-without `trust_remote_code`.
+Importing this package registers them: `AutoModelForCausalLM.from_pretrained(bridge)` and the other Auto
+classes then use these classes, without `trust_remote_code`.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor

@@ -10,8 +10,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from .inputs_h2c import CACHE, check_cache, check_states, forked, model_inputs
 
 
-# Families that number positions by column, or keep a state that runs on over padding, whatever the attention mask says: a left-padded
-# prompt then reads otherwise than alone.
+# Families that number positions by column, or keep a state that runs on over padding, whatever the attention
+# mask says: a left-padded prompt then reads otherwise than alone.
 READS_PADDING = (
     "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus", "plbart", "prophetnet", "rwkv",
     "trocr", "xlstm",
@@ -22,7 +22,8 @@ READS_PADDING_AFTER_MESSAGE = ("mpt",)
 
 
 def backbone(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model without its LM head. (`base_model` is the whole model if `base_model_prefix` names no part, as in Llama 4.)"""
+    """Return the model without its LM head. (`base_model` is the whole model if `base_model_prefix` names no
+    part, as in Llama 4.)"""
     return getattr(model, backbone_name(model), model)
 
 
@@ -37,19 +38,26 @@ def check_recomputable(model: PreTrainedModel) -> None:
         ValueError: if its layers are not a list in its backbone.
     """
     if not isinstance(getattr(backbone(model), "layers", None), torch.nn.ModuleList):
-        raise ValueError(f"The layers of {type(model).__name__} are not in backbone.layers, where they can be computed again.")
+        raise ValueError(
+            f"The layers of {type(model).__name__} are not in backbone.layers, where they can be computed "
+            "again."
+        )
 
 
 def recomputing(model: PreTrainedModel, checkpoint: Callable, every_n_layers: int) -> PreTrainedModel:
-    """Return the same model, weights shared, of which each n-th layer keeps only its inputs and is computed again in the backward pass.
+    """Return the same model, weights shared, of which each n-th layer keeps only its inputs and is computed
+    again in the backward pass.
 
-    Each layer extends a fork of the cache: a cache that was extended in the forward pass would be extended again. (Stock gradient
-    checkpointing drops the cache.)
+    Each layer extends a fork of the cache: a cache that was extended in the forward pass would be extended
+    again. (Stock gradient checkpointing drops the cache.)
 
     Args:
         checkpoint: as `torch.utils.checkpoint.checkpoint`.
     """
-    layers = [layer if index % every_n_layers else recomputed(layer, checkpoint) for index, layer in enumerate(backbone(model).layers)]
+    layers = [
+        layer if index % every_n_layers else recomputed(layer, checkpoint)
+        for index, layer in enumerate(backbone(model).layers)
+    ]
     body = copy.copy(backbone(model))
     body._modules = {**body._modules, "layers": torch.nn.ModuleList(layers)}
     model = copy.copy(model)
@@ -72,14 +80,15 @@ def recomputed(layer: torch.nn.Module, checkpoint: Callable) -> torch.nn.Module:
 
 
 def check_joined(model) -> None:
-    """Run both base models on three tokens, so that a pair that cannot be joined is refused before it is used.
+    """Run both base models on three tokens, so that a pair that cannot be joined is refused before it is
+    used.
 
     Args:
         model: an `H2CForCausalLM`. Models that are partly on disk are not run, since that takes long.
 
     Raises:
-        ValueError: in one sentence, if a model reads padding, gives other hidden states or another cache than its config says, or
-            cannot go on from a cache that it is given.
+        ValueError: in one sentence, if a model reads padding, gives other hidden states or another cache than
+            its config says, or cannot go on from a cache that it is given.
     """
     for role, check in (("sharer", check_sharer), ("receiver", check_receiver)):
         base = getattr(model, role)
@@ -88,7 +97,9 @@ def check_joined(model) -> None:
         refusal = f"{type(base).__name__} cannot be the {role.capitalize()}"
         padded: tuple[str, ...] = READS_PADDING
         if role == "receiver":
-            padded += READS_PADDING_FROM_CACHE + (READS_PADDING_AFTER_MESSAGE if model.config.bridge_form == "message" else ())
+            padded += READS_PADDING_FROM_CACHE + (
+                READS_PADDING_AFTER_MESSAGE if model.config.bridge_form == "message" else ()
+            )
         if base.config.get_text_config(decoder=True).model_type in padded:
             raise ValueError(f"{refusal}: it reads left padding as if it were text.")
         try:
@@ -106,7 +117,10 @@ def check_sharer(model, sharer: PreTrainedModel, input_ids: torch.Tensor) -> Non
     states = model.read(input_ids, layers=model.bridge.read_layers)
     for index in model.bridge.read_layers:
         if tuple(states[index].shape[:2]) != tuple(input_ids.shape) or states[index].dim() != 3:
-            raise ValueError(f"hidden state {index} has shape {tuple(states[index].shape)}; expected (batch, length, size).")
+            raise ValueError(
+                f"hidden state {index} has shape {tuple(states[index].shape)}; expected (batch, length, "
+                "size)."
+            )
     check_states(model.config, model.bridge.read_layers, states)
 
 
@@ -117,8 +131,11 @@ def check_receiver(model, receiver: PreTrainedModel, input_ids: torch.Tensor) ->
     """
     cache, layers = DynamicCache(config=receiver.config), [layer for layer, _ in model.bridge.alignment]
     for layer in cache.layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):  # others keep more, which the bridge does not rewrite
-            raise ValueError(f"a layer keeps a {type(layer).__name__}; expected keys and values of every token.")
+        # Others keep more, which the bridge does not rewrite.
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise ValueError(
+                f"a layer keeps a {type(layer).__name__}; expected keys and values of every token."
+            )
     try:
         kept = model.prefill(input_ids, cache=cache)
     except (KeyError, IndexError) as error:
@@ -128,7 +145,9 @@ def check_receiver(model, receiver: PreTrainedModel, input_ids: torch.Tensor) ->
     check_cache(model.config, layers, cache, len(input_ids))
     length = input_ids.shape[1] - 1
     if cache.get_seq_length() != length:
-        raise ValueError(f"its cache holds {cache.get_seq_length()} positions of a prompt of {length}; expected as many.")
+        raise ValueError(
+            f"its cache holds {cache.get_seq_length()} positions of a prompt of {length}; expected as many."
+        )
     with torch.no_grad():
         inputs = model_inputs(receiver, input_ids[:, -1:], None, past=length)
         outputs = receiver(**inputs, **{CACHE: cache}, use_cache=True)
@@ -140,6 +159,7 @@ __all__ = ["backbone", "backbone_name", "check_joined", "check_recomputable", "r
 
 
 def evaluating(frozen: PreTrainedModel) -> None:
-    """Put a frozen model into eval mode if it is in training mode. (`eval` walks all modules: as long as a layer of a small model.)"""
+    """Put a frozen model into eval mode if it is in training mode. (`eval` walks all modules: as long as a
+    layer of a small model.)"""
     if frozen.training:
         frozen.eval()

@@ -8,7 +8,9 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 
-def copy_base_models(config: PreTrainedConfig, source: str | os.PathLike | None, target: str | os.PathLike) -> None:
+def copy_base_models(
+    config: PreTrainedConfig, source: str | os.PathLike | None, target: str | os.PathLike
+) -> None:
     """Copy base models that lie in a bridge's own repo (`"./name"`) along, or warn that they are missing."""
     for role in ("sharer", "receiver"):
         model_id = getattr(config, f"{role}_model_id") or ""
@@ -19,7 +21,8 @@ def copy_base_models(config: PreTrainedConfig, source: str | os.PathLike | None,
             shutil.copytree(Path(source) / name, Path(target) / name)
         else:
             warnings.warn(
-                f"{role}_model_id is {model_id!r}, and there is no folder {name} to copy into {target}: put the model there, or pass "
+                f"{role}_model_id is {model_id!r}, and there is no folder {name} to copy into {target}: put "
+                "the model there, or pass "
                 f"{role}=MODEL_OR_ID when you load the bridge.",
                 stacklevel=3,
             )

@@ -1,4 +1,5 @@
-"""Inputs of a language model, with positions that skip padding, and the checks of prompts, caches and hidden states."""
+"""Inputs of a language model, with positions that skip padding, and the checks of prompts, caches and hidden
+states."""
 
 import copy
 import dataclasses
@@ -9,12 +10,20 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
-# transformers 5.24 calls `past_key_values` `cache`, in calls and in outputs; earlier versions know the old name alone.
-CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(CausalLMOutputWithPast)} else "past_key_values"
+# transformers 5.24 calls `past_key_values` `cache`, in calls and in outputs; earlier versions know the old
+# name alone.
+CACHE = (
+    "cache"
+    if "cache" in {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
+    else "past_key_values"
+)
 
 
-def model_inputs(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int = 0) -> dict:
-    """Inputs on the model's device, with position ids that count tokens and not padding, as `generate` counts them."""
+def model_inputs(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int = 0
+) -> dict:
+    """Inputs on the model's device, with position ids that count tokens and not padding, as `generate` counts
+    them."""
     device = execution_device(model)
     input_ids = input_ids.to(device)
     if attention_mask is None:
@@ -25,13 +34,15 @@ def model_inputs(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask
 
 
 def execution_device(model: PreTrainedModel) -> torch.device:
-    """Return the device on which a model computes. Its weights may be elsewhere, or on meta, until accelerate's hooks load them."""
+    """Return the device on which a model computes. Its weights may be elsewhere, or on meta, until
+    accelerate's hooks load them."""
     device = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
     return model.device if device is None else torch.device(device)
 
 
 def positions(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
-    """Return the position ids (batch, length) of the last `length` columns, which count tokens and not padding."""
+    """Return the position ids (batch, length) of the last `length` columns, which count tokens and not
+    padding."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
 
 
@@ -47,13 +58,14 @@ def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | Non
 
 
 def to_fill(cache: Cache | None) -> bool:
-    """Return whether a cache is to be filled: there is none, or an empty one, which any model fills. (`H2CSeveralSharers` marks the empty
-    cache from which the Receiver answers alone.)"""
+    """Return whether a cache is to be filled: there is none, or an empty one, which any model fills.
+    (`H2CSeveralSharers` marks the empty cache from which the Receiver answers alone.)"""
     return cache is None or (cache.get_seq_length() == 0 and not getattr(cache, "without_bridge", False))
 
 
 def refuse_cache(arguments: dict, reason: str) -> None:
-    """Remove from `arguments` the inputs that a wrapper makes itself: both names of a cache, and the Sharer's hidden states.
+    """Remove from `arguments` the inputs that a wrapper makes itself: both names of a cache, and the Sharer's
+    hidden states.
 
     Raises:
         ValueError: if one is given.
@@ -72,7 +84,8 @@ def check_tensors(**tensors: torch.Tensor | None) -> None:
     for name, value in tensors.items():
         if value is not None and not isinstance(value, torch.Tensor):
             raise ValueError(
-                f"{name} is a {type(value).__name__}; expected a tensor (batch, length). Pass a processor's output as **inputs, and "
+                f"{name} is a {type(value).__name__}; expected a tensor (batch, length). Pass a processor's "
+                "output as **inputs, and "
                 f"arguments of generate by their names."
             )
 
@@ -85,7 +98,8 @@ def forked(cache: Cache) -> Cache:
 
 
 def check_goes_on(model, *roles: str) -> None:
-    """Refuse a model whose reading cannot be resumed: it needs the Sharer itself, and caches that keep every token.
+    """Refuse a model whose reading cannot be resumed: it needs the Sharer itself, and caches that keep every
+    token.
 
     Args:
         model: an `H2CForCausalLM`.
@@ -95,12 +109,15 @@ def check_goes_on(model, *roles: str) -> None:
         ValueError: if either is missing.
     """
     if model.sharer is None:
-        raise ValueError("This model was made without the Sharer's weights; expected a model that holds them.")
+        raise ValueError(
+            "This model was made without the Sharer's weights; expected a model that holds them."
+        )
     for role in roles:
         layers = DynamicCache(config=getattr(model, role).config).layers
         if other := [layer for layer in layers if not isinstance(layer, DynamicLayer)]:
             raise ValueError(
-                f"A layer of the {role.capitalize()} keeps a {type(other[0]).__name__}; expected keys and values of every token."
+                f"A layer of the {role.capitalize()} keeps a {type(other[0]).__name__}; expected keys and "
+                "values of every token."
             )
 
 
@@ -111,7 +128,9 @@ def target_start(labels: torch.Tensor, input_ids: torch.Tensor) -> int:
         ValueError: if there are no targets, or rows begin in different columns.
     """
     if labels.shape != input_ids.shape:
-        raise ValueError(f"labels has shape {tuple(labels.shape)}; expected that of input_ids, {tuple(input_ids.shape)}.")
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)}; expected that of input_ids, {tuple(input_ids.shape)}."
+        )
     if torch.compiler.is_exporting():
         raise ValueError("labels are given; expected none: where the targets begin cannot be exported.")
     labelled = labels != -100
@@ -162,11 +181,15 @@ def check_prompt(
     if attention_mask is not None:
         if attention_mask.shape != input_ids.shape:
             raise ValueError(
-                f"{prefix}attention_mask has shape {tuple(attention_mask.shape)}; expected that of {name}, {tuple(input_ids.shape)}."
+                f"{prefix}attention_mask has shape {tuple(attention_mask.shape)}; expected that of {name}, "
+                f"{tuple(input_ids.shape)}."
             )
-        if input_ids.shape[1] and not torch.compiler.is_compiling():  # `torch.export` traces no checks of values
+        # `torch.export` traces no checks of values.
+        if input_ids.shape[1] and not torch.compiler.is_compiling():
             if (attention_mask[:, 1:] < attention_mask[:, :-1]).any():
-                raise ValueError(f"{name} is padded on the right; expected padding on the left (padding_side='left').")
+                raise ValueError(
+                    f"{name} is padded on the right; expected padding on the left (padding_side='left')."
+                )
             lengths = attention_mask.sum(1)
             shortest, longest = int(lengths.min()), int(lengths.max())
     columns, also = input_ids.shape[1], ""
@@ -178,56 +201,80 @@ def check_prompt(
             lengths = input_ids.shape[1] if attention_mask is None else attention_mask.sum(1).cpu()
             longest = int((message_mask.sum(1).cpu() + lengths).max())
     if shortest < least:
-        what = "at least 1 token" if least == 1 else f"at least {least} tokens (one to bridge, and the kickstart)"
+        what = (
+            "at least 1 token"
+            if least == 1
+            else f"at least {least} tokens (one to bridge, and the kickstart)"
+        )
         raise ValueError(f"A prompt in {name} is empty or too short: got {shortest} tokens, expected {what}.")
     window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if more:
         longest, also = longest + more, f" with a draft of {more}"
     if window is not None and 0 < window < longest:  # XLNet says -1 for no limit
-        raise ValueError(f"A prompt in {name} is {longest} tokens long{also}; the context window of its model is {window}.")
-    # A sliding layer keeps its window of the cache, padding counted, less one for the token that is read next.
+        raise ValueError(
+            f"A prompt in {name} is {longest} tokens long{also}; the context window of its model is {window}."
+        )
+    # A sliding layer keeps its window of the cache, padding counted, less one for the token that is read
+    # next.
     layers = DynamicCache(config=model.config).layers if bridged else []
     windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
     if windows and columns > min(windows):
         raise ValueError(
-            f"The prompts in {name} are {columns} tokens long{also}, padding included; the Receiver has a sliding window "
+            f"The prompts in {name} are {columns} tokens long{also}, padding included; the Receiver has a "
+            "sliding window "
             f"of {min(windows)}, and a prompt must fit into it to be bridged."
         )
 
 
-def check_states(config, read_layers: list[int], sharer_hidden_states: tuple[torch.Tensor | None, ...]) -> tuple[int, int]:
-    """Refuse hidden states whose shapes are not those of the bridge's config. Return their batch size and length."""
+def check_states(
+    config, read_layers: list[int], sharer_hidden_states: tuple[torch.Tensor | None, ...]
+) -> tuple[int, int]:
+    """Refuse hidden states whose shapes are not those of the bridge's config. Return their batch size and
+    length."""
     expected = config.sharer_num_hidden_layers + 1
     if len(sharer_hidden_states) != expected:
-        raise ValueError(f"Got {len(sharer_hidden_states)} Sharer hidden states; this bridge expects {expected} (its layers + 1).")
+        raise ValueError(
+            f"Got {len(sharer_hidden_states)} Sharer hidden states; this bridge expects {expected} (its "
+            "layers + 1)."
+        )
     if absent := [index for index in read_layers if sharer_hidden_states[index] is None]:
         raise ValueError(f"Sharer hidden state {absent[0]} is None; this bridge reads {read_layers}.")
     batch, length, hidden_size = sharer_hidden_states[read_layers[0]].shape
     if hidden_size != config.sharer_hidden_size:
-        raise ValueError(f"The Sharer's hidden states are {hidden_size} wide; this bridge expects {config.sharer_hidden_size}.")
+        raise ValueError(
+            f"The Sharer's hidden states are {hidden_size} wide; this bridge expects "
+            f"{config.sharer_hidden_size}."
+        )
     return batch, length
 
 
 def check_cache(config, layers: list[int], receiver_cache: Cache, batch: int) -> int:
-    """Refuse a cache of another shape than the config's, or with a layer that keeps only a window. Return its length."""
+    """Refuse a cache of another shape than the config's, or with a layer that keeps only a window. Return its
+    length."""
     if len(receiver_cache.layers) != config.receiver_num_hidden_layers:
         raise ValueError(
-            f"The Receiver's cache has {len(receiver_cache.layers)} layers; this bridge expects {config.receiver_num_hidden_layers}."
+            f"The Receiver's cache has {len(receiver_cache.layers)} layers; this bridge expects "
+            f"{config.receiver_num_hidden_layers}."
         )
     length = receiver_cache.get_seq_length(layers[0])  # other layers may have a message already
     shape = (batch, config.receiver_num_key_value_heads, length, config.receiver_head_dim)
     for index in layers:
         layer = receiver_cache.layers[index]
         if not isinstance(layer, DynamicLayer):
-            raise ValueError(f"Receiver layer {index} has a {type(layer).__name__}; a bridge rewrites a DynamicCache.")
+            raise ValueError(
+                f"Receiver layer {index} has a {type(layer).__name__}; a bridge rewrites a DynamicCache."
+            )
         if layer.keys.shape[-2] < length:
             raise ValueError(
-                f"Receiver layer {index} has a sliding window and kept {layer.keys.shape[-2]} of {length} positions; "
+                f"Receiver layer {index} has a sliding window and kept {layer.keys.shape[-2]} of {length} "
+                "positions; "
                 f"a prompt must fit into the window to be bridged."
             )
         for kind, states in (("keys", layer.keys), ("values", layer.values)):
             if tuple(states.shape) != shape:
-                raise ValueError(f"Receiver layer {index} has {kind} of shape {tuple(states.shape)}; expected {shape}.")
+                raise ValueError(
+                    f"Receiver layer {index} has {kind} of shape {tuple(states.shape)}; expected {shape}."
+                )
     return length
 
 

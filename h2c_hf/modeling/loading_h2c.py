@@ -1,4 +1,5 @@
-"""How a bridge and its base models come into memory: `from_pair`, `from_pretrained`, their arguments for each model, adapters."""
+"""How a bridge and its base models come into memory: `from_pair`, `from_pretrained`, their arguments for each
+model, adapters."""
 
 import contextlib
 import copy
@@ -42,24 +43,42 @@ FOR_ONE_MODEL = (
 
 
 def base_arguments(
-    kwargs: dict, device_map, sharer_quantization_config, sharer_kwargs: dict | None, receiver_kwargs: dict | None
+    kwargs: dict,
+    device_map,
+    sharer_quantization_config,
+    sharer_kwargs: dict | None,
+    receiver_kwargs: dict | None,
 ) -> dict[str, dict]:
-    """Return the arguments to load either base model with, by role. Those that do not concern the bridge are taken out of `kwargs`.
+    """Return the arguments to load either base model with, by role. Those that do not concern the bridge are
+    taken out of `kwargs`.
 
     Raises:
         ValueError: for an argument that is given under two names, or that is for one model and not for three.
     """
-    if set(kwargs.get("adapter_kwargs") or {}) <= {"token", "revision"}:  # what the Auto classes pass on without being asked
+    # What the Auto classes pass on without being asked.
+    if set(kwargs.get("adapter_kwargs") or {}) <= {"token", "revision"}:
         kwargs.pop("adapter_kwargs", None)
     for name in FOR_ONE_MODEL:
         if kwargs.pop(name, None) is not None:
-            hint = "sharer_quantization_config" if name == "quantization_config" else f"sharer_kwargs={{{name!r}: ...}}"
-            raise ValueError(f"{name} is for a whole model, and these are three; use {hint}, or receiver_kwargs.")
+            hint = (
+                "sharer_quantization_config"
+                if name == "quantization_config"
+                else f"sharer_kwargs={{{name!r}: ...}}"
+            )
+            raise ValueError(
+                f"{name} is for a whole model, and these are three; use {hint}, or receiver_kwargs."
+            )
     dtypes = [kwargs.pop(name) for name in ("dtype", "torch_dtype") if kwargs.get(name) is not None]
     if len(dtypes) == 2 and dtypes[0] != dtypes[1]:
-        raise ValueError(f"Got dtype={dtypes[0]} and torch_dtype={dtypes[1]}; expected one: they are two names for one argument.")
+        raise ValueError(
+            f"Got dtype={dtypes[0]} and torch_dtype={dtypes[1]}; expected one: they are two names for one "
+            "argument."
+        )
     if dtypes and isinstance(dtypes[0], dict):
-        raise ValueError(f"dtype is {dtypes[0]}; expected one for all three models, or sharer_kwargs={{'dtype': ...}} and receiver_kwargs.")
+        raise ValueError(
+            f"dtype is {dtypes[0]}; expected one for all three models, or sharer_kwargs={{'dtype': ...}} and "
+            "receiver_kwargs."
+        )
     if dtypes:
         kwargs["dtype"] = dtypes[0]
     shared = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
@@ -91,11 +110,13 @@ def naming(model_id: str | os.PathLike):
 
 
 def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
-    """Load a base model that knows the commit it was read at. The id of an adapter's repo brings its base model along.
+    """Load a base model that knows the commit it was read at. The id of an adapter's repo brings its base
+    model along.
 
     Args:
-        arguments: of `from_pretrained`. The weights of a `gguf_file` are dequantized unless `quantization_config` says otherwise:
-            transformers keeps them packed by default since 5.24, and always dequantized them before.
+        arguments: of `from_pretrained`. The weights of a `gguf_file` are dequantized unless
+            `quantization_config` says otherwise: transformers keeps them packed by default since 5.24, and
+            always dequantized them before.
 
     Raises:
         OSError: naming the model, if there is none.
@@ -106,8 +127,11 @@ def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
         hub["filename"] = gguf_file
         if GgufConfig is not None and arguments.get("quantization_config") is None:
             arguments["quantization_config"] = GgufConfig(dequantize=True)
-        if os.path.isdir(model_id):  # by its path: transformers prefers a file of this name in the working directory
-            arguments["gguf_file"] = os.path.abspath(os.path.join(model_id, arguments.get("subfolder") or "", gguf_file))
+        # By its path: transformers prefers a file of this name in the working directory.
+        if os.path.isdir(model_id):
+            arguments["gguf_file"] = os.path.abspath(
+                os.path.join(model_id, arguments.get("subfolder") or "", gguf_file)
+            )
     with naming(model_id):
         model = AutoModelForCausalLM.from_pretrained(model_id, **arguments)
     if has_adapters(model):  # stock: the name of the base model alone
@@ -119,7 +143,8 @@ def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
 
 
 def load_magnitudes(model: PreTrainedModel, model_id: str | os.PathLike, **hub) -> None:
-    """Load the magnitudes of DoRA adapters. transformers looks for them under another name than PEFT's and leaves them random.
+    """Load the magnitudes of DoRA adapters. transformers looks for them under another name than PEFT's and
+    leaves them random.
 
     Args:
         hub: how the adapters' repo is read (`revision`, `token` ...).
@@ -127,18 +152,24 @@ def load_magnitudes(model: PreTrainedModel, model_id: str | os.PathLike, **hub) 
     Raises:
         ValueError: if they are in no safetensors file, or belong to no layer that is in memory.
     """
-    parameters = {name: parameter for name, parameter in model.named_parameters() if ".lora_magnitude_vector." in name}
+    parameters = {
+        name: parameter for name, parameter in model.named_parameters() if ".lora_magnitude_vector." in name
+    }
     if not parameters:
         return
-    path = cached_file(model_id, "adapter_model.safetensors", **hub, _raise_exceptions_for_missing_entries=False)
+    path = cached_file(
+        model_id, "adapter_model.safetensors", **hub, _raise_exceptions_for_missing_entries=False
+    )
     saved = {} if path is None else load_file(path)
     for name, parameter in parameters.items():
         part = name.partition(".lora_magnitude_vector.")[0]
         magnitudes = saved.get(f"base_model.model.{part}.lora_magnitude_vector")
         if magnitudes is None or parameter.is_meta:
             raise ValueError(
-                f"The magnitudes of the DoRA adapters in {str(model_id)!r} were not loaded for {part}; expected adapter_model.safetensors "
-                f"as PEFT saves it, and layers in memory. Give the model itself: PeftModel.from_pretrained(base_model, {str(model_id)!r})."
+                f"The magnitudes of the DoRA adapters in {str(model_id)!r} were not loaded for {part}; "
+                "expected adapter_model.safetensors "
+                "as PEFT saves it, and layers in memory. Give the model itself: "
+                f"PeftModel.from_pretrained(base_model, {str(model_id)!r})."
             )
         parameter.data.copy_(magnitudes)
 
@@ -152,7 +183,9 @@ def without_wrapper(model: PreTrainedModel | PreTrainedConfig) -> PreTrainedMode
     if isinstance(model, PreTrainedModel | PreTrainedConfig) or not hasattr(model, "get_base_model"):
         return model
     if kinds := [str(config.peft_type) for config in model.peft_config.values() if config.is_prompt_learning]:
-        raise ValueError(f"Got a model with {kinds[0]}, which is no part of its layers; expected adapters such as LoRA.")
+        raise ValueError(
+            f"Got a model with {kinds[0]}, which is no part of its layers; expected adapters such as LoRA."
+        )
     return model.get_base_model()
 
 
@@ -162,8 +195,12 @@ def has_adapters(model: PreTrainedModel) -> bool:
 
 
 def names_adapters(model: PreTrainedModel, model_id: str | None) -> bool:
-    """Whether `model_id` brings the model's adapters along: it is a repo of adapters, or was set to another than the model's own."""
-    below = {getattr(config, "base_model_name_or_path", None) for config in getattr(model, "peft_config", {}).values()}
+    """Whether `model_id` brings the model's adapters along: it is a repo of adapters, or was set to another
+    than the model's own."""
+    below = {
+        getattr(config, "base_model_name_or_path", None)
+        for config in getattr(model, "peft_config", {}).values()
+    }
     if model_id is None or model_id in below:
         return False
     if model_id != location(model.config) and not os.path.isdir(model_id):
@@ -175,14 +212,17 @@ def check_adapters(models: dict[str, PreTrainedModel | None], config: PreTrained
     """Compare the base models' adapters with the ids in a bridge's config.
 
     Raises:
-        ValueError: when saving, if an id leaves adapters out: the bridge would be loaded for another model. (A warning before.)
+        ValueError: when saving, if an id leaves adapters out: the bridge would be loaded for another model.
+            (A warning before.)
     """
     for role, model in models.items():
         model_id = getattr(config, f"{role}_model_id")
         if model is not None and has_adapters(model) and not names_adapters(model, model_id):
             message = (
-                f"The {role} has adapters, and {role}_model_id is {model_id!r}, which names the model without them: a saved bridge would "
-                f"be loaded for another model. Set config.{role}_model_id to the adapters' repo, or merge them and save the model."
+                f"The {role} has adapters, and {role}_model_id is {model_id!r}, which names the model "
+                "without them: a saved bridge would "
+                f"be loaded for another model. Set config.{role}_model_id to the adapters' repo, or merge "
+                "them and save the model."
             )
             if saving:
                 raise ValueError(message)
@@ -190,7 +230,8 @@ def check_adapters(models: dict[str, PreTrainedModel | None], config: PreTrained
 
 
 def device_map_of(models: dict[str, PreTrainedModel | None], bridge: torch.nn.Module) -> dict | None:
-    """Return the device of each part, as `from_pretrained(device_map=...)` notes it, or None if all are on one device."""
+    """Return the device of each part, as `from_pretrained(device_map=...)` notes it, or None if all are on
+    one device."""
     places = {"bridge": bridge.device}
     for role, model in models.items():
         if model is not None:
@@ -214,17 +255,22 @@ class LoadingMixin:
         """Join two models (or Hub ids, or folders), with a new bridge if none is given.
 
         Args:
-            sharer, receiver: decoder-only language models of transformers. An id is loaded in the dtype of its weights. The Sharer's
-                config stands for a Sharer that is not in memory: every call then needs `sharer_hidden_states`.
+            sharer, receiver: decoder-only language models of transformers. An id is loaded in the dtype of
+                its weights. The Sharer's config stands for a Sharer that is not in memory: every call then
+                needs `sharer_hidden_states`.
             bridge: a bridge for this pair.
-            strict_revisions: refuse, rather than warn of, another revision of a model than `bridge` was trained on.
+            strict_revisions: refuse, rather than warn of, another revision of a model than `bridge` was
+                trained on.
             overrides: fields of `H2CBridgeConfig` for the new bridge.
 
         Raises:
             ValueError: if `bridge` was made for other shapes, or no bridge can join one of the models.
         """
         if bridge is not None and overrides:
-            raise ValueError(f"Got a bridge, which has its config, and fields for a new one's: {', '.join(overrides)}; expected either.")
+            raise ValueError(
+                f"Got a bridge, which has its config, and fields for a new one's: {', '.join(overrides)}; "
+                "expected either."
+            )
         models = []
         for role, model in (("sharer", sharer), ("receiver", receiver)):
             if isinstance(model, str | os.PathLike):
@@ -259,36 +305,57 @@ class LoadingMixin:
         Args:
             pretrained_model_name_or_path: the bridge's repo or folder.
             sharer, receiver: models, ids or folders to use instead of those that the config names.
-            sharer_quantization_config: for the Sharer alone, for example `BitsAndBytesConfig(load_in_4bit=True)`.
-            sharer_kwargs, receiver_kwargs: more arguments of `from_pretrained` for either model (dtype, attn_implementation ...).
+            sharer_quantization_config: for the Sharer alone, for example
+                `BitsAndBytesConfig(load_in_4bit=True)`.
+            sharer_kwargs, receiver_kwargs: more arguments of `from_pretrained` for either model (dtype,
+                attn_implementation ...).
             device_map: for the two models; the bridge goes to the Receiver's device.
-            strict_revisions: refuse, rather than warn of, another revision of a base model than the bridge was trained on.
-            kwargs: as for any model. `dtype` is for all three; by default each keeps the dtype of its weights. A base model that is
-                given as an object keeps its own.
+            strict_revisions: refuse, rather than warn of, another revision of a base model than the bridge
+                was trained on.
+            kwargs: as for any model. `dtype` is for all three; by default each keeps the dtype of its
+                weights. A base model that is given as an object keeps its own.
 
         Raises:
-            ValueError: for loading arguments of a base model that is loaded already, and for all that `from_pair` refuses.
+            ValueError: for loading arguments of a base model that is loaded already, and for all that
+                `from_pair` refuses.
         """
-        for role, given, own in (("sharer", sharer, sharer_kwargs or sharer_quantization_config), ("receiver", receiver, receiver_kwargs)):
+        for role, given, own in (
+            ("sharer", sharer, sharer_kwargs or sharer_quantization_config),
+            ("receiver", receiver, receiver_kwargs),
+        ):
             if own and isinstance(given, PreTrainedModel):
-                raise ValueError(f"Got a {role} that is loaded already, and arguments to load it with; expected either.")
-        if device_map is not None and isinstance(sharer, PreTrainedModel) and isinstance(receiver, PreTrainedModel):
+                raise ValueError(
+                    f"Got a {role} that is loaded already, and arguments to load it with; expected either."
+                )
+        if (
+            device_map is not None
+            and isinstance(sharer, PreTrainedModel)
+            and isinstance(receiver, PreTrainedModel)
+        ):
             raise ValueError(
-                f"device_map is {device_map!r}, and both base models are loaded already; expected None: they stay where they are."
+                f"device_map is {device_map!r}, and both base models are loaded already; expected None: they "
+                "stay where they are."
             )
         if kwargs.get("attn_implementation") is None:
             kwargs["attn_implementation"] = getattr(kwargs.get("config"), "_asked_attention", None)
-        attn_implementation = kwargs["attn_implementation"]  # of models that are loaded here, `base_arguments` takes care
-        arguments = base_arguments(kwargs, device_map, sharer_quantization_config, sharer_kwargs, receiver_kwargs)
+        # Of models that are loaded here, `base_arguments` takes care.
+        attn_implementation = kwargs["attn_implementation"]
+        arguments = base_arguments(
+            kwargs, device_map, sharer_quantization_config, sharer_kwargs, receiver_kwargs
+        )
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         repo = {"revision": kwargs.get("revision"), "subfolder": kwargs.get("subfolder", ""), **hub}
         generation_config = kwargs.pop("generation_config", None)
         with_info = kwargs.pop("output_loading_info", False)
-        bridge, info = H2CBridgeModel.from_pretrained(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
+        bridge, info = H2CBridgeModel.from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
         models = []
         for role, given in (("sharer", sharer), ("receiver", receiver)):
             if given is None:
-                given, arguments[role] = bridge.config.locate(role, pretrained_model_name_or_path, repo, arguments[role])
+                given, arguments[role] = bridge.config.locate(
+                    role, pretrained_model_name_or_path, repo, arguments[role]
+                )
             models.append(load(given, **arguments[role]) if isinstance(given, str | os.PathLike) else given)
         model = cls.from_pair(*models, bridge, strict_revisions=strict_revisions)
         for role, given in (("sharer", sharer), ("receiver", receiver)):
@@ -298,7 +365,9 @@ class LoadingMixin:
             model.config._attn_implementation = attn_implementation
         if pretrained_model_name_or_path is not None:  # else the weights are a state dict
             with contextlib.suppress(OSError):  # the repo need not have one; the Receiver's serves then
-                model.generation_config = own_defaults(GenerationConfig.from_pretrained(pretrained_model_name_or_path, **repo))
+                model.generation_config = own_defaults(
+                    GenerationConfig.from_pretrained(pretrained_model_name_or_path, **repo)
+                )
         if generation_config is not None:
             model.generation_config = copy.deepcopy(generation_config)
         if with_info:

@@ -1,4 +1,5 @@
-"""The loss of a training step without the logits of a whole batch in memory: of the Receiver's vocabulary, they would be most of it."""
+"""The loss of a training step without the logits of a whole batch in memory: of the Receiver's vocabulary,
+they would be most of it."""
 
 import copy
 from collections.abc import Callable
@@ -24,21 +25,28 @@ class GivenOutput(BaseModelOutputWithPast):
 
 
 def standing_in(backbone: torch.nn.Module, hidden_states: torch.Tensor) -> torch.nn.Module:
-    """Return a copy of a backbone, attributes and weights shared, that returns the given states as its last, whatever it is called with."""
+    """Return a copy of a backbone, attributes and weights shared, that returns the given states as its last,
+    whatever it is called with."""
     stand_in = copy.copy(backbone)
     # OPT calls its backbone's decoder.
-    stand_in._modules = {name: standing_in(part, hidden_states) if name == "decoder" else part for name, part in backbone._modules.items()}
+    stand_in._modules = {
+        name: standing_in(part, hidden_states) if name == "decoder" else part
+        for name, part in backbone._modules.items()
+    }
     stand_in.forward = lambda *args, **kwargs: GivenOutput(last_hidden_state=hidden_states)
     return stand_in
 
 
 class RowLosses(torch.autograd.Function):
-    """Cross-entropy, summed, of logits = head(hidden_states); each group of rows has its backward pass right after its forward pass."""
+    """Cross-entropy, summed, of logits = head(hidden_states); each group of rows has its backward pass right
+    after its forward pass."""
 
     @staticmethod
     def forward(context, hidden_states: torch.Tensor, targets: torch.Tensor, head) -> torch.Tensor:
         total, gradient = hidden_states.new_zeros((), dtype=torch.float32), torch.empty_like(hidden_states)
-        for rows, target, into in zip(*(x.split(ROWS) for x in (hidden_states, targets, gradient)), strict=True):
+        for rows, target, into in zip(
+            *(x.split(ROWS) for x in (hidden_states, targets, gradient)), strict=True
+        ):
             with torch.enable_grad():
                 rows = rows.detach().requires_grad_()
                 loss = F.cross_entropy(head(rows[None])[0].float(), target, reduction="sum")
@@ -53,22 +61,30 @@ class RowLosses(torch.autograd.Function):
 
 
 def head_of(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the model's own way from its last hidden states (batch, length, hidden_size), after the final norm, to logits.
+    """Return the model's own way from its last hidden states (batch, length, hidden_size), after the final
+    norm, to logits.
 
-    Its `forward` runs with its backbone replaced, so that no arithmetic of its head is left out: Gemma 2 caps the logits, Cohere and
-    Granite scale them. The class's `forward`: an instance's own (accelerate's hooks) would run that of the whole model.
+    Its `forward` runs with its backbone replaced, so that no arithmetic of its head is left out: Gemma 2 caps
+    the logits, Cohere and Granite scale them. The class's `forward`: an instance's own (accelerate's hooks)
+    would run that of the whole model.
     """
 
     def head(hidden_states: torch.Tensor) -> torch.Tensor:
         head_only = copy.copy(model)
-        head_only._modules = {**model._modules, backbone_name(model): standing_in(backbone(model), hidden_states)}
+        head_only._modules = {
+            **model._modules,
+            backbone_name(model): standing_in(backbone(model), hidden_states),
+        }
         return type(model).forward(head_only, inputs_embeds=hidden_states, use_cache=False).logits
 
     return head
 
 
 def loss_without_logits(
-    model: PreTrainedModel, hidden_states: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    model: PreTrainedModel,
+    hidden_states: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """Return the loss of `model.loss_function`, computing logits of labelled positions only, some at a time.
 
@@ -77,12 +93,16 @@ def loss_without_logits(
     Args:
         model: a causal language model whose parameters are frozen.
         hidden_states: (batch, length, hidden_size), its backbone's last.
-        labels: (batch, length), -100 on positions without a label; the label of position t is the token that t - 1 predicts.
+        labels: (batch, length), -100 on positions without a label; the label of position t is the token that
+            t - 1 predicts.
         num_items_in_batch: the divisor of the sum, instead of the number of labels.
     """
     head = head_of(model)
     labelled = labels[:, 1:] != -100
-    rows, targets = hidden_states[:, :-1][labelled.to(hidden_states.device)], labels[:, 1:][labelled].to(hidden_states.device)
+    rows, targets = (
+        hidden_states[:, :-1][labelled.to(hidden_states.device)],
+        labels[:, 1:][labelled].to(hidden_states.device),
+    )
     items = len(targets) if num_items_in_batch is None else num_items_in_batch
     loss = RowLosses.apply(rows, targets, head)
     return loss / (items.to(loss.device) if isinstance(items, torch.Tensor) else items)

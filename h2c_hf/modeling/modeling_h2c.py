@@ -1,7 +1,9 @@
-"""Sharer + bridge + Receiver as one causal language model: `forward()` for training and scoring, `generate()` for text.
+"""Sharer + bridge + Receiver as one causal language model: `forward()` for training and scoring, `generate()`
+for text.
 
-Both go through one code path, `bridged_cache`: the Sharer reads its prompt; the Receiver prefills its own but for
-the last token, the *kickstart*; the bridge rewrites that cache. Then the stock Receiver goes on from the kickstart.
+Both go through one code path, `bridged_cache`: the Sharer reads its prompt; the Receiver prefills its own but
+for the last token, the *kickstart*; the bridge rewrites that cache. Then the stock Receiver goes on from the
+kickstart.
 """
 
 import torch
@@ -26,12 +28,14 @@ from .reading_h2c import ReadingMixin
 from .stock_h2c import StockMixin, check_arguments
 
 
-class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin):
+class H2CForCausalLM(
+    LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin
+):
     """A frozen Sharer, a trainable bridge and a frozen Receiver.
 
-    Make one with `from_pair` (two models, a new bridge) or `from_pretrained` (a trained bridge). `save_pretrained` and
-    `push_to_hub` write the bridge alone. Other bridges for the pair come in with `load_bridge` and `set_bridge`, and
-    `disable_bridge` leaves the Receiver alone.
+    Make one with `from_pair` (two models, a new bridge) or `from_pretrained` (a trained bridge).
+    `save_pretrained` and `push_to_hub` write the bridge alone. Other bridges for the pair come in with
+    `load_bridge` and `set_bridge`, and `disable_bridge` leaves the Receiver alone.
     """
 
     config: H2CBridgeConfig
@@ -51,7 +55,8 @@ class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, Br
     ):
         if sharer is None or receiver is None:
             raise ValueError(
-                "H2CForCausalLM holds two language models and needs their weights: use H2CForCausalLM.from_pair(sharer, receiver) "
+                "H2CForCausalLM holds two language models and needs their weights: use "
+                "H2CForCausalLM.from_pair(sharer, receiver) "
                 "for a new bridge or H2CForCausalLM.from_pretrained(repo) for a trained one."
             )
         without_sharer = isinstance(sharer, PreTrainedConfig)
@@ -61,18 +66,23 @@ class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, Br
             setattr(config, name, value)
         self._init_bridges()
         # The bridge first: `model.device` is then the Receiver's, where inputs go, and not the Sharer's.
-        self.bridge = (bridge if bridge is not None else H2CBridgeModel(config)).to(execution_device(receiver))
+        self.bridge = (bridge if bridge is not None else H2CBridgeModel(config)).to(
+            execution_device(receiver)
+        )
         self.sharer, self.receiver = None if without_sharer else sharer, receiver
         for frozen in self._frozen():
             frozen.requires_grad_(False)
         self.post_init()
         # The bridge's own, which would else name parts of base models too ("gate" is in "gate_proj").
         own = set(self.bridge._keep_in_fp32_modules_strict)
-        self._keep_in_fp32_modules_strict = (self._keep_in_fp32_modules_strict - own) | {f"bridge.{name}" for name in own}
+        self._keep_in_fp32_modules_strict = (self._keep_in_fp32_modules_strict - own) | {
+            f"bridge.{name}" for name in own
+        }
         self.generation_config = own_defaults(receiver.generation_config)
         if places := device_map_of(self._base_models(), self.bridge):
             self.hf_device_map = places  # the Trainer then leaves each part where it is
-        # Exact names, as `save_pretrained` and the Trainer expect them: checkpoints then hold the bridge alone.
+        # Exact names, as `save_pretrained` and the Trainer expect them: checkpoints then hold the bridge
+        # alone.
         self._keys_to_ignore_on_save = {key for key in self.state_dict() if not key.startswith("bridge.")}
         self.train(self.bridge.training)
 
@@ -87,7 +97,8 @@ class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, Br
     # Frozen models
 
     def train(self, mode: bool = True):
-        """Only the bridge has a training mode: the frozen models would otherwise drop out, and drop their caches."""
+        """Only the bridge has a training mode: the frozen models would otherwise drop out, and drop their
+        caches."""
         super().train(mode)
         for frozen in self._frozen():
             frozen.eval()
@@ -133,21 +144,24 @@ class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, Br
         """Logits from the kickstart on.
 
         Args:
-            input_ids: (batch, N), the Receiver's prompt, left-padded; with `labels` the prompt and then the target,
-                (batch, N + T), the target right-padded, so that each target follows its kickstart directly.
+            input_ids: (batch, N), the Receiver's prompt, left-padded; with `labels` the prompt and then the
+                target, (batch, N + T), the target right-padded, so that each target follows its kickstart
+                directly.
             attention_mask: as `input_ids`.
             sharer_input_ids, sharer_attention_mask, sharer_hidden_states: see `bridged_cache`.
             labels: (batch, N + T), -100 on the prompt and on padding. All targets begin in the same column.
-            past_key_values: an empty cache, which is filled, or one that is bridged already; `input_ids` then holds the whole prompt or,
-                with a longer `attention_mask`, the new tokens.
+            past_key_values: an empty cache, which is filled, or one that is bridged already; `input_ids` then
+                holds the whole prompt or, with a longer `attention_mask`, the new tokens.
             num_items_in_batch: the number of targets over accumulated batches, from the Trainer.
             use_cache: False leaves the cache out of the output; there is one either way.
             cache: the newer name of `past_key_values`.
-            skip_logits: with `labels`, compute the loss alone; the same loss, in much less memory. `logits` is None then.
+            skip_logits: with `labels`, compute the loss alone; the same loss, in much less memory. `logits`
+                is None then.
             kwargs: passed to the Receiver.
 
         Returns:
-            `logits` (batch, 1, vocabulary) of the token after the prompt; with `labels` (batch, T + 1, vocabulary), and `loss`.
+            `logits` (batch, 1, vocabulary) of the token after the prompt; with `labels` (batch, T + 1,
+            vocabulary), and `loss`.
         """
         check_arguments(input_ids, kwargs)
         check_tensors(input_ids=input_ids, attention_mask=attention_mask, sharer_input_ids=sharer_input_ids)
@@ -158,7 +172,10 @@ class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, Br
         prompt, prompt_mask = input_ids, attention_mask
         if labels is not None:
             start = target_start(labels, input_ids)
-            prompt, prompt_mask = input_ids[:, :start], None if attention_mask is None else attention_mask[:, :start]
+            prompt, prompt_mask = (
+                input_ids[:, :start],
+                None if attention_mask is None else attention_mask[:, :start],
+            )
         if past_key_values is None or (to_fill(past_key_values) and not self._bridge_disabled):
             sharer_inputs = sharer_input_ids, sharer_attention_mask, sharer_hidden_states
             past_key_values = self.bridged_cache(prompt, prompt_mask, *sharer_inputs, past_key_values)
@@ -168,14 +185,20 @@ class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, Br
         cached = past_key_values.get_seq_length() - message_length(past_key_values)
         total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
         if cached >= total:
-            raise ValueError(f"past_key_values holds {cached} positions and the prompt has {total}; expected at least one that is new.")
+            raise ValueError(
+                f"past_key_values holds {cached} positions and the prompt has {total}; expected at least one "
+                "that is new."
+            )
         new = input_ids[:, cached - total :] if input_ids.shape[1] == total and cached else input_ids
 
         inputs = model_inputs(self.receiver, new, attention_mask, past=cached)
         inputs["attention_mask"] = with_message(past_key_values, inputs["attention_mask"])
         evaluating(self.receiver)
         skip_logits = skip_logits and labels is not None
-        receiver, recompute = self.receiver, self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        receiver, recompute = (
+            self.receiver,
+            self.gradient_checkpointing and self.training and torch.is_grad_enabled(),
+        )
         if recompute:
             receiver = recomputing(receiver, *self._recomputation)
         receiver = backbone(receiver) if skip_logits else receiver
@@ -184,10 +207,15 @@ class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, Br
         if labels is not None:
             labels = labels[:, -new.shape[1] :]
             if skip_logits:
-                loss = loss_without_logits(self.receiver, outputs.last_hidden_state, labels, num_items_in_batch)
+                loss = loss_without_logits(
+                    self.receiver, outputs.last_hidden_state, labels, num_items_in_batch
+                )
             else:
                 loss = self.loss_function(
-                    logits=logits, labels=labels.to(logits.device), vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
+                    logits=logits,
+                    labels=labels.to(logits.device),
+                    vocab_size=logits.shape[-1],
+                    num_items_in_batch=num_items_in_batch,
                 )
         if logits is not None and not cached:  # the bridge is disabled: the Receiver read the prompt here
             logits = logits[:, prompt.shape[1] - 1 :]

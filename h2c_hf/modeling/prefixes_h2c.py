@@ -1,4 +1,5 @@
-"""Prompts that begin alike: an instruction, a passage, few-shot examples. Both models read the shared prefix once."""
+"""Prompts that begin alike: an instruction, a passage, few-shot examples. Both models read the shared prefix
+once."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -19,16 +20,25 @@ class Prefix:
 
     @property
     def bytes(self) -> int:
-        layers = [layer for cache in (self.sharer_cache, self.receiver_cache) for layer in cache.layers if layer.is_initialized]
-        tensors = [*self.sharer_hidden_states, *(states for layer in layers for states in (layer.keys, layer.values))]
+        layers = [
+            layer
+            for cache in (self.sharer_cache, self.receiver_cache)
+            for layer in cache.layers
+            if layer.is_initialized
+        ]
+        tensors = [
+            *self.sharer_hidden_states,
+            *(states for layer in layers for states in (layer.keys, layer.values)),
+        ]
         return sum(states.numel() * states.element_size() for states in tensors if states is not None)
 
 
 class H2CPrefixCache:
     """Answers batches of prompts that share a prefix.
 
-    Both models' caches of a prefix are kept; the least recently used prefix is dropped first. The bridge rewrites every position for every
-    prompt, since each attends to all that the Sharer read. Answers are bitwise the same with a kept prefix and with a new one.
+    Both models' caches of a prefix are kept; the least recently used prefix is dropped first. The bridge
+    rewrites every position for every prompt, since each attends to all that the Sharer read. Answers are
+    bitwise the same with a kept prefix and with a new one.
     """
 
     def __init__(self, model, max_bytes: int):
@@ -38,7 +48,8 @@ class H2CPrefixCache:
             max_bytes: the most bytes of kept prefixes.
 
         Raises:
-            ValueError: for a model without the Sharer's weights, or a model that keeps other than keys and values.
+            ValueError: for a model without the Sharer's weights, or a model that keeps other than keys and
+                values.
         """
         check_goes_on(model, "sharer", "receiver")
         self.model, self.max_bytes = model, max_bytes
@@ -66,13 +77,15 @@ class H2CPrefixCache:
         """Return the output of `H2CForCausalLM.generate` for the whole prompts.
 
         Args:
-            prefix: `input_ids` and `sharer_input_ids`, (1, length) each, that every prompt begins with: of the shared messages,
-                `processor.apply_chat_template(messages, add_generation_prompt=False)`.
-            input_ids, sharer_input_ids, attention_mask, sharer_attention_mask: (batch, length), the whole prompts, left-padded.
+            prefix: `input_ids` and `sharer_input_ids`, (1, length) each, that every prompt begins with: of
+                the shared messages, `processor.apply_chat_template(messages, add_generation_prompt=False)`.
+            input_ids, sharer_input_ids, attention_mask, sharer_attention_mask: (batch, length), the whole
+                prompts, left-padded.
             kwargs: as for `H2CForCausalLM.generate`.
 
         Raises:
-            ValueError: for prompts that do not begin with the prefix or hold nothing else, or that `generate` would refuse.
+            ValueError: for prompts that do not begin with the prefix or hold nothing else, or that `generate`
+                would refuse.
         """
         if self.model._bridge_disabled:
             return self.model.generate(input_ids, attention_mask, **kwargs)
@@ -92,12 +105,20 @@ class H2CPrefixCache:
         """As `H2CForCausalLM.bridged_cache`; arguments as those of `generate`."""
         model = self.model
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        sharer_attention_mask = torch.ones_like(sharer_input_ids) if sharer_attention_mask is None else sharer_attention_mask
+        sharer_attention_mask = (
+            torch.ones_like(sharer_input_ids) if sharer_attention_mask is None else sharer_attention_mask
+        )
         check_prompt("sharer_", sharer_input_ids, sharer_attention_mask, model.sharer, least=1)
-        model.check_receiver_prompt(input_ids, attention_mask, sharer_attention_mask, sharer_input_ids.shape[1])
+        model.check_receiver_prompt(
+            input_ids, attention_mask, sharer_attention_mask, sharer_input_ids.shape[1]
+        )
         if len(input_ids) != len(sharer_input_ids):
-            raise ValueError(f"The Sharer got {len(sharer_input_ids)} prompts and the Receiver {len(input_ids)}; expected as many.")
-        # One token more than the prefix for the Sharer; for the Receiver another one, the kickstart, which is never cached.
+            raise ValueError(
+                f"The Sharer got {len(sharer_input_ids)} prompts and the Receiver {len(input_ids)}; expected "
+                "as many."
+            )
+        # One token more than the prefix for the Sharer; for the Receiver another one, the kickstart, which is
+        # never cached.
         check_prefix("sharer_", prefix, sharer_input_ids, sharer_attention_mask, more=1)
         check_prefix("", prefix, input_ids, attention_mask, more=2)
         shared, batch = self._read(prefix), len(input_ids)
@@ -132,7 +153,13 @@ class H2CPrefixCache:
         return found
 
 
-def check_prefix(name: str, prefix: dict[str, torch.Tensor], input_ids: torch.Tensor, attention_mask: torch.Tensor, more: int) -> None:
+def check_prefix(
+    name: str,
+    prefix: dict[str, torch.Tensor],
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    more: int,
+) -> None:
     """
     Raises:
         ValueError: for a prefix that is missing or no single one, and prompts that do not begin with it.
@@ -140,21 +167,30 @@ def check_prefix(name: str, prefix: dict[str, torch.Tensor], input_ids: torch.Te
     expected = prefix.get(f"{name}input_ids")
     if expected is None or expected.dim() != 2 or len(expected) != 1 or not expected.shape[1]:
         got = "None" if expected is None else f"shape {tuple(expected.shape)}"
-        raise ValueError(f"The prefix has {name}input_ids of {got}; expected (1, length), what all prompts begin with.")
+        raise ValueError(
+            f"The prefix has {name}input_ids of {got}; expected (1, length), what all prompts begin with."
+        )
     length = expected.shape[1]
     for row, (ids, mask) in enumerate(zip(input_ids, attention_mask, strict=True)):
         ids = ids[mask.bool()]
         if len(ids) < length + more:
             raise ValueError(
-                f"Prompt {row} in {name}input_ids has {len(ids)} tokens; expected at least {more} more than the prefix's {length}."
+                f"Prompt {row} in {name}input_ids has {len(ids)} tokens; expected at least {more} more than "
+                f"the prefix's {length}."
             )
         if not torch.equal(ids[:length], expected[0].to(ids.device)):
             same = int((ids[:length] == expected[0].to(ids.device)).int().cumprod(0).sum())
-            raise ValueError(f"Prompt {row} in {name}input_ids begins with {same} tokens of the prefix; expected all {length}.")
+            raise ValueError(
+                f"Prompt {row} in {name}input_ids begins with {same} tokens of the prefix; expected all "
+                f"{length}."
+            )
 
 
-def after_prefix(input_ids: torch.Tensor, attention_mask: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the tokens after the first `length` of each row, left-padded, (batch, width), and a mask of prefix and rest.
+def after_prefix(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the tokens after the first `length` of each row, left-padded, (batch, width), and a mask of
+    prefix and rest.
 
     The mask is (batch, length + width): padding then stands between prefix and rest.
     """
@@ -170,12 +206,16 @@ def repeated(cache: Cache, batch: int) -> Cache:
     cache = forked(cache)
     for layer in cache.layers:
         if layer.is_initialized:  # the Sharer's last layers may not run at all
-            layer.keys, layer.values = layer.keys.expand(batch, -1, -1, -1), layer.values.expand(batch, -1, -1, -1)
+            layer.keys, layer.values = (
+                layer.keys.expand(batch, -1, -1, -1),
+                layer.values.expand(batch, -1, -1, -1),
+            )
     return cache
 
 
 def padding_first(cache: Cache, attention_mask: torch.Tensor, length: int) -> None:
-    """Bring positions from prefix, padding, rest into the order of left-padded prompts: padding, prefix, rest; in place.
+    """Bring positions from prefix, padding, rest into the order of left-padded prompts: padding, prefix,
+    rest; in place.
 
     Args:
         attention_mask: (batch, positions + 1), that of the prompts.

@@ -1,4 +1,5 @@
-"""`h2c report REPORT [OTHER]`: prints a saved report as a page, or compares two, paired over the questions that both asked."""
+"""`h2c report REPORT [OTHER]`: prints a saved report as a page, or compares two, paired over the questions
+that both asked."""
 
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from .statistics import difference
 
 
 def compare(first: Path, second: Path) -> str:
-    """The methods that both reports have, as a page. If both have an `items.parquet`, differences are paired over the
-    questions that both asked, with McNemar's p; else they stand without one.
+    """The methods that both reports have, as a page. If both have an `items.parquet`, differences are paired
+    over the questions that both asked, with McNemar's p; else they stand without one.
 
     Raises:
         ValueError: for a file that is no report, or reports without a common method.
@@ -21,13 +22,20 @@ def compare(first: Path, second: Path) -> str:
     reports = [load_report(path) for path in (first, second)]
     names = [name for name in reports[0]["methods"] if name in reports[1]["methods"]]
     if not names:
-        raise ValueError(f"{first} and {second} have no method in common; got {', '.join(reports[0]['methods'])} in the first.")
+        raise ValueError(
+            f"{first} and {second} have no method in common; got {', '.join(reports[0]['methods'])} in the "
+            "first."
+        )
     paths = [path.parent / "items.parquet" for path in (first, second)]
     pairs = paired(*(load_items(path) for path in paths)) if all(path.is_file() for path in paths) else {}
     rows = []
     for name in names:
         shared = name in pairs and len(pairs[name][0])
-        values = [right.mean() for right in pairs[name]] if shared else [report["methods"][name]["accuracy"] for report in reports]
+        values = (
+            [right.mean() for right in pairs[name]]
+            if shared
+            else [report["methods"][name]["accuracy"] for report in reports]
+        )
         cells = [TITLES.get(name, name), *(percent(value) for value in values)]
         if shared:
             row = difference(*pairs[name][::-1])
@@ -53,8 +61,12 @@ def note(pairs: dict) -> str:
 
 
 def paired(first: list[dict], second: list[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{method: whether each report was right} in choice form, over the questions that both asked, in one order."""
-    right = [{(row["method"], row["question_id"]): row["correct"] for row in rows if row["form"] == "choice"} for rows in (first, second)]
+    """{method: whether each report was right} in choice form, over the questions that both asked, in one
+    order."""
+    right = [
+        {(row["method"], row["question_id"]): row["correct"] for row in rows if row["form"] == "choice"}
+        for rows in (first, second)
+    ]
     common = [key for key in right[0] if key in right[1]]
     return {
         method: tuple(np.array([answers[key] for key in common if key[0] == method]) for answers in right)

@@ -16,7 +16,8 @@ LIBRARIES = (
 
 
 def environment() -> dict[str, str | None]:
-    """Python, machine, accelerators, git commit (with '+' if files were changed since; None outside a checkout), versions."""
+    """Python, machine, accelerators, git commit (with '+' if files were changed since; None outside a
+    checkout), versions."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
@@ -33,7 +34,9 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 

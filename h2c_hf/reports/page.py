@@ -18,7 +18,10 @@ PARTS = {
 
 def markdown(report: dict) -> str:
     """The report as a page."""
-    sections = [headline(report), comparisons(report.get("comparisons", []), "Differences over the same questions")]
+    sections = [
+        headline(report),
+        comparisons(report.get("comparisons", []), "Differences over the same questions"),
+    ]
     sections += [section(report[key]) for key, section in SECTIONS.items() if report.get(key)]
     sections.append([*heading("Run"), *[f"- {name}: {value}" for name, value in run(report).items()]])
     return "\n".join(line for lines in sections for line in lines) + "\n"
@@ -28,18 +31,29 @@ def headline(report: dict) -> list[str]:
     gain, share = report["information_gain"], report["recovered"]
     rows = [
         [
-            TITLES.get(name, name), percent(row["accuracy"]), f"{percent(row['accuracy_low'])} - {percent(row['accuracy_high'])}",
+            TITLES.get(name, name), percent(row["accuracy"]), f"{percent(row['accuracy_low'])} - "
+                                                              f"{percent(row['accuracy_high'])}",
             percent(row.get("macro_accuracy")), f"{row['n']:,}", number(row.get("ttft_ms_median")), number(row.get("ttft_ms_p90")),
             number(row.get("per_token_ms_median")),
         ]
         for name, row in report["methods"].items()
     ]  # fmt: skip
-    names = ["method", "accuracy", "95 % interval", "macro mean", "questions", "first token, ms", "p90, ms", "further token, ms"]
+    names = [
+        "method",
+        "accuracy",
+        "95 % interval",
+        "macro mean",
+        "questions",
+        "first token, ms",
+        "p90, ms",
+        "further token, ms",
+    ]
     return [
         *table(names, rows),
         "",
         f"- recovered, (H2C - Receiver) / (Sharer - Receiver): {interval(share)}",
-        f"- information gain, H2C - best control ({gain['control']}): {interval(gain)}, McNemar p = {gain['p']:.1g}",
+        f"- information gain, H2C - best control ({gain['control']}): {interval(gain)}, McNemar p = "
+        f"{gain['p']:.1g}",
     ]
 
 
@@ -55,7 +69,8 @@ def comparisons(rows: list[dict], title: str, level: int = 2) -> list[str]:
     ]
     names = ["methods", "difference", "95 % interval", "McNemar p", "questions needed", "equivalent"]
     note = (
-        "Questions needed: for McNemar's test to find the difference in 80 % of tries, if it did not here. Equivalent: whether two "
+        "Questions needed: for McNemar's test to find the difference in 80 % of tries, if it did not here. "
+        "Equivalent: whether two "
         "one-sided t-tests (TOST) show that the difference lies within the margin."
     )
     return [*heading(title, level), *table(names, cells), "", note] if rows else []
@@ -80,10 +95,22 @@ def open_form(rows: dict) -> list[str]:
 
 
 def hand_off(rows: dict) -> list[str]:
-    return [*heading("Context hand-off (the Sharer reads a passage, the Receiver the question alone)"), *words_table(rows)]
+    return [
+        *heading("Context hand-off (the Sharer reads a passage, the Receiver the question alone)"),
+        *words_table(rows),
+    ]
 
 
-WORDS = ("method", "exact match", "95 % interval", "contained", "95 % interval", "token F1", "95 % interval", "n")
+WORDS = (
+    "method",
+    "exact match",
+    "95 % interval",
+    "contained",
+    "95 % interval",
+    "token F1",
+    "95 % interval",
+    "n",
+)
 
 
 def words_table(rows: dict) -> list[str]:
@@ -94,7 +121,8 @@ def words_table(rows: dict) -> list[str]:
 def words_cells(row: dict) -> list[str]:
     cells = []
     for measure in ("accuracy", "contained", "f1"):
-        low, high = row.get(f"{measure}_low"), row.get(f"{measure}_high")  # older reports have only the shares
+        # Older reports have only the shares.
+        low, high = row.get(f"{measure}_low"), row.get(f"{measure}_high")
         cells += [percent(row.get(measure), "-"), "-" if low is None else f"{percent(low)} - {percent(high)}"]
     return [*cells, f"{row['n']:,}"]
 
@@ -112,7 +140,12 @@ def sets(rows: dict) -> list[str]:
         own = {name: row for name, row in rows.items() if row["regime"] == regime}
         lines += heading(title) if own else []
         for name, row in own.items():
-            lines += [*heading(f"{name}: {row['source']}", 3), *words_table(row["methods"]), "", *set_figures(row)]
+            lines += [
+                *heading(f"{name}: {row['source']}", 3),
+                *words_table(row["methods"]),
+                "",
+                *set_figures(row),
+            ]
             lines += comparisons(row["comparisons"], f"{name}: differences over the same questions", 4)
             lines += set_examples(row.get("examples", []))
     return lines
@@ -122,20 +155,28 @@ def set_figures(row: dict) -> list[str]:
     gain = row["information_gain"]
     lines = [
         f"- recovered, (H2C - Receiver) / (Sharer - Receiver): {interval(row['recovered'])}",
-        f"- information gain, H2C - best control ({gain['control']}): {interval(gain)}, McNemar p = {gain['p']:.1g}",
+        f"- information gain, H2C - best control ({gain['control']}): {interval(gain)}, McNemar p = "
+        f"{gain['p']:.1g}",
     ]
     if pairing := row.get("pairing_gain"):
         lines.append(
-            f"- pairing gain, matched - shuffled: {interval(pairing)}, McNemar p = {pairing['p']:.1g}; in F1 {interval(pairing['f1'])}"
+            f"- pairing gain, matched - shuffled: {interval(pairing)}, McNemar p = {pairing['p']:.1g}; in F1 "
+            f"{interval(pairing['f1'])}"
         )
     if follow := row.get("follow_rate"):
         over = "" if follow["over_h2c"] is None else f"; {percent(follow['over_h2c'])} of H2C's own accuracy"
-        lines.append(f"- follow rate, the donor's answer with another question's states: {interval(follow)}{over}")
-    tokens = ", ".join(f"{TITLES.get(name, name)} {percent(own['token_accuracy'])}" for name, own in row["methods"].items())
+        lines.append(
+            f"- follow rate, the donor's answer with another question's states: {interval(follow)}{over}"
+        )
+    tokens = ", ".join(
+        f"{TITLES.get(name, name)} {percent(own['token_accuracy'])}" for name, own in row["methods"].items()
+    )
     lines.append(f"- tokens of the answer in their place: {tokens}")
     for name in ("h2c", "shuffled"):
         if shares := row["methods"].get(name, {}).get("token_accuracy_by_position"):
-            lines.append(f"- {TITLES[name]}, by position, %: {', '.join(f'{100 * share:.0f}' for share in shares)}")
+            lines.append(
+                f"- {TITLES[name]}, by position, %: {', '.join(f'{100 * share:.0f}' for share in shares)}"
+            )
     return lines
 
 
@@ -145,7 +186,13 @@ def set_examples(rows: list[dict]) -> list[str]:
         lines += ["", f"**{cell(example['question'])}** Expected: {cell('; '.join(example['expected']))}."]
         if "passage" in example:
             lines += ["", f"> {cell(example['passage'])}"]
-        lines += ["", *table(["method", "answer"], [[TITLES.get(name, name), cell(text)] for name, text in example["answers"].items()])]
+        lines += [
+            "",
+            *table(
+                ["method", "answer"],
+                [[TITLES.get(name, name), cell(text)] for name, text in example["answers"].items()],
+            ),
+        ]
     return lines
 
 
@@ -156,28 +203,49 @@ def cell(text: str) -> str:
 
 def perplexity(rows: dict) -> list[str]:
     cells = [
-        [TITLES.get(name, name), number(row["perplexity"], 2), f"{number(row['low'], 2)} - {number(row['high'], 2)}", f"{row['n']:,}"]
+        [
+            TITLES.get(name, name),
+            number(row["perplexity"], 2),
+            f"{number(row['low'], 2)} - {number(row['high'], 2)}",
+            f"{row['n']:,}",
+        ]
         for name, row in rows.items()
     ]
-    return [*heading("Perplexity on instruction data"), *table(["method", "perplexity", "95 % interval", "answers"], cells)]
+    return [
+        *heading("Perplexity on instruction data"),
+        *table(["method", "perplexity", "95 % interval", "answers"], cells),
+    ]
 
 
 def counts(rows: dict) -> list[str]:
-    kept = {name: {key: value for key, value in row.items() if not isinstance(value, list)} for name, row in rows.items()}
-    lines = [f"- {name}: {', '.join(f'{key} {value}' for key, value in row.items())}" for name, row in kept.items()]
+    kept = {
+        name: {key: value for key, value in row.items() if not isinstance(value, list)}
+        for name, row in rows.items()
+    }
+    lines = [
+        f"- {name}: {', '.join(f'{key} {value}' for key, value in row.items())}" for name, row in kept.items()
+    ]
     return [*heading("What was asked, cut and refused"), *lines]
 
 
 def latency_parts(rows: dict) -> list[str]:
     parts = [part for part in PARTS if any(part in row for row in rows.values())]
-    cells = [[TITLES.get(name, name), *(number(row.get(part), 2) for part in parts)] for name, row in rows.items()]
-    return [*heading("First token by part, median ms"), *table(["method", *(PARTS[part] for part in parts)], cells)]
+    cells = [
+        [TITLES.get(name, name), *(number(row.get(part), 2) for part in parts)] for name, row in rows.items()
+    ]
+    return [
+        *heading("First token by part, median ms"),
+        *table(["method", *(PARTS[part] for part in parts)], cells),
+    ]
 
 
 def output_lengths(rows: list[dict]) -> list[str]:
     names = [name for name in rows[0] if name != "tokens"]
     cells = [[str(row["tokens"]), *(number(row[name]) for name in names)] for row in rows]
-    return [*heading("Output length, median ms"), *table(["tokens", *(TITLES.get(name, name) for name in names)], cells)]
+    return [
+        *heading("Output length, median ms"),
+        *table(["tokens", *(TITLES.get(name, name) for name in names)], cells),
+    ]
 
 
 def break_even(row: dict) -> list[str]:
@@ -187,16 +255,26 @@ def break_even(row: dict) -> list[str]:
 
 
 def memory(row: dict) -> list[str]:
-    lines = [f"- weights of the {part}: {size / 2**20:,.1f} MiB" for part, size in row["weights_bytes"].items()]
-    lines += [f"- peak in {PARTS[part]}: {size / 2**20:,.1f} MiB" for part, size in row.get("peak_bytes", {}).items()]
+    lines = [
+        f"- weights of the {part}: {size / 2**20:,.1f} MiB" for part, size in row["weights_bytes"].items()
+    ]
+    lines += [
+        f"- peak in {PARTS[part]}: {size / 2**20:,.1f} MiB"
+        for part, size in row.get("peak_bytes", {}).items()
+    ]
     return [*heading("Memory"), *lines]
 
 
 def groups(title: str):
     def section(rows: dict) -> list[str]:
         names = [name for name in next(iter(rows.values())) if name != "n"]
-        cells = [[group, f"{row['n']:,}", *(percent(row[name]) for name in names)] for group, row in rows.items()]
-        return [*heading(f"By {title}"), *table([title, "questions", *(TITLES.get(name, name) for name in names)], cells)]
+        cells = [
+            [group, f"{row['n']:,}", *(percent(row[name]) for name in names)] for group, row in rows.items()
+        ]
+        return [
+            *heading(f"By {title}"),
+            *table([title, "questions", *(TITLES.get(name, name) for name in names)], cells),
+        ]
 
     return section
 
@@ -204,8 +282,14 @@ def groups(title: str):
 def examples(rows: list[dict]) -> list[str]:
     lines = heading("Examples")
     for example in rows:
-        lines += [f"**{example['question']}** {'; '.join(example['choices'])}. Expected: {example['expected']}.", ""]
-        cells = [[TITLES.get(name, name), row["choice"], row["open"].replace("\n", " ")] for name, row in example["answers"].items()]
+        lines += [
+            f"**{example['question']}** {'; '.join(example['choices'])}. Expected: {example['expected']}.",
+            "",
+        ]
+        cells = [
+            [TITLES.get(name, name), row["choice"], row["open"].replace("\n", " ")]
+            for name, row in example["answers"].items()
+        ]
         lines += [*table(["method", "letter", "in words, without the choices"], cells), ""]
     return lines[:-1]
 
@@ -218,9 +302,19 @@ SECTIONS = {
 
 
 def run(report: dict) -> dict:
-    models = {f"{role}": " at ".join(filter(None, row.values())) for role, row in report.get("models", {}).items()}
-    config = {name: value for name, value in report.get("config", {}).items() if value is not None and name != "sets"}
-    return {**models, **config, **{name: value for name, value in report["environment"].items() if value is not None}}
+    models = {
+        f"{role}": " at ".join(filter(None, row.values())) for role, row in report.get("models", {}).items()
+    }
+    config = {
+        name: value
+        for name, value in report.get("config", {}).items()
+        if value is not None and name != "sets"
+    }
+    return {
+        **models,
+        **config,
+        **{name: value for name, value in report["environment"].items() if value is not None},
+    }
 
 
 def heading(title: str, level: int = 2) -> list[str]:
@@ -228,11 +322,19 @@ def heading(title: str, level: int = 2) -> list[str]:
 
 
 def table(names: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(names)} |", f"| --- |{' ---: |' * (len(names) - 1)}", *(f"| {' | '.join(row)} |" for row in rows)]
+    return [
+        f"| {' | '.join(names)} |",
+        f"| --- |{' ---: |' * (len(names) - 1)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
 
 
 def accuracy_cells(row: dict) -> list[str]:
-    return [percent(row["accuracy"]), f"{percent(row['accuracy_low'])} - {percent(row['accuracy_high'])}", f"{row['n']:,}"]
+    return [
+        percent(row["accuracy"]),
+        f"{percent(row['accuracy_low'])} - {percent(row['accuracy_high'])}",
+        f"{row['n']:,}",
+    ]
 
 
 def percent(fraction: float | None, missing: str = "not defined") -> str:

@@ -18,7 +18,8 @@ def build_report(results: dict[str, dict], latency: dict[str, dict], questions: 
     """A report of one evaluation; its headline is the choice form, or else a set of questions in words.
 
     Args:
-        results: the output of `h2c_hf.evaluation.runner.evaluate`; with `h2c`, `receiver`, `sharer` and a control.
+        results: the output of `h2c_hf.evaluation.runner.evaluate`; with `h2c`, `receiver`, `sharer` and a
+            control.
         latency: {method: row}, as `h2c_hf.evaluation.latency.time_methods` returns it; may be empty.
         questions: those that were asked.
         more: further keys of the report.
@@ -29,7 +30,11 @@ def build_report(results: dict[str, dict], latency: dict[str, dict], questions: 
     report = {
         "schema_version": SCHEMA_VERSION,
         "methods": {
-            name: {**accuracy_row(values), "macro_accuracy": macro_accuracy(values, subjects), **latency.get(name, {})}
+            name: {
+                **accuracy_row(values),
+                "macro_accuracy": macro_accuracy(values, subjects),
+                **latency.get(name, {}),
+            }
             for name, values in correct.items()
         },
         "recovered": recovered(correct["h2c"], correct["receiver"], correct["sharer"]),
@@ -51,7 +56,9 @@ def build_report(results: dict[str, dict], latency: dict[str, dict], questions: 
         report["by_category"] = by_group({name: values[kept] for name, values in correct.items()}, known)
     if all(isinstance(result["predictions"][0], int) for result in results.values()):
         report["chance"] = float(np.mean([1 / len(question["choices"]) for question in questions]))
-        report["confusion"] = {name: confusion(result["predictions"], questions) for name, result in results.items()}
+        report["confusion"] = {
+            name: confusion(result["predictions"], questions) for name, result in results.items()
+        }
     return {**report, "environment": environment(), **more}
 
 
@@ -81,15 +88,22 @@ def beats_controls(report: dict) -> bool:
     return low is not None and low > 0
 
 
-def save_report(report: dict, directory: str | Path, items: dict[str, tuple[list[dict], dict]] | None = None) -> list[Path]:
-    """Write `report.json`, `report.md` and, with ``items`` {form: (questions, results)}, `items.parquet`; each
-    atomically."""
+def save_report(
+    report: dict, directory: str | Path, items: dict[str, tuple[list[dict], dict]] | None = None
+) -> list[Path]:
+    """Write `report.json`, `report.md` and, with ``items`` {form: (questions, results)}, `items.parquet`;
+    each atomically."""
     check_report(report, "The report")
-    texts = {"report.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n", "report.md": markdown(report)}
+    texts = {
+        "report.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n",
+        "report.md": markdown(report),
+    }
     paths = []
     for name, text in texts.items():
         paths.append(write_text(Path(directory) / name, text))
     if items:
-        rows = [row for form, (questions, results) in items.items() for row in item_rows(form, questions, results)]
+        rows = [
+            row for form, (questions, results) in items.items() for row in item_rows(form, questions, results)
+        ]
         paths.append(save_items(rows, Path(directory) / "items.parquet"))
     return paths

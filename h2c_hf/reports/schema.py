@@ -1,4 +1,5 @@
-"""Reading a saved `report.json`, which `report.schema.json` describes. Without torch: figures and cards need no model."""
+"""Reading a saved `report.json`, which `report.schema.json` describes. Without torch: figures and cards need
+no model."""
 
 import json
 from functools import cache
@@ -21,7 +22,9 @@ def load_report(path: str | Path) -> dict:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         found = report["schema_version"]
     except (json.JSONDecodeError, KeyError, TypeError):
-        raise ValueError(f"{path} is no report: expected JSON with a schema_version, as `h2c evaluate` writes it.") from None
+        raise ValueError(
+            f"{path} is no report: expected JSON with a schema_version, as `h2c evaluate` writes it."
+        ) from None
     if found != SCHEMA_VERSION:
         raise ValueError(f"{path} has schema_version {found}; expected {SCHEMA_VERSION}.")
     check_report(report, path)
@@ -35,7 +38,9 @@ def check_report(report: dict, name: str | Path) -> None:
     """
     error = jsonschema.exceptions.best_match(schema().iter_errors(report))
     if error is not None:
-        raise ValueError(f"{name} is not as the schema of reports has it: {error.json_path}: {error.message[:300]}")
+        raise ValueError(
+            f"{name} is not as the schema of reports has it: {error.json_path}: {error.message[:300]}"
+        )
 
 
 @cache

@@ -39,7 +39,13 @@ def perplexity_row(nll: list[float], tokens: list[int]) -> dict[str, float | int
         nll, tokens: of each example, summed over its tokens.
     """
     row = _paired(lambda nll, tokens, axis=-1: np.exp(nll.sum(axis) / tokens.sum(axis)), nll, tokens)
-    return {"perplexity": row["value"], "low": row["low"], "high": row["high"], "n": len(nll), "tokens": int(np.sum(tokens))}
+    return {
+        "perplexity": row["value"],
+        "low": row["low"],
+        "high": row["high"],
+        "n": len(nll),
+        "tokens": int(np.sum(tokens)),
+    }
 
 
 def mean_row(values: np.ndarray) -> dict[str, float | None]:
@@ -48,18 +54,25 @@ def mean_row(values: np.ndarray) -> dict[str, float | None]:
 
 
 def recovered(h2c: np.ndarray, receiver: np.ndarray, sharer: np.ndarray) -> dict[str, float | str | None]:
-    """The share of the Sharer's lead over the Receiver that H2C recovers, with a bootstrap interval over questions.
+    """The share of the Sharer's lead over the Receiver that H2C recovers, with a bootstrap interval over
+    questions.
 
-    It is defined only if the Sharer leads significantly: the paired interval of its lead lies above zero. Otherwise `value` is None
-    and `reason` tells the lead.
+    It is defined only if the Sharer leads significantly: the paired interval of its lead lies above zero.
+    Otherwise `value` is None and `reason` tells the lead.
 
     Args:
-        h2c, receiver, sharer: boolean (or means over seeds), one entry a question, the same questions in the same order.
+        h2c, receiver, sharer: boolean (or means over seeds), one entry a question, the same questions in the
+            same order.
     """
     lead = mean_difference(sharer, receiver)
     if not lead["low"] > 0:
         told = f"{100 * lead['value']:.1f} points, 95 % interval {100 * lead['low']:.1f} to {100 * lead['high']:.1f}"
-        return {"value": None, "low": None, "high": None, "reason": f"the Sharer does not lead the Receiver significantly ({told})"}
+        return {
+            "value": None,
+            "low": None,
+            "high": None,
+            "reason": f"the Sharer does not lead the Receiver significantly ({told})",
+        }
 
     def statistic(h2c, receiver, sharer, axis=-1):
         lead = sharer.mean(axis) - receiver.mean(axis)
@@ -69,9 +82,11 @@ def recovered(h2c: np.ndarray, receiver: np.ndarray, sharer: np.ndarray) -> dict
 
 
 def equivalence(first: np.ndarray, second: np.ndarray, margin: float = MARGIN) -> dict[str, float | bool]:
-    """Whether mean(first) - mean(second) over the same questions lies within +- margin: two one-sided paired t-tests (TOST).
+    """Whether mean(first) - mean(second) over the same questions lies within +- margin: two one-sided paired
+    t-tests (TOST).
 
-    `p` is the larger of both; `equivalent` is p < 0.05. A difference that is not significant is no evidence of none; this is.
+    `p` is the larger of both; `equivalent` is p < 0.05. A difference that is not significant is no evidence
+    of none; this is.
     """
     differences = np.asarray(first, float) - np.asarray(second, float)
     if np.ptp(differences) == 0:  # the t-test divides by the spread
@@ -82,8 +97,8 @@ def equivalence(first: np.ndarray, second: np.ndarray, margin: float = MARGIN) -
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> dict[str, float | int | None]:
-    """accuracy(first) - accuracy(second) over the same questions, with a bootstrap interval; `p` is McNemar's exact test, and
-    `questions_needed` see there."""
+    """accuracy(first) - accuracy(second) over the same questions, with a bootstrap interval; `p` is McNemar's
+    exact test, and `questions_needed` see there."""
     first, second = np.asarray(first, bool), np.asarray(second, bool)
     p = float(mcnemar(discordance(first, second), exact=True).pvalue)
     needed = questions_needed(first, second) if p >= 1 - CONFIDENCE else None
@@ -91,28 +106,36 @@ def difference(first: np.ndarray, second: np.ndarray) -> dict[str, float | int |
 
 
 def mean_difference(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
-    """mean(first) - mean(second) over the same questions, with a bootstrap interval; entries may be means over seeds."""
+    """mean(first) - mean(second) over the same questions, with a bootstrap interval; entries may be means
+    over seeds."""
     return _paired(lambda a, b, axis=-1: a.mean(axis) - b.mean(axis), first, second)
 
 
 def discordance(first: np.ndarray, second: np.ndarray) -> list[list[int]]:
     """Counts of questions: [[both right, the first alone], [the second alone, neither]]."""
-    return [[int((first & second).sum()), int((first & ~second).sum())], [int((second & ~first).sum()), int((~first & ~second).sum())]]
+    return [
+        [int((first & second).sum()), int((first & ~second).sum())],
+        [int((second & ~first).sum()), int((~first & ~second).sum())],
+    ]
 
 
 def questions_needed(first: np.ndarray, second: np.ndarray) -> int | None:
-    """How many questions McNemar's test would need to find the observed difference, at the observed discordance, in 80 % of
-    tries (R. J. Connor, Biometrics 43, 1987); None if the methods do not differ at all."""
+    """How many questions McNemar's test would need to find the observed difference, at the observed
+    discordance, in 80 % of tries (R. J. Connor, Biometrics 43, 1987); None if the methods do not differ at
+    all."""
     (_, only_first), (only_second, _) = discordance(first, second)
     share, lead = (only_first + only_second) / len(first), abs(only_first - only_second) / len(first)
     if not lead:
         return None
     spread, spread_alternative = share**0.5, max(share - lead**2, 0) ** 0.5
-    return int(np.ceil(normal_sample_size_one_tail(lead, POWER, (1 - CONFIDENCE) / 2, spread, spread_alternative)))
+    return int(
+        np.ceil(normal_sample_size_one_tail(lead, POWER, (1 - CONFIDENCE) / 2, spread, spread_alternative))
+    )
 
 
 def _paired(statistic, *samples: np.ndarray) -> dict[str, float | None]:
-    """Value and percentile bootstrap interval of a statistic of paired samples; None if it is not defined (no lead)."""
+    """Value and percentile bootstrap interval of a statistic of paired samples; None if it is not defined (no
+    lead)."""
     samples = [np.asarray(sample, float) for sample in samples]
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)

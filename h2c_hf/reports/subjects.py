@@ -1,4 +1,5 @@
-"""Categories of subjects: the 57 of MMLU in its four, as its authors group them; those of Atlas by the kinds of their entities."""
+"""Categories of subjects: the 57 of MMLU in its four, as its authors group them; those of Atlas by the kinds
+of their entities."""
 
 SUBJECTS = {
     "STEM": (
@@ -30,4 +31,6 @@ ATLAS_SUBJECTS = {
     "people": ("instrument", "position", "sport"),
     "companies": ("sector",),
 }
-CATEGORIES = {subject: category for category, subjects in (SUBJECTS | ATLAS_SUBJECTS).items() for subject in subjects}
+CATEGORIES = {
+    subject: category for category, subjects in (SUBJECTS | ATLAS_SUBJECTS).items() for subject in subjects
+}

@@ -1,1 +1,2 @@
-"""Serve a bridge: `server` stands on transformers' server; `vllm_connector`, `middleware` and `bridge_server` serve it with vLLM."""
+"""Serve a bridge: `server` stands on transformers' server; `vllm_connector`, `middleware` and `bridge_server`
+serve it with vLLM."""

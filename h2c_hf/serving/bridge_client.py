@@ -1,4 +1,5 @@
-"""Ask bridge servers for bridged keys and values. Has the interface of `Bridger`, so that a connector uses either."""
+"""Ask bridge servers for bridged keys and values. Has the interface of `Bridger`, so that a connector uses
+either."""
 
 import itertools
 import json
@@ -22,10 +23,13 @@ class BridgeServerError(RuntimeError):
 
 
 class BridgeClient:
-    """Sends each prompt to one of several servers, in turn. A server that does not answer, or whose queue is full, is passed over for
-    the next one until the time is up; a prompt that a server refuses is not sent again."""
+    """Sends each prompt to one of several servers, in turn. A server that does not answer, or whose queue is
+    full, is passed over for the next one until the time is up; a prompt that a server refuses is not sent
+    again."""
 
-    def __init__(self, urls: list[str], token: str | None = None, timeout: float = 60.0, connections: int = 16):
+    def __init__(
+        self, urls: list[str], token: str | None = None, timeout: float = 60.0, connections: int = 16
+    ):
         """
         Args:
             urls: of the servers, as "http://host:8200".
@@ -36,7 +40,10 @@ class BridgeClient:
         if not urls:
             raise ValueError("Got no URL of a bridge server; expected at least one.")
         self.urls, self.timeout = [url.rstrip("/") for url in urls], timeout
-        self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+        self._headers = {
+            "Content-Type": "application/json",
+            **({"Authorization": f"Bearer {token}"} if token else {}),
+        }
         self._http = urllib3.PoolManager(num_pools=len(urls), maxsize=connections, retries=False)
         self._turn, self._closed = itertools.cycle(range(len(urls))), threading.Event()
         self._threads = ThreadPoolExecutor(connections, "h2c-bridge-client")
@@ -60,13 +67,21 @@ class BridgeClient:
 
     def _bridge(self, prompt: Prompt) -> Bridged:
         first = next(self._turn)
-        body = {"input_ids": prompt.input_ids, "sharer_input_ids": prompt.sharer_input_ids, "control": prompt.control}
-        content = self._ask("POST", "/bridge", self.urls[first:] + self.urls[:first], json.dumps(body).encode())
+        body = {
+            "input_ids": prompt.input_ids,
+            "sharer_input_ids": prompt.sharer_input_ids,
+            "control": prompt.control,
+        }
+        content = self._ask(
+            "POST", "/bridge", self.urls[first:] + self.urls[:first], json.dumps(body).encode()
+        )
         try:
             tensors = safetensors.torch.load(content)
             return Bridged(tensors["keys"], tensors["values"])
         except (safetensors.SafetensorError, KeyError) as error:
-            raise BridgeServerError(f"A bridge server's answer is no safetensors body of keys and values: {error}") from error
+            raise BridgeServerError(
+                f"A bridge server's answer is no safetensors body of keys and values: {error}"
+            ) from error
 
     def _ask(self, method: str, path: str, urls: list[str], body: bytes | None = None) -> bytes:
         end, pause, problem = time.monotonic() + self.timeout, FIRST_PAUSE, "it was not asked"
@@ -74,10 +89,14 @@ class BridgeClient:
             url = urls[turn % len(urls)]
             left = end - time.monotonic()
             if left <= 0 or self._closed.is_set():
-                raise BridgeServerError(f"No bridge server answered within {self.timeout:g} s; the last was {url}: {problem}.")
+                raise BridgeServerError(
+                    f"No bridge server answered within {self.timeout:g} s; the last was {url}: {problem}."
+                )
             try:
                 timeout = urllib3.Timeout(connect=min(5.0, left), read=left)
-                answer = self._http.request(method, url + path, body=body, headers=self._headers, timeout=timeout)
+                answer = self._http.request(
+                    method, url + path, body=body, headers=self._headers, timeout=timeout
+                )
             except urllib3.exceptions.HTTPError as error:
                 problem = f"{type(error).__name__}"
             else:

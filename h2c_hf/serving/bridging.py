@@ -1,4 +1,5 @@
-"""Bridge prompts that arrive one by one in batches, on a thread. Both the bridge server and the vLLM connector use it; imports neither."""
+"""Bridge prompts that arrive one by one in batches, on a thread. Both the bridge server and the vLLM
+connector use it; imports neither."""
 
 import contextlib
 import hashlib
@@ -36,7 +37,9 @@ class Prompt:
     @cached_property
     def digest(self) -> str:
         """Names everything that the bridged keys and values depend on, but for the models."""
-        return hashlib.sha256(repr((self.input_ids, self.sharer_input_ids, self.control)).encode()).hexdigest()
+        return hashlib.sha256(
+            repr((self.input_ids, self.sharer_input_ids, self.control)).encode()
+        ).hexdigest()
 
     @property
     def length(self) -> int:
@@ -45,8 +48,9 @@ class Prompt:
 
 @dataclass
 class Bridged:
-    """The bridged keys and values of all tokens but the last: (layers, heads, T + N - 1, head_dim) each, rotated to positions from 0 on.
-    T is the length of the message that stands before the prompt in the message form, and 0 in the other.
+    """The bridged keys and values of all tokens but the last: (layers, heads, T + N - 1, head_dim) each,
+    rotated to positions from 0 on. T is the length of the message that stands before the prompt in the
+    message form, and 0 in the other.
 
     `ready` is a CUDA event after which they may be read on another stream; None on a CPU.
     """
@@ -61,9 +65,11 @@ class Bridged:
 
 
 class Bridger:
-    """Bridges prompts in the order in which they were submitted. Those that wait together share one pass of each model.
+    """Bridges prompts in the order in which they were submitted. Those that wait together share one pass of
+    each model.
 
-    Recent results are kept, so that a prompt with several answers, a repeated prompt and a preempted request are bridged once.
+    Recent results are kept, so that a prompt with several answers, a repeated prompt and a preempted request
+    are bridged once.
     """
 
     def __init__(
@@ -101,7 +107,9 @@ class Bridger:
         try:
             self._queue.put_nowait((prompt, future))
         except queue.Full:
-            raise QueueFullError(f"{self._queue.maxsize} prompts are waiting to be bridged; try again later.") from None
+            raise QueueFullError(
+                f"{self._queue.maxsize} prompts are waiting to be bridged; try again later."
+            ) from None
         return future
 
     def close(self) -> None:
@@ -159,7 +167,8 @@ class Bridger:
         """Bridge a left-padded batch.
 
         Raises:
-            ValueError: for what `bridged_cache` refuses, or a cache of another length than all tokens but the last.
+            ValueError: for what `bridged_cache` refuses, or a cache of another length than all tokens but the
+                last.
         """
         self.passes += 1
         on_stream = torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
@@ -169,16 +178,25 @@ class Bridger:
             sharer_ids, sharer_mask = left_pad([list(prompt.sharer_input_ids) for prompt in prompts], 0)
             sharer = {"sharer_input_ids": sharer_ids, "sharer_attention_mask": sharer_mask}
             if controlled == {"zeros"}:
-                sharer = {"sharer_hidden_states": zero_states(self.model, sharer.pop("sharer_input_ids")), **sharer}
+                sharer = {
+                    "sharer_hidden_states": zero_states(self.model, sharer.pop("sharer_input_ids")),
+                    **sharer,
+                }
             elif controlled != {None}:
-                raise ValueError(f"Got the controls {controlled}; expected one for all prompts of a batch, None or 'zeros'.")
+                raise ValueError(
+                    f"Got the controls {controlled}; expected one for all prompts of a batch, None or "
+                    "'zeros'."
+                )
             cache = self.model.bridged_cache(ids, mask, **sharer)
             held = with_message(cache, mask[:, :-1]).bool()  # (batch, T + N - 1)
             if cache.get_seq_length() != held.shape[1]:
-                raise ValueError(f"The bridged cache has {cache.get_seq_length()} positions; expected {held.shape[1]}.")
+                raise ValueError(
+                    f"The bridged cache has {cache.get_seq_length()} positions; expected {held.shape[1]}."
+                )
             from_zero(self.model, cache)
             keys, values = (  # (batch, layers, heads, T + N - 1, head_dim) each
-                torch.stack([getattr(layer, name) for layer in cache.layers], 1).to(self.dtype) for name in ("keys", "values")
+                torch.stack([getattr(layer, name) for layer in cache.layers], 1).to(self.dtype)
+                for name in ("keys", "values")
             )
             results = {}
             for row, prompt in enumerate(prompts):
@@ -191,7 +209,8 @@ class Bridger:
 
 
 def batches(waiting: list[tuple[Prompt, Future]], most: int) -> list[list[tuple[Prompt, Future]]]:
-    """Prompts of like lengths and one control together, each batch of at most `most` tokens of the longer prompt, padding included."""
+    """Prompts of like lengths and one control together, each batch of at most `most` tokens of the longer
+    prompt, padding included."""
     found: list[list[tuple[Prompt, Future]]] = []
     for one in sorted(waiting, key=lambda one: (one[0].control or "", one[0].length)):
         same = found and found[-1][0][0].control == one[0].control
@@ -203,8 +222,9 @@ def batches(waiting: list[tuple[Prompt, Future]], most: int) -> list[list[tuple[
 
 
 def from_zero(model: H2CForCausalLM, cache: Cache) -> None:
-    """Rotate the keys of a cache with a message, in place, so that the message begins at position 0 and the prompt follows it. The model
-    has the message at -T ... -1 and the prompt from 0 on; vLLM counts from 0. With rotary positions only differences count."""
+    """Rotate the keys of a cache with a message, in place, so that the message begins at position 0 and the
+    prompt follows it. The model has the message at -T ... -1 and the prompt from 0 on; vLLM counts from 0.
+    With rotary positions only differences count."""
     mask = message_mask(cache)
     if mask is None:
         return
@@ -214,15 +234,24 @@ def from_zero(model: H2CForCausalLM, cache: Cache) -> None:
 
 
 def message_tokens(config: H2CBridgeConfig, sharer_length: int) -> int:
-    """The cache positions that a message of the Sharer's prompt takes before the Receiver's; 0 in the form without a message."""
+    """The cache positions that a message of the Sharer's prompt takes before the Receiver's; 0 in the form
+    without a message."""
     return sharer_length if config.bridge_form == "message" else 0
 
 
 def zero_states(model: H2CForCausalLM, sharer_input_ids: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """The hidden states of the control "zeros", for `bridged_cache`. Only their length depends on the prompt: the Sharer need not read."""
-    state = torch.zeros(*sharer_input_ids.shape, model.config.sharer_hidden_size, dtype=model.sharer.dtype, device=model.device)
+    """The hidden states of the control "zeros", for `bridged_cache`. Only their length depends on the prompt:
+    the Sharer need not read."""
+    state = torch.zeros(
+        *sharer_input_ids.shape,
+        model.config.sharer_hidden_size,
+        dtype=model.sharer.dtype,
+        device=model.device,
+    )
     read = set(model.bridge.read_layers)
-    return tuple(state if index in read else None for index in range(model.config.sharer_num_hidden_layers + 1))
+    return tuple(
+        state if index in read else None for index in range(model.config.sharer_num_hidden_layers + 1)
+    )
 
 
 def pair_facts(model: H2CForCausalLM) -> dict:

@@ -12,9 +12,14 @@ def error_body(message: str, status: int) -> dict:
 
 
 async def send_error(send, message: str, status: int, retry_after: int | None = None) -> None:
-    """Answer with an error, and close the connection: its body may not have been read. `retry_after`: seconds."""
+    """Answer with an error, and close the connection: its body may not have been read. `retry_after`:
+    seconds."""
     body = json.dumps(error_body(message, status)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
     if retry_after is not None:
         headers.append((b"retry-after", str(retry_after).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -25,7 +30,8 @@ async def read_json(receive, max_bytes: int) -> tuple[dict | None, str, int]:
     """Read a request's body of at most `max_bytes`.
 
     Returns:
-        The JSON object; or None, why it is refused and the status. A larger body is read to its end, up to 16 times the limit, and
+        The JSON object; or None, why it is refused and the status. A larger body is read to its end, up to 16
+        times the limit, and
         dropped: a client that is still sending would see a reset connection instead of the answer.
     """
     parts, size, more = [], 0, True
@@ -55,13 +61,18 @@ async def read_json(receive, max_bytes: int) -> tuple[dict | None, str, int]:
 def with_body(scope: dict, body: dict) -> tuple[dict, bytes]:
     """A scope and bytes for another body."""
     encoded = json.dumps(body).encode()
-    kept = [(name, value) for name, value in scope["headers"] if name not in (b"content-length", b"transfer-encoding")]
+    kept = [
+        (name, value)
+        for name, value in scope["headers"]
+        if name not in (b"content-length", b"transfer-encoding")
+    ]
     return {**scope, "headers": [*kept, (b"content-length", str(len(encoded)).encode())]}, encoded
 
 
 @contextlib.asynccontextmanager
 async def replayed(body: bytes, receive):
-    """A `receive` that gives `body`, and then waits for the client to hang up; and an event that is set when it does."""
+    """A `receive` that gives `body`, and then waits for the client to hang up; and an event that is set when
+    it does."""
     gone, given = asyncio.Event(), False
 
     async def watch():

@@ -1,8 +1,10 @@
-"""ASGI middleware for vLLM's server: makes both models' prompts of a request, with the bridge's own processor. Does not import vLLM.
+"""ASGI middleware for vLLM's server: makes both models' prompts of a request, with the bridge's own
+processor. Does not import vLLM.
 
     H2C_BRIDGE=REPO vllm serve RECEIVER --middleware h2c_hf.serving.middleware.H2CMiddleware ...
 
-Chat completions, completions and responses take the fields of `h2c serve`: `sharer_messages` or `sharer_prompt`, `h2c` and `control`.
+Chat completions, completions and responses take the fields of `h2c serve`: `sharer_messages` or
+`sharer_prompt`, `h2c` and `control`.
 """
 
 import os
@@ -37,7 +39,8 @@ REFUSED = {
 
 
 class H2CMiddleware:
-    """Replaces the prompt by token ids, and puts the Sharer's into `kv_transfer_params`, where the connector finds them."""
+    """Replaces the prompt by token ids, and puts the Sharer's into `kv_transfer_params`, where the connector
+    finds them."""
 
     def __init__(self, app, bridge: str | None = None, max_bytes: int = MAX_BYTES):
         bridge = bridge or os.environ.get(BRIDGE_VARIABLE)
@@ -72,10 +75,13 @@ class H2CMiddleware:
         """
         extension = take_extension(body, endpoint)
         if not self.samples and body.get("temperature") is None and (body.get("n") or 1) == 1:
-            body = {**body, "temperature": 0}  # as `h2c serve` answers; vLLM would sample at 1, and refuses n greedy answers
+            # As `h2c serve` answers; vLLM would sample at 1, and refuses n greedy answers.
+            body = {**body, "temperature": 0}
         if not extension.h2c:
             if body.get("kv_transfer_params") is not None:
-                raise BadRequestError(f"kv_transfer_params is given; leave it out: {REFUSED['kv_transfer_params']}.")
+                raise BadRequestError(
+                    f"kv_transfer_params is given; leave it out: {REFUSED['kv_transfer_params']}."
+                )
             return {**body, "kv_transfer_params": {"h2c": False}}
         for name, why in REFUSED.items():
             if name == "prompt" and endpoint != RESPONSES:
@@ -83,17 +89,28 @@ class H2CMiddleware:
             if body.get(name) not in (None, False) and not (name == "best_of" and body[name] == 1):
                 raise BadRequestError(f"{name} is given; leave it out, or set h2c to false: {why}.")
         if endpoint == CHAT and body.get("add_generation_prompt") is False:
-            raise BadRequestError("add_generation_prompt is false; expected true: the last token of the prompt is the kickstart.")
+            raise BadRequestError(
+                "add_generation_prompt is false; expected true: the last token of the prompt is the "
+                "kickstart."
+            )
         inputs = encode(self.processor, body, endpoint, extension)
         ids, sharer_ids = (inputs[name][0].tolist() for name in ("input_ids", "sharer_input_ids"))
         if len(ids) < 2:
-            raise BadRequestError(f"The prompt has {len(ids)} token; expected at least 2 (one to bridge, and the kickstart).")
+            raise BadRequestError(
+                f"The prompt has {len(ids)} token; expected at least 2 (one to bridge, and the kickstart)."
+            )
         if self.sharer_window is not None and len(sharer_ids) > self.sharer_window:
-            raise BadRequestError(f"The Sharer's prompt has {len(sharer_ids)} tokens; its context window is {self.sharer_window}.")
+            raise BadRequestError(
+                f"The Sharer's prompt has {len(sharer_ids)} tokens; its context window is "
+                f"{self.sharer_window}."
+            )
         params = {"sharer_input_ids": sharer_ids, "control": extension.control}
         if message := message_tokens(self.config, len(sharer_ids)):
             if endpoint == RESPONSES:
-                raise BadRequestError("vLLM renders the prompt of /v1/responses itself, without the message; use /v1/chat/completions.")
+                raise BadRequestError(
+                    "vLLM renders the prompt of /v1/responses itself, without the message; use "
+                    "/v1/chat/completions."
+                )
             params["message_tokens"] = message
             ids = [ids[0]] * message + ids  # positions to write the message into; the ids are not read
         if endpoint == CHAT:

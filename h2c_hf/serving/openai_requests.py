@@ -1,4 +1,5 @@
-"""What an OpenAI request says: messages or a prompt, what only the Sharer reads, and the fields that neither server may ignore.
+"""What an OpenAI request says: messages or a prompt, what only the Sharer reads, and the fields that neither
+server may ignore.
 
 Both doors read requests through this module. It imports neither vLLM nor a web framework.
 """
@@ -48,14 +49,22 @@ def take_extension(body: dict, endpoint: str) -> Extension:
     """Remove H2C's fields from a request and return them.
 
     Raises:
-        BadRequestError: for a field of the wrong type, a control that needs other requests, or a field of another endpoint.
+        BadRequestError: for a field of the wrong type, a control that needs other requests, or a field of
+            another endpoint.
     """
-    fields = {name: body.pop(name) for name in ("h2c", "control", "sharer_messages", "sharer_prompt") if name in body}
+    fields = {
+        name: body.pop(name)
+        for name in ("h2c", "control", "sharer_messages", "sharer_prompt")
+        if name in body
+    }
     extension = Extension(**{name: value for name, value in fields.items() if value is not None})
     if not isinstance(extension.h2c, bool):
         raise BadRequestError(f"h2c is {extension.h2c!r}; expected true or false.")
     if extension.control == "shuffled":
-        raise BadRequestError("control 'shuffled' needs another request's hidden states, which a server must not mix; expected 'zeros'.")
+        raise BadRequestError(
+            "control 'shuffled' needs another request's hidden states, which a server must not mix; expected "
+            "'zeros'."
+        )
     if extension.control is not None and extension.control not in CONTROLS:
         raise BadRequestError(f"control is {extension.control!r}; expected 'zeros' or null.")
     other = "sharer_messages" if endpoint == COMPLETIONS else "sharer_prompt"
@@ -65,7 +74,10 @@ def take_extension(body: dict, endpoint: str) -> Extension:
     if not extension.h2c:
         for name in ("control", other, "sharer_messages", "sharer_prompt"):
             if getattr(extension, name) is not None:
-                raise BadRequestError(f"h2c is false and {name} is given; expected one of them: the Receiver alone has no Sharer.")
+                raise BadRequestError(
+                    f"h2c is false and {name} is given; expected one of them: the Receiver alone has no "
+                    "Sharer."
+                )
     if extension.sharer_messages is not None:
         extension.sharer_messages = plain_messages(extension.sharer_messages, "sharer_messages")
     if extension.sharer_prompt is not None:
@@ -74,7 +86,8 @@ def take_extension(body: dict, endpoint: str) -> Extension:
 
 
 def check_fields(body: dict) -> None:
-    """Refuse values of the wrong type or range, and fields that would change the answer but are not implemented.
+    """Refuse values of the wrong type or range, and fields that would change the answer but are not
+    implemented.
 
     Raises:
         BadRequestError: naming the field, its value and what was expected.
@@ -85,21 +98,33 @@ def check_fields(body: dict) -> None:
             continue
         right = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
         if not right or not least <= value <= most:
-            raise BadRequestError(f"{name} is {value!r}; expected {'an integer' if kind is int else 'a number'} from {least} to {most}.")
+            raise BadRequestError(
+                f"{name} is {value!r}; expected {'an integer' if kind is int else 'a number'} from {least} "
+                f"to {most}."
+            )
     if not isinstance(body.get("stream") or False, bool):
         raise BadRequestError(f"stream is {body['stream']!r}; expected true or false.")
     stop = body.get("stop")
     if stop is not None:
         texts = [stop] if isinstance(stop, str) else stop
         if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-            raise BadRequestError(f"stop is {stop!r}; expected a text or a list of texts, none of them empty.")
+            raise BadRequestError(
+                f"stop is {stop!r}; expected a text or a list of texts, none of them empty."
+            )
         if len(texts) > 16:
             raise BadRequestError(f"stop has {len(texts)} texts; expected at most 16.")
-    for name, type_ in (("tools", list), ("chat_template_kwargs", dict), ("logit_bias", dict), ("generation_config", str)):
+    for name, type_ in (
+        ("tools", list),
+        ("chat_template_kwargs", dict),
+        ("logit_bias", dict),
+        ("generation_config", str),
+    ):
         if body.get(name) is not None and not isinstance(body[name], type_):
             raise BadRequestError(f"{name} is a {type(body[name]).__name__}; expected a {type_.__name__}.")
     if reserved := RESERVED & set(body.get("chat_template_kwargs") or {}):
-        raise BadRequestError(f"chat_template_kwargs sets {sorted(reserved)[0]!r}, which the server sets itself.")
+        raise BadRequestError(
+            f"chat_template_kwargs sets {sorted(reserved)[0]!r}, which the server sets itself."
+        )
 
 
 def refuse_ignored(body: dict) -> None:
@@ -134,13 +159,15 @@ def plain_text(value, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadRequestError(f"{name} holds a lone surrogate, which is no character; expected valid Unicode.") from None
+        raise BadRequestError(
+            f"{name} holds a lone surrogate, which is no character; expected valid Unicode."
+        ) from None
     return value
 
 
 def plain_messages(messages, name: str = "messages") -> list[dict]:
-    """Messages whose content is one text, as chat templates expect them: text parts are joined by newlines, and the arguments of tool
-    calls are parsed.
+    """Messages whose content is one text, as chat templates expect them: text parts are joined by newlines,
+    and the arguments of tool calls are parsed.
 
     Raises:
         BadRequestError: for an empty list, a message without a role, or a part that is no text.
@@ -179,7 +206,9 @@ def tool_call(call, at: str) -> dict:
         if isinstance(function["arguments"], str):
             function["arguments"] = json.loads(function["arguments"])
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise BadRequestError(f"A tool call in {at} has no arguments in JSON; expected a function with a name and arguments.") from None
+        raise BadRequestError(
+            f"A tool call in {at} has no arguments in JSON; expected a function with a name and arguments."
+        ) from None
     return call
 
 
@@ -193,7 +222,10 @@ def response_messages(body: dict) -> list[dict]:
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
     if not isinstance(given, list) or not given:
-        raise BadRequestError(f"input is {'empty' if given == [] else f'a {type(given).__name__}'}; expected a text or a list of items.")
+        raise BadRequestError(
+            f"input is {'empty' if given == [] else f'a {type(given).__name__}'}; expected a text or a list "
+            "of items."
+        )
     if isinstance(given[0], dict) and given[0].get("type") in TEXT_PARTS and "role" not in given[0]:
         given = [{"role": "user", "content": given}]
     messages = [{"role": "system", "content": body["instructions"]}] if body.get("instructions") else []
@@ -209,9 +241,14 @@ def response_messages(body: dict) -> list[dict]:
             else:
                 messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
         elif kind == "function_call_output":
-            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")})
+            messages.append(
+                {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
+            )
         else:
-            raise BadRequestError(f"input[{index}] has type {kind!r}; expected a message, a function_call or a function_call_output.")
+            raise BadRequestError(
+                f"input[{index}] has type {kind!r}; expected a message, a function_call or a "
+                "function_call_output."
+            )
     return plain_messages(messages, "input")
 
 
@@ -223,16 +260,21 @@ def response_tools(tools: list[dict] | None) -> list[dict] | None:
     """
     if tools is None:
         return None
-    if other := [tool for tool in tools if not isinstance(tool, dict) or tool.get("type", "function") != "function"]:
+    if other := [
+        tool for tool in tools if not isinstance(tool, dict) or tool.get("type", "function") != "function"
+    ]:
         raise BadRequestError(f"A tool is {other[0]!r}; expected one of type 'function'.")
     return [
-        tool if "function" in tool else {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+        tool
+        if "function" in tool
+        else {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
         for tool in tools
     ]
 
 
 def encode(processor: H2CProcessor, body: dict, endpoint: str, extension: Extension) -> dict:
-    """Both models' token ids of a request: `input_ids`, `sharer_input_ids` and their masks, (1, length) each, int64.
+    """Both models' token ids of a request: `input_ids`, `sharer_input_ids` and their masks, (1, length) each,
+    int64.
 
     Raises:
         BadRequestError: for a request without a prompt, or messages that a chat template refuses.
@@ -243,7 +285,10 @@ def encode(processor: H2CProcessor, body: dict, endpoint: str, extension: Extens
             if isinstance(prompt, list) and len(prompt) == 1:
                 prompt = prompt[0]
             if isinstance(prompt, list):
-                raise BadRequestError("prompt is a list; expected one text: token ids and several prompts have no Sharer's prompt.")
+                raise BadRequestError(
+                    "prompt is a list; expected one text: token ids and several prompts have no Sharer's "
+                    "prompt."
+                )
             return processor(plain_text(prompt, "prompt"), extension.sharer_prompt)
         if endpoint == CHAT:
             messages, tools = plain_messages(body.get("messages")), body.get("tools")
@@ -253,5 +298,6 @@ def encode(processor: H2CProcessor, body: dict, endpoint: str, extension: Extens
         return processor.apply_chat_template(messages, extension.sharer_messages, **template)
     except BadRequestError:
         raise
-    except (ValueError, TypeError, KeyError, TemplateError) as error:  # an empty prompt, or what a template does not take
+    # An empty prompt, or what a template does not take.
+    except (ValueError, TypeError, KeyError, TemplateError) as error:
         raise BadRequestError(f"The prompt cannot be made of this request: {error}") from error

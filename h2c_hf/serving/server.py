@@ -1,4 +1,5 @@
-"""The app behind `h2c serve`: an OpenAI endpoint for one bridge on one machine, on the server of `transformers serve`."""
+"""The app behind `h2c serve`: an OpenAI endpoint for one bridge on one machine, on the server of
+`transformers serve`."""
 
 import asyncio
 import json
@@ -49,11 +50,15 @@ try:
         _StreamError,
         get_response_template,
     )
-except (ImportError, NameError) as error:  # without them, transformers' own modules fail on names that they do not find
-    raise ValueError(f"h2c serve needs fastapi, uvicorn and openai ({error}); install them with: {install('serve')}") from None
+# Without them, transformers' own modules fail on names that they do not find.
+except (ImportError, NameError) as error:
+    raise ValueError(
+        f"h2c serve needs fastapi, uvicorn and openai ({error}); install them with: {install('serve')}"
+    ) from None
 
 
-ROUTES = {*ENDPOINTS, "/v1/models", "/health", "/load_model"}  # `transformers chat` asks for the last one first
+# `transformers chat` asks for the last one first.
+ROUTES = {*ENDPOINTS, "/v1/models", "/health", "/load_model"}
 DEFAULT_NEW_TOKENS = 1024  # as in transformers' server
 
 
@@ -93,7 +98,8 @@ class OneBridge(ModelManager):
 
 
 class StopText:
-    """Cuts a text that comes in pieces before the first of `stop`. The end of a piece is held back while it may begin one."""
+    """Cuts a text that comes in pieces before the first of `stop`. The end of a piece is held back while it
+    may begin one."""
 
     def __init__(self, stop: list[str]):
         self.stop, self._held, self.done = stop, "", False
@@ -108,7 +114,9 @@ class StopText:
             self.done, self._held = True, ""
             return text[: min(found)]
         most = min(len(text), max((len(stop) for stop in self.stop), default=1) - 1)
-        held = next((n for n in range(most, 0, -1) if any(stop.startswith(text[-n:]) for stop in self.stop)), 0)
+        held = next(
+            (n for n in range(most, 0, -1) if any(stop.startswith(text[-n:]) for stop in self.stop)), 0
+        )
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
@@ -141,8 +149,8 @@ class CutQueue(asyncio.Queue):
 
 
 class Generation(GenerateManager):
-    """One generation after the other on one thread, as in transformers. Generation ends when its client has hung up, the seed is set
-    where its numbers are drawn, and stop strings are not part of the text."""
+    """One generation after the other on one thread, as in transformers. Generation ends when its client has
+    hung up, the seed is set where its numbers are drawn, and stop strings are not part of the text."""
 
     def _run(self, model: H2CForCausalLM, arguments: dict, state: RequestState):
         if state.gone.is_set():
@@ -203,11 +211,16 @@ class Finished:
 
 def finished(processor, inputs: dict, row: torch.Tensor) -> tuple[str, int, torch.Tensor]:
     """Text, prompt length and token ids, as transformers' handlers expect them."""
-    return cut(processor.decode(row, skip_special_tokens=True), STATE.get().stop), inputs["input_ids"].shape[-1], row
+    return (
+        cut(processor.decode(row, skip_special_tokens=True), STATE.get().stop),
+        inputs["input_ids"].shape[-1],
+        row,
+    )
 
 
 def without_padding(row: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
-    """A row of several answers up to its end token: shorter answers are padded, and padding is not part of an answer."""
+    """A row of several answers up to its end token: shorter answers are padded, and padding is not part of an
+    answer."""
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     found = [index for index, token in enumerate(row.tolist()) if token in ends]
     return row[: found[0] + 1] if found else row
@@ -223,7 +236,9 @@ class BridgeRequests(BaseHandler):
             extension = take_extension(body, self.endpoint)
             check_fields(body)
             refuse_ignored(body)
-            self._validate_request({name: value for name, value in body.items() if name not in ("n", "chat_template_kwargs")})
+            self._validate_request(
+                {name: value for name, value in body.items() if name not in ("n", "chat_template_kwargs")}
+            )
             name, model, processor = self._resolve_model(body)
             job = self._job(model, processor, body, extension)
         except BadRequestError as error:
@@ -256,7 +271,9 @@ class BridgeRequests(BaseHandler):
         inputs = encode(processor, body, self.endpoint, extension)
         try:
             ids, mask, sharer_ids, sharer_mask = (
-                inputs[f"{prefix}{name}"] for prefix in ("", "sharer_") for name in ("input_ids", "attention_mask")
+                inputs[f"{prefix}{name}"]
+                for prefix in ("", "sharer_")
+                for name in ("input_ids", "attention_mask")
             )
             if extension.h2c:
                 check_prompt("sharer_", sharer_ids, sharer_mask, model.sharer, least=1)
@@ -272,7 +289,10 @@ class BridgeRequests(BaseHandler):
         if not extension.h2c:
             inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         device = model.device
-        inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+        inputs = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in inputs.items()
+        }
         message = sharer_ids.shape[1] if extension.h2c and model.config.bridge_form == "message" else 0
         return Job(inputs, self._generation_config(body, model, ids.shape[1] + message))
 
@@ -287,26 +307,40 @@ class BridgeRequests(BaseHandler):
         """
         try:
             config = self._build_generation_config({**body, "seed": None}, model.generation_config)
-            config.do_sample = bool(body["temperature"]) if body.get("temperature") is not None else config.do_sample
+            config.do_sample = (
+                bool(body["temperature"]) if body.get("temperature") is not None else config.do_sample
+            )
             if not config.do_sample:
                 config.temperature = config.top_p = config.top_k = None
             if body.get("logit_bias"):  # transformers drops it in completions
-                config.sequence_bias = {(int(token),): float(bias) for token, bias in body["logit_bias"].items()}
+                config.sequence_bias = {
+                    (int(token),): float(bias) for token, bias in body["logit_bias"].items()
+                }
             config.validate()
         except (ValueError, TypeError, AttributeError) as error:
             raise BadRequestError(f"The generation parameters are not valid: {error}") from error
         if (config.num_beams or 1) > 1 and body.get("stream"):
-            raise BadRequestError(f"num_beams is {config.num_beams} and stream is true; expected num_beams=1 for a streamed answer.")
+            raise BadRequestError(
+                f"num_beams is {config.num_beams} and stream is true; expected num_beams=1 for a streamed "
+                "answer."
+            )
         most = max(config.num_return_sequences or 1, config.num_beams or 1)
         if most > 16:
             raise BadRequestError(f"num_beams or num_return_sequences is {most}; expected at most 16.")
         config.num_return_sequences = 1
         window = getattr(model.receiver.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        asked = [name for name in ("max_completion_tokens", "max_tokens", "max_output_tokens", "generation_config") if body.get(name)]
+        asked = [
+            name
+            for name in ("max_completion_tokens", "max_tokens", "max_output_tokens", "generation_config")
+            if body.get(name)
+        ]
         if window is not None:
             left = window - prompt_length
             if left < 1:
-                raise BadRequestError(f"The prompt has {prompt_length} tokens; the Receiver's context window is {window}, answer included.")
+                raise BadRequestError(
+                    f"The prompt has {prompt_length} tokens; the Receiver's context window is {window}, "
+                    "answer included."
+                )
             if asked and (config.max_new_tokens or 0) > left and asked[0] != "generation_config":
                 raise BadRequestError(
                     f"The prompt has {prompt_length} tokens and {asked[0]} is {config.max_new_tokens}; "
@@ -323,7 +357,8 @@ class BridgeRequests(BaseHandler):
 class Chat(BridgeRequests, ChatCompletionHandler):
     endpoint = CHAT
 
-    def _build_completion(self, request_id, content, *args, **kwargs):  # a response parser has read the text before the cut
+    # A response parser has read the text before the cut.
+    def _build_completion(self, request_id, content, *args, **kwargs):
         return super()._build_completion(request_id, cut(content, STATE.get().stop), *args, **kwargs)
 
 
@@ -346,7 +381,8 @@ def merged(answers: list[dict]) -> dict:
 
 
 class Guard:
-    """ASGI middleware: refuses bodies that are no requests, gives each request its `RequestState`, and notices that a client hangs up."""
+    """ASGI middleware: refuses bodies that are no requests, gives each request its `RequestState`, and
+    notices that a client hangs up."""
 
     def __init__(self, app, max_bytes: int):
         self.app, self.max_bytes = app, max_bytes
@@ -381,7 +417,8 @@ def build_app(name: str, model: H2CForCausalLM, processor: H2CProcessor, max_byt
         max_bytes: of a request's body.
     """
     tokenizer = processor.receiver_tokenizer
-    # How tool calls are read from the text: transformers chooses by the model's type, and a bridge answers as its Receiver does.
+    # How tool calls are read from the text: transformers chooses by the model's type, and a bridge answers as
+    # its Receiver does.
     template = get_response_template(tokenizer, model.receiver)
     if template and str(template.get("start_anchor")) in (tokenizer.chat_template or "").replace("\\n", "\n"):
         tokenizer.response_template = template

@@ -1,20 +1,23 @@
-"""A KV connector for vLLM: vLLM runs the Receiver, and the bridged keys and values are written into its paged cache.
+"""A KV connector for vLLM: vLLM runs the Receiver, and the bridged keys and values are written into its paged
+cache.
 
     vllm serve RECEIVER --middleware h2c_hf.serving.middleware.H2CMiddleware --kv-transfer-config '{
-        "kv_connector": "H2CConnector", "kv_connector_module_path": "h2c_hf.serving.vllm_connector", "kv_role": "kv_consumer",
-        "kv_connector_extra_config": {"bridge": "REPO"}}'
+        "kv_connector": "H2CConnector", "kv_connector_module_path": "h2c_hf.serving.vllm_connector",
+        "kv_role": "kv_consumer", "kv_connector_extra_config": {"bridge": "REPO"}}'
 
-The connector says that all tokens of a prompt but the last are available from outside. vLLM computes the last token, the kickstart,
-and decodes as usual. A request's `kv_transfer_params` hold `sharer_input_ids` and, if wanted, `control` and `input_ids` (the prompt
-that the sender expects); {"h2c": false} leaves the Receiver alone, and a request with neither fails. For a bridge of the message form the
-prompt begins with `message_tokens` placeholder ids, one for each Sharer token.
+The connector says that all tokens of a prompt but the last are available from outside. vLLM computes the last
+token, the kickstart, and decodes as usual. A request's `kv_transfer_params` hold `sharer_input_ids` and, if
+wanted, `control` and `input_ids` (the prompt that the sender expects); {"h2c": false} leaves the Receiver
+alone, and a request with neither fails. For a bridge of the message form the prompt begins with
+`message_tokens` placeholder ids, one for each Sharer token.
 
-`kv_connector_extra_config`:
-    bridge: repo or folder. The Sharer, the bridge and the Receiver's prefill then run in vLLM's first worker.
-    urls: instead, a list of bridge servers (see `bridge_server`). Their token is read from H2C_BRIDGE_TOKEN.
-    async: bridge while other requests decode. False bridges between steps, all waiting prompts in one pass. Default: false if the bridge
+`kv_connector_extra_config`: bridge: repo or folder. The Sharer, the bridge and the Receiver's prefill then
+    run in vLLM's first worker. urls: instead, a list of bridge servers (see `bridge_server`). Their token is
+    read from H2C_BRIDGE_TOKEN. async: bridge while other requests decode. False bridges between steps, all
+    waiting prompts in one pass. Default: false if the bridge
         runs on the CPU that decodes, and would take its cores; true on a GPU and with `urls`.
-    dtype, device, max_batch_tokens, cache_bytes: of a local bridge. timeout: seconds for a prompt, with `urls`.
+    dtype, device, max_batch_tokens, cache_bytes: of a local bridge. timeout: seconds for a prompt, with
+        `urls`.
 """
 
 import concurrent.futures
@@ -51,7 +54,8 @@ IDLE_SECONDS = 0.005
 
 @dataclass
 class Load:
-    """Positions to write for a request: from `first` to before `last`, its kickstart, into `block_ids`, which begin at position 0."""
+    """Positions to write for a request: from `first` to before `last`, its kickstart, into `block_ids`, which
+    begin at position 0."""
 
     request_id: str
     prompt: Prompt | None
@@ -70,16 +74,20 @@ class H2CMetadata(KVConnectorMetadata):
 
 
 class H2CConnector(KVConnectorBase_V1):
-    """One object in the scheduler decides what is bridged; one in each worker writes it. The worker of rank 0 bridges."""
+    """One object in the scheduler decides what is bridged; one in each worker writes it. The worker of rank 0
+    bridges."""
 
     def __init__(self, vllm_config, role, kv_cache_config):
         super().__init__(vllm_config, role, kv_cache_config)
         self._options = dict(self._kv_transfer_config.kv_connector_extra_config)
         check_vllm(vllm_config, kv_cache_config, self._options)
         self._block_size = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
-        self._async = self._options.get("async", "urls" in self._options or self._bridge_device().type != "cpu")
+        self._async = self._options.get(
+            "async", "urls" in self._options or self._bridge_device().type != "cpu"
+        )
         # Scheduler
-        self._prompts: dict[str, Prompt | str | None] = {}  # of each request: its prompt, why it is refused, or None for no bridge
+        # Of each request: its prompt, why it is refused, or None for no bridge.
+        self._prompts: dict[str, Prompt | str | None] = {}
         self._loads: list[Load] = []
         self._salt = secrets.token_hex(16)
         # Worker
@@ -96,8 +104,8 @@ class H2CConnector(KVConnectorBase_V1):
     def on_new_request(self, request) -> None:
         """Decide whether a request is bridged or refused, and salt its block hashes.
 
-        Bridged positions depend on the whole prompt and on what the Sharer read. vLLM hashes a block by the tokens up to its end, so
-        without a salt of both, other requests would be given bridged blocks.
+        Bridged positions depend on the whole prompt and on what the Sharer read. vLLM hashes a block by the
+        tokens up to its end, so without a salt of both, other requests would be given bridged blocks.
         """
         params = request.kv_transfer_params or {}
         if params.get("h2c") is False:
@@ -107,14 +115,16 @@ class H2CConnector(KVConnectorBase_V1):
         self._prompts[request.request_id] = prompt
         if isinstance(prompt, str):
             logger.error("Request %s is refused: %s", request.request_id, prompt)
-            request.skip_reading_prefix_cache = False  # vLLM would then not ask for a load, and answer without the bridge
+            # VLLM would then not ask for a load, and answer without the bridge.
+            request.skip_reading_prefix_cache = False
         name = secrets.token_hex(16) if isinstance(prompt, str) else prompt.digest
         request.cache_salt = sha256(f"{self._salt}{request.cache_salt}{name}".encode()).hexdigest()
         request.block_hashes = []
         request.update_block_hashes()
 
     def get_num_new_matched_tokens(self, request, num_computed_tokens):
-        """All tokens of the prompt but the kickstart. After a preemption, vLLM computes the answer's tokens again itself."""
+        """All tokens of the prompt but the kickstart. After a preemption, vLLM computes the answer's tokens
+        again itself."""
         prompt = self._prompts.get(request.request_id)
         if prompt is None:
             return 0, False
@@ -131,7 +141,9 @@ class H2CConnector(KVConnectorBase_V1):
             self._loads.append(Load(request.request_id, None, block_ids, 0, 0, True, refused=prompt))
         else:
             last = request.num_prompt_tokens - 1
-            self._loads.append(Load(request.request_id, prompt, block_ids, last - num_external_tokens, last, self._async))
+            self._loads.append(
+                Load(request.request_id, prompt, block_ids, last - num_external_tokens, last, self._async)
+            )
 
     def build_connector_meta(self, scheduler_output):
         loads, self._loads = self._loads, []
@@ -155,7 +167,9 @@ class H2CConnector(KVConnectorBase_V1):
         """
         options, config = self._options, self._vllm_config.model_config
         if "urls" in options:
-            client = BridgeClient(options["urls"], os.environ.get(TOKEN_VARIABLE), options.get("timeout", 60.0))
+            client = BridgeClient(
+                options["urls"], os.environ.get(TOKEN_VARIABLE), options.get("timeout", 60.0)
+            )
             for facts in client.pairs():
                 check_receiver(facts, config)
             return client
@@ -171,7 +185,9 @@ class H2CConnector(KVConnectorBase_V1):
         return Bridger(model.to(device), **sizes)
 
     def register_kv_caches(self, kv_caches):
-        self._names = sorted(kv_caches, key=lambda name: [int(part) for part in name.split(".") if part.isdigit()])
+        self._names = sorted(
+            kv_caches, key=lambda name: [int(part) for part in name.split(".") if part.isdigit()]
+        )
 
     def start_load_kv(self, forward_context, **kwargs):
         self._idle = forward_context.attn_metadata is None
@@ -197,7 +213,8 @@ class H2CConnector(KVConnectorBase_V1):
             return future
 
     def _results(self, loads: list[Load]) -> list[Bridged | None] | None:
-        """The results of loads, waited for; None for a load that failed. None on the workers that do not bridge."""
+        """The results of loads, waited for; None for a load that failed. None on the workers that do not
+        bridge."""
         if self._bridger is None:
             return None
         results: list[Bridged | None] = []
@@ -210,7 +227,8 @@ class H2CConnector(KVConnectorBase_V1):
         return results
 
     def get_transfer_results(self, finished_req_ids):
-        """Write the asynchronous loads that are ready. All workers do so in the same step: rank 0 tells the others which."""
+        """Write the asynchronous loads that are ready. All workers do so in the same step: rank 0 tells the
+        others which."""
         if not self._pending:
             return KVConnectorTransferResults()
         ready = self._ready(finished_req_ids)
@@ -232,7 +250,8 @@ class H2CConnector(KVConnectorBase_V1):
         return [request_id for request_id, future in futures.items() if future.done()]
 
     def _deliver(self, request_ids: list[str], results: list[Bridged | None] | None) -> None:
-        """Write results into this worker's heads of the paged cache, or note the blocks that cannot be written."""
+        """Write results into this worker's heads of the paged cache, or note the blocks that cannot be
+        written."""
         if self._group.world_size > 1:
             results = self._broadcast(results, len(request_ids))
         for request_id, bridged in zip(request_ids, results, strict=True):
@@ -251,35 +270,53 @@ class H2CConnector(KVConnectorBase_V1):
             for bridged in results:
                 if bridged is not None and bridged.ready is not None:
                     bridged.ready.synchronize()
-            sent = {f"{n}.{name}": getattr(one, name) for n, one in enumerate(results) if one for name in ("keys", "values")}
+            sent = {
+                f"{n}.{name}": getattr(one, name)
+                for n, one in enumerate(results)
+                if one
+                for name in ("keys", "values")
+            }
             self._group.broadcast_tensor_dict(sent, src=0)
             return results
         got = self._group.broadcast_tensor_dict(src=0)
-        return [Bridged(got[f"{n}.keys"], got[f"{n}.values"]) if f"{n}.keys" in got else None for n in range(count)]
+        return [
+            Bridged(got[f"{n}.keys"], got[f"{n}.values"]) if f"{n}.keys" in got else None
+            for n in range(count)
+        ]
 
     def _write(self, load: Load, bridged: Bridged) -> None:
         """Write with the attention backend's own kernel, which knows the layout of the cache.
 
-        On CUDA the kernels run on vLLM's stream, after the forward pass that is under way and before the one that reads the blocks.
+        On CUDA the kernels run on vLLM's stream, after the forward pass that is under way and before the one
+        that reads the blocks.
         """
         expected = (len(self._names), load.last)
         if (bridged.keys.shape[0], bridged.keys.shape[2]) != expected:
-            raise ValueError(f"Got {tuple(bridged.keys.shape)} bridged keys; expected {expected} layers and positions.")
+            raise ValueError(
+                f"Got {tuple(bridged.keys.shape)} bridged keys; expected {expected} layers and positions."
+            )
         positions = torch.arange(load.first, load.last)
-        slots = torch.tensor(load.block_ids)[positions // self._block_size] * self._block_size + positions % self._block_size
+        slots = (
+            torch.tensor(load.block_ids)[positions // self._block_size] * self._block_size
+            + positions % self._block_size
+        )
         heads, rank, workers = bridged.keys.shape[1], self._group.rank_in_group, self._group.world_size
         own = slice(rank * heads // workers, rank * heads // workers + max(1, heads // workers))
         if bridged.ready is not None:
             stream = torch.cuda.current_stream(self._layers[self._names[0]].kv_cache.device)
             stream.wait_event(bridged.ready)
             for states in (bridged.keys, bridged.values):
-                states.record_stream(stream)  # else the allocator may give their memory away before it is copied
+                # Else the allocator may give their memory away before it is copied.
+                states.record_stream(stream)
         for index, name in enumerate(self._names):
             layer = self._layers[name]
             cache = layer.kv_cache
             # (heads, positions, head_dim) -> (positions, heads, head_dim)
             keys, values = (
-                states[index, own, load.first :].transpose(0, 1).to(cache.device, self._vllm_config.model_config.dtype).contiguous()
+                states[index, own, load.first :]
+                .transpose(0, 1)
+                .to(cache.device, self._vllm_config.model_config.dtype)
+                .contiguous()
                 for states in (bridged.keys, bridged.values)
             )
             layer.impl.do_kv_cache_update(layer, keys, values, cache, slots.to(cache.device))
@@ -303,9 +340,14 @@ class H2CConnector(KVConnectorBase_V1):
 
 
 def read_request(request, params: dict) -> Prompt | str:
-    """The prompt of a bridged request, or why it is refused: an exception in the scheduler would end the engine."""
+    """The prompt of a bridged request, or why it is refused: an exception in the scheduler would end the
+    engine."""
     sharer_ids, expected = params.get("sharer_input_ids"), params.get("input_ids")
-    if not isinstance(sharer_ids, list) or not sharer_ids or not all(type(token) is int and token >= 0 for token in sharer_ids):
+    if (
+        not isinstance(sharer_ids, list)
+        or not sharer_ids
+        or not all(type(token) is int and token >= 0 for token in sharer_ids)
+    ):
         return 'kv_transfer_params has no sharer_input_ids; expected a list of token ids, or {"h2c": false} for the Receiver alone.'
     if params.get("control") not in (None, "zeros"):
         return f"control is {params['control']!r}; expected 'zeros' or null."
@@ -320,7 +362,11 @@ def read_request(request, params: dict) -> Prompt | str:
     if expected is not None and expected != list(request.prompt_token_ids):
         return "vLLM made another prompt of the request than the bridge's processor; send it as a chat completion."
     message = params.get("message_tokens", 0)
-    if type(message) is not int or message not in (0, len(sharer_ids)) or message > request.num_prompt_tokens - 2:
+    if (
+        type(message) is not int
+        or message not in (0, len(sharer_ids))
+        or message > request.num_prompt_tokens - 2
+    ):
         return f"message_tokens is {message!r}; expected 0, or the {len(sharer_ids)} Sharer tokens, before at least 2 of the prompt."
     return Prompt(tuple(request.prompt_token_ids[message:]), tuple(sharer_ids), params.get("control"))
 
@@ -332,33 +378,57 @@ def check_vllm(vllm_config, kv_cache_config, options: dict) -> None:
         ValueError: naming the setting and what to set instead.
     """
     if unknown := options.keys() - OPTIONS:
-        raise ValueError(f"kv_connector_extra_config has {sorted(unknown)[0]!r}; expected some of {', '.join(sorted(OPTIONS))}.")
+        raise ValueError(
+            f"kv_connector_extra_config has {sorted(unknown)[0]!r}; expected some of "
+            f"{', '.join(sorted(OPTIONS))}."
+        )
     if ("bridge" in options) == ("urls" in options):
-        raise ValueError("kv_connector_extra_config has both or neither of 'bridge' and 'urls'; expected one of them.")
+        raise ValueError(
+            "kv_connector_extra_config has both or neither of 'bridge' and 'urls'; expected one of them."
+        )
     specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
     if len(specs) != 1 or not isinstance(specs[0], FullAttentionSpec):
         kinds = ", ".join(type(spec).__name__ for spec in specs)
-        raise ValueError(f"The Receiver has {len(specs)} KV cache groups ({kinds}); expected one, of full attention: no sliding windows.")
-    # vLLM gives sliding layers the blocks of full attention where a model has both kinds, and notes the window.
+        raise ValueError(
+            f"The Receiver has {len(specs)} KV cache groups ({kinds}); expected one, of full attention: no "
+            "sliding windows."
+        )
+    # vLLM gives sliding layers the blocks of full attention where a model has both kinds, and notes the
+    # window.
     if window := specs[0].sliding_window or specs[0].attention_chunk_size:
-        raise ValueError(f"Layers of the Receiver attend to {window} positions; expected full attention: no sliding windows.")
+        raise ValueError(
+            f"Layers of the Receiver attend to {window} positions; expected full attention: no sliding "
+            "windows."
+        )
     policy = vllm_config.kv_transfer_config.kv_load_failure_policy
     if policy != "fail":
-        raise ValueError(f"kv_load_failure_policy is {policy!r}, which answers without the bridge when it fails; expected 'fail'.")
+        raise ValueError(
+            f"kv_load_failure_policy is {policy!r}, which answers without the bridge when it fails; expected "
+            "'fail'."
+        )
     cache_dtype = vllm_config.cache_config.cache_dtype
     if cache_dtype not in ("auto", str(vllm_config.model_config.dtype).removeprefix("torch.")):
-        raise ValueError(f"kv_cache_dtype is {cache_dtype!r}; expected 'auto': bridged keys and values are not quantized.")
+        raise ValueError(
+            f"kv_cache_dtype is {cache_dtype!r}; expected 'auto': bridged keys and values are not quantized."
+        )
     parallel = vllm_config.parallel_config
     for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, name, 1) != 1:
-            raise ValueError(f"{name} is {getattr(parallel, name)}; expected 1: each worker writes all layers and positions.")
+            raise ValueError(
+                f"{name} is {getattr(parallel, name)}; expected 1: each worker writes all layers and "
+                "positions."
+            )
     speculative = vllm_config.speculative_config
     if speculative is not None and speculative.method not in ("ngram", "ngram_gpu"):
-        raise ValueError(f"The speculative method is {speculative.method!r}, whose draft model reads no bridged cache; expected 'ngram'.")
+        raise ValueError(
+            f"The speculative method is {speculative.method!r}, whose draft model reads no bridged cache; "
+            "expected 'ngram'."
+        )
 
 
 def check_receiver(facts: dict, model_config) -> None:
-    """Compare the Receiver of a bridge with the model that vLLM runs: its shapes, and its Hub id where both have one.
+    """Compare the Receiver of a bridge with the model that vLLM runs: its shapes, and its Hub id where both
+    have one.
 
     Raises:
         ValueError: naming the first field that differs.
@@ -368,10 +438,15 @@ def check_receiver(facts: dict, model_config) -> None:
         got = getattr(config, name, expected)
         if got != expected:
             raise ValueError(
-                f"The bridge was made for another Receiver: its {name} is {expected}, and that of {model_config.model} is {got}."
+                f"The bridge was made for another Receiver: its {name} is {expected}, and that of "
+                f"{model_config.model} is {got}."
             )
     expected = facts["receiver_model_id"]
-    hub_ids = [name for name in (expected, model_config.model) if name and not os.path.isdir(name) and not name.startswith((".", "/"))]
+    hub_ids = [
+        name
+        for name in (expected, model_config.model)
+        if name and not os.path.isdir(name) and not name.startswith((".", "/"))
+    ]
     if len(hub_ids) == 2 and hub_ids[0] != hub_ids[1]:
         raise ValueError(f"The bridge was made for the Receiver {expected}; vLLM runs {model_config.model}.")
 
@@ -389,6 +464,7 @@ def check_memory(model: H2CForCausalLM, device: torch.device) -> None:
     if needed > 0.9 * free:
         share = (needed / 0.9 - free) / total
         raise ValueError(
-            f"The bridge's models need {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free on {device}. "
+            f"The bridge's models need {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free on "
+            f"{device}. "
             f"Lower --gpu-memory-utilization by at least {share:.2f}, or run a bridge server."
         )

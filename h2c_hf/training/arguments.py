@@ -1,4 +1,5 @@
-"""The arguments of a run: `H2CArguments` (pair, bridge, data) and `H2CTrainingArguments` (all of `TrainingArguments`)."""
+"""The arguments of a run: `H2CArguments` (pair, bridge, data) and `H2CTrainingArguments` (all of
+`TrainingArguments`)."""
 
 import sys
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from .fields import H2CArguments
 
 @dataclass
 class H2CTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the defaults of a bridge: cosine with 10 % warm-up, and columns left to the collator."""
+    """`TrainingArguments` with the defaults of a bridge: cosine with 10 % warm-up, and columns left to the
+    collator."""
 
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
@@ -22,7 +24,8 @@ class H2CTrainingArguments(TrainingArguments):
     warmup_steps: float = 0.1
     logging_steps: float = 10
     remove_unused_columns: bool = False  # the columns are the collator's, not those of `forward`
-    logging_nan_inf_filter: bool = False  # it would hide a loss that is not finite, at which `H2CTrainer` stops
+    # It would hide a loss that is not finite, at which `H2CTrainer` stops.
+    logging_nan_inf_filter: bool = False
     ddp_find_unused_parameters: bool = False  # every parameter of a bridge is used in every step
     restore_callback_states_from_checkpoint: bool = True  # early stopping goes on counting where it stopped
 
@@ -38,11 +41,16 @@ def parse(arguments: list[str] | None, prog: str, *more: type) -> tuple:
     Raises:
         ValueError: for a field that there is not, or fields that contradict each other.
     """
-    parser = ConfigParser((H2CArguments, H2CTrainingArguments, *more), "training.yaml", prog=prog, allow_abbrev=False)
-    parser.set_defaults(enable_jit_checkpoint=True)  # a command owns its process, and may answer SIGTERM; a library may not
-    # Without an accelerator a run is on the CPU anyway; said here, since the stock arguments refuse bf16 otherwise.
+    parser = ConfigParser(
+        (H2CArguments, H2CTrainingArguments, *more), "training.yaml", prog=prog, allow_abbrev=False
+    )
+    # A command owns its process, and may answer SIGTERM; a library may not.
+    parser.set_defaults(enable_jit_checkpoint=True)
+    # Without an accelerator a run is on the CPU anyway; said here, since the stock arguments refuse bf16
+    # otherwise.
     parser.set_defaults(use_cpu=not torch.accelerator.is_available())
-    parser.set_defaults(disable_tqdm=not sys.stderr.isatty())  # a bar would fill a log file; lines of losses are printed instead
+    # A bar would fill a log file; lines of losses are printed instead.
+    parser.set_defaults(disable_tqdm=not sys.stderr.isatty())
     if "--help_all" in (arguments or []):
         parser.print_help()
         sys.exit(0)
@@ -64,31 +72,43 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
     for name in ("sharer", "receiver", "train_data"):
         if not getattr(h2c, name):
             raise ValueError(f"{name} is missing; expected it in the yaml file or as --{name} VALUE.")
-    train_data, validation_data = (cast("list[DataSource]", sources) for sources in (h2c.train_data, h2c.validation_data))
+    train_data, validation_data = (
+        cast("list[DataSource]", sources) for sources in (h2c.train_data, h2c.validation_data)
+    )
     validated = bool(h2c.validation_data) or h2c.validation_fraction > 0
     evaluates = training.eval_strategy != "no"
     contradictions = {
-        "validation_data and validation_fraction are both given; expected either": h2c.validation_data and h2c.validation_fraction,
-        f"validation_fraction is {h2c.validation_fraction}; expected at least 0 and less than 1": not 0 <= h2c.validation_fraction < 1,
-        "eval_strategy asks for evaluation, but there is no validation_data and no validation_fraction": evaluates and not validated,
-        "early_stopping_patience needs eval_strategy 'steps' or 'epoch'": h2c.early_stopping_patience and not evaluates,
-        "early_stopping_patience needs load_best_model_at_end": h2c.early_stopping_patience and not training.load_best_model_at_end,
-        "blank_sharer and sharer_states are both given; expected either": h2c.blank_sharer and h2c.sharer_states,
+        "validation_data and validation_fraction are both given; expected either": h2c.validation_data
+        and h2c.validation_fraction,
+        f"validation_fraction is {h2c.validation_fraction}; expected at least 0 and less than 1": not 0
+        <= h2c.validation_fraction
+        < 1,
+        "eval_strategy asks for evaluation, but there is no validation_data and no "
+        "validation_fraction": evaluates and not validated,
+        "early_stopping_patience needs eval_strategy 'steps' or 'epoch'": h2c.early_stopping_patience
+        and not evaluates,
+        "early_stopping_patience needs load_best_model_at_end": h2c.early_stopping_patience
+        and not training.load_best_model_at_end,
+        "blank_sharer and sharer_states are both given; expected either": h2c.blank_sharer
+        and h2c.sharer_states,
         f"draft_tokens is {h2c.draft_tokens}; expected at least 0": h2c.draft_tokens < 0,
-        "draft_tokens needs the Sharer in memory and data that is read once; expected no streaming, sharer_states or blank_sharer": (
+        "draft_tokens needs the Sharer in memory and data that is read once; expected no streaming, "
+        "sharer_states or blank_sharer": (
             h2c.draft_tokens and (h2c.streaming or h2c.sharer_states or h2c.blank_sharer)
         ),
-        "token_hidden_size asks for a dictionary, which is learned from the Sharer; expected fit_examples above 0, no sharer_states": (
+        "token_hidden_size asks for a dictionary, which is learned from the Sharer; expected fit_examples "
+        "above 0, no sharer_states": (
             h2c.token_hidden_size and not h2c.init_from and (not h2c.fit_examples or h2c.sharer_states)
         ),
-        "streaming needs max_steps: the length of a stream is not known": h2c.streaming and training.max_steps <= 0,
-        "streaming cannot hold out a validation_fraction; give validation_data": h2c.streaming and h2c.validation_fraction,
+        "streaming needs max_steps: the length of a stream is not known": h2c.streaming
+        and training.max_steps <= 0,
+        "streaming cannot hold out a validation_fraction; give validation_data": h2c.streaming
+        and h2c.validation_fraction,
         "streaming counts in the main process what it reads; expected dataloader_num_workers 0": (
             h2c.streaming and training.dataloader_num_workers
         ),
-        "a source is in train_data and in validation_data; expected validation on what is not trained on": any(
-            source.overlaps(other) for source in train_data for other in validation_data
-        ),
+        "a source is in train_data and in validation_data; expected validation on what is not trained "
+        "on": any(source.overlaps(other) for source in train_data for other in validation_data),
         "streaming and sharer_states are both given: a stream cannot be computed ahead; expected either": (
             h2c.streaming and h2c.sharer_states
         ),

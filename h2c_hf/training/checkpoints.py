@@ -14,16 +14,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 class WholeCheckpoints(Trainer):
     """A `Trainer` that writes each checkpoint beside its place and renames it when it is complete.
 
-    The stock Trainer writes file by file into `checkpoint-N` itself: a kill in between, or a full disk, leaves half a checkpoint,
-    which `resume_from_checkpoint=True` then takes for the last one. So `save` is told to write into a staging folder, and
-    the stock method's work after writing (push, delete old checkpoints) is done after the rename.
+    The stock Trainer writes file by file into `checkpoint-N` itself: a kill in between, or a full disk,
+    leaves half a checkpoint, which `resume_from_checkpoint=True` then takes for the last one. So `save` is
+    told to write into a staging folder, and the stock method's work after writing (push, delete old
+    checkpoints) is done after the rename.
     """
 
     _staging: str | None = None
 
     def train(self, *args, **kwargs):
         if self.args.should_save:
-            for half in glob.glob(os.path.join(glob.escape(self.args.output_dir), f"_{PREFIX_CHECKPOINT_DIR}-*.part")):
+            for half in glob.glob(
+                os.path.join(glob.escape(self.args.output_dir), f"_{PREFIX_CHECKPOINT_DIR}-*.part")
+            ):
                 shutil.rmtree(half, ignore_errors=True)  # what a killed run was writing
         return super().train(*args, **kwargs)
 
@@ -49,7 +52,8 @@ class WholeCheckpoints(Trainer):
             if self.args.should_save:
                 self._put_in_place(os.path.join(staging, name), final)
             self.accelerator.wait_for_everyone()
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own for a full disk
+        # Torch and safetensors have errors of their own for a full disk.
+        except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(staging, ignore_errors=True)
             raise OSError(self._what_is_left(run_dir, name, error)) from error
         finally:
@@ -57,7 +61,9 @@ class WholeCheckpoints(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(final)
         if self.args.should_save:
-            rotate_checkpoints(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+            rotate_checkpoints(
+                run_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+            )
 
     def _put_in_place(self, written: str, final: str) -> None:
         if self.state.best_model_checkpoint == written:
@@ -77,10 +83,12 @@ class WholeCheckpoints(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._staging is not None:  # pushed after the rename
             return
-        # The stock method pushes the weights with every save but the remote code and the card at the end only: what is on the
-        # Hub in between could not be loaded, and would not say what it is.
+        # The stock method pushes the weights with every save but the remote code and the card at the end
+        # only: what is on the Hub in between could not be loaded, and would not say what it is.
         for file in os.listdir(checkpoint_folder):
             if file.endswith(".py"):
-                shutil.copyfile(os.path.join(checkpoint_folder, file), os.path.join(self.args.output_dir, file))
+                shutil.copyfile(
+                    os.path.join(checkpoint_folder, file), os.path.join(self.args.output_dir, file)
+                )
         self.create_model_card()
         super()._push_from_checkpoint(checkpoint_folder)

@@ -48,16 +48,27 @@ class Data:
         """Write `data.json`: counts by source and reason."""
         directory.mkdir(parents=True, exist_ok=True)
         counts = {role: report.to_dict() for role, report in self.reports.items()}
-        write_text(directory / "data.json", json.dumps({"counts": counts, "lengths": asdict(self.lengths)}, indent=1) + "\n")
+        write_text(
+            directory / "data.json",
+            json.dumps({"counts": counts, "lengths": asdict(self.lengths)}, indent=1) + "\n",
+        )
 
 
-def load_data(h2c: H2CArguments, training: H2CTrainingArguments, processor: H2CProcessor, together: int | None = None) -> Data:
-    """Encode the data that the arguments name. Other ranks wait for the first, and then read the datasets cache.
+def load_data(
+    h2c: H2CArguments, training: H2CTrainingArguments, processor: H2CProcessor, together: int | None = None
+) -> Data:
+    """Encode the data that the arguments name. Other ranks wait for the first, and then read the datasets
+    cache.
 
     Args:
         together: see `build_dataset`.
     """
-    settings = {"max_length": h2c.max_length, "together": together, "seed": training.seed, "num_proc": h2c.num_proc}
+    settings = {
+        "max_length": h2c.max_length,
+        "together": together,
+        "seed": training.seed,
+        "num_proc": h2c.num_proc,
+    }
     with training.main_process_first(desc="encoding the data"):
         train, held_out, report = build_dataset(
             h2c.train_data, processor, streaming=h2c.streaming, hold_out=h2c.validation_fraction, **settings
@@ -66,7 +77,11 @@ def load_data(h2c: H2CArguments, training: H2CTrainingArguments, processor: H2CP
         for source in h2c.validation_data:
             name = unused_name(validation, f"{Path(source.path).stem.lower()}_{source.form}")
             validation[name], _, reports[name] = build_dataset([source], processor, **settings)
-    answered = [example for dataset in validation.values() for example in islice(dataset, -(-h2c.generations // len(validation)))]
+    answered = [
+        example
+        for dataset in validation.values()
+        for example in islice(dataset, -(-h2c.generations // len(validation)))
+    ]
     lengths = sampled_lengths(train)
     if h2c.streaming:
         reports["train"].reset()  # the sample is read again
@@ -75,12 +90,20 @@ def load_data(h2c: H2CArguments, training: H2CTrainingArguments, processor: H2CP
 
 def unused_name(taken: dict, name: str) -> str:
     """Return `name`, with a number if it is taken."""
-    return next(candidate for n in range(1, len(taken) + 2) if (candidate := name if n == 1 else f"{name}_{n}") not in taken)
+    return next(
+        candidate
+        for n in range(1, len(taken) + 2)
+        if (candidate := name if n == 1 else f"{name}_{n}") not in taken
+    )
 
 
 def sampled_lengths(train: Dataset | IterableDataset) -> Lengths:
     if isinstance(train, Dataset):  # from all over it: sources and forms differ
         train = train.select(spread_rows(len(train), SAMPLE))
     rows = list(islice(train, SAMPLE))
-    columns = [np.array([len(row[name]) for row in rows]) for name in ("sharer_input_ids", "input_ids", "target_ids")]
-    return Lengths(len(rows), *(float(column.mean()) for column in columns), *(int(column.max()) for column in columns))
+    columns = [
+        np.array([len(row[name]) for row in rows]) for name in ("sharer_input_ids", "input_ids", "target_ids")
+    ]
+    return Lengths(
+        len(rows), *(float(column.mean()) for column in columns), *(int(column.max()) for column in columns)
+    )

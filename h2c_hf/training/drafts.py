@@ -11,9 +11,11 @@ BATCH = 32  # examples
 
 
 def with_drafts(data: Dataset, model: H2CForCausalLM, processor: H2CProcessor, tokens: int) -> Dataset:
-    """Return the examples with up to `tokens` tokens, greedily written by the Sharer, at the end of their `sharer_input_ids`.
+    """Return the examples with up to `tokens` tokens, greedily written by the Sharer, at the end of their
+    `sharer_input_ids`.
 
-    The bridge then trains on the same inputs as in `generate(sharer_max_new_tokens=tokens)`; the Sharer reads prompt and draft in one pass.
+    The bridge then trains on the same inputs as in `generate(sharer_max_new_tokens=tokens)`; the Sharer reads
+    prompt and draft in one pass.
     """
     tokenizer = processor.sharer_tokenizer
     ends, pad = end_tokens(model.sharer, tokenizer), padding_id(tokenizer)
@@ -26,5 +28,7 @@ def with_drafts(data: Dataset, model: H2CForCausalLM, processor: H2CProcessor, t
 
     order = sorted(range(len(data)), key=lambda row: len(data[row]["sharer_input_ids"]))  # little padding
     back = sorted(range(len(order)), key=order.__getitem__)
-    written = data.select(order).map(write, batched=True, batch_size=BATCH, desc="Writing drafts", load_from_cache_file=False)
+    written = data.select(order).map(
+        write, batched=True, batch_size=BATCH, desc="Writing drafts", load_from_cache_file=False
+    )
     return written.select(back)

@@ -1,8 +1,9 @@
 """Start a bridge of the message form where a regression puts it, before its first training step.
 
-Both models read the same texts. For every Sharer token, the keys and values that the Receiver's own tokens have at the same characters
-are known; the bridge's maps are the ridge regression of those on the Sharer's hidden states. So a new bridge writes, roughly, the cache
-that the Receiver would have if it had read the text itself, and training goes on from there (docs/content.md says what it saves).
+Both models read the same texts. For every Sharer token, the keys and values that the Receiver's own tokens
+have at the same characters are known; the bridge's maps are the ridge regression of those on the Sharer's
+hidden states. So a new bridge writes, roughly, the cache that the Receiver would have if it had read the text
+itself, and training goes on from there (docs/content.md says what it saves).
 """
 
 from collections.abc import Iterable, Iterator
@@ -35,18 +36,25 @@ def fit_message(model: H2CForCausalLM, processor: H2CProcessor, texts: list[str]
         texts: some hundreds, as the Sharer will read them.
 
     Returns:
-        The share of the variance that is explained, over the fitted texts: {"keys", "values"}, means over layers; and, with a dictionary,
-        what `fit_vocabulary` returns.
+        The share of the variance that is explained, over the fitted texts: {"keys", "values"}, means over
+        layers; and, with a dictionary, what `fit_vocabulary` returns.
 
     Raises:
-        ValueError: for another form, a tokenizer that gives no character offsets, or texts with too few tokens.
+        ValueError: for another form, a tokenizer that gives no character offsets, or texts with too few
+            tokens.
     """
     bridge = model.bridge
     if bridge.message is None:
-        raise ValueError(f"bridge_form is {bridge.config.bridge_form!r}; expected 'message': other forms start from random weights.")
+        raise ValueError(
+            f"bridge_form is {bridge.config.bridge_form!r}; expected 'message': other forms start from "
+            "random weights."
+        )
     for role in ("sharer", "receiver"):
         if not getattr(processor, f"{role}_tokenizer").is_fast:
-            raise ValueError(f"The {role}'s tokenizer gives no character offsets; expected a fast tokenizer, or fit_examples 0.")
+            raise ValueError(
+                f"The {role}'s tokenizer gives no character offsets; expected a fast tokenizer, or "
+                "fit_examples 0."
+            )
     rank = bridge.config.token_rank
     learned = {}
     if bridge.config.token_hidden_size is not None:
@@ -58,8 +66,14 @@ def fit_message(model: H2CForCausalLM, processor: H2CProcessor, texts: list[str]
     for layer, index in bridge.alignment:
         readers.setdefault(index, []).append(layer)
     sums = {index: Moments() for index in readers}
-    for states, targets in tqdm(aligned(model, processor, texts), "Fitting the message", total=-(-len(texts) // BATCH), unit="batch"):
-        shared = None if rank is None else bridge.message.project_tokens(states[0].to(bridge.device, bridge.dtype))[0]
+    for states, targets in tqdm(
+        aligned(model, processor, texts), "Fitting the message", total=-(-len(texts) // BATCH), unit="batch"
+    ):
+        shared = (
+            None
+            if rank is None
+            else bridge.message.project_tokens(states[0].to(bridge.device, bridge.dtype))[0]
+        )
         for index, moments in sums.items():
             inputs = normalized(states[index].float())
             inputs = inputs if shared is None else torch.cat([inputs, shared.to(inputs)], 1)
@@ -67,7 +81,8 @@ def fit_message(model: H2CForCausalLM, processor: H2CProcessor, texts: list[str]
     for moments in sums.values():
         if moments.count < 2 * len(moments.squares):
             raise ValueError(
-                f"The texts have {moments.count} Sharer tokens that align; expected at least {2 * len(moments.squares)}: give more of them."
+                f"The texts have {moments.count} Sharer tokens that align; expected at least "
+                f"{2 * len(moments.squares)}: give more of them."
             )
     explained = torch.cat([set_layers(bridge, readers[index], moments) for index, moments in sums.items()])
     return {"keys": explained[:, 0].mean().item(), "values": explained[:, 1].mean().item(), **learned}
@@ -82,25 +97,39 @@ class Moments:
     def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         """inputs: (tokens, in), targets: (tokens, out)."""
         inputs, targets = inputs.float().cpu(), targets.float().cpu()
-        terms = (inputs.T @ inputs, inputs.T @ targets, inputs.sum(0), targets.sum(0), targets.square().sum(0))
+        terms = (
+            inputs.T @ inputs,
+            inputs.T @ targets,
+            inputs.sum(0),
+            targets.sum(0),
+            targets.square().sum(0),
+        )
         if self.squares is None:
-            self.squares, self.products, self.inputs, self.targets, self.target_squares = (term.double() for term in terms)
+            self.squares, self.products, self.inputs, self.targets, self.target_squares = (
+                term.double() for term in terms
+            )
         else:
-            for held, term in zip((self.squares, self.products, self.inputs, self.targets, self.target_squares), terms, strict=True):
+            for held, term in zip(
+                (self.squares, self.products, self.inputs, self.targets, self.target_squares),
+                terms,
+                strict=True,
+            ):
                 held += term
         self.count += len(inputs)
 
-    def solve(self, standardized: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def solve(
+        self, standardized: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Solve the ridge regression.
 
         Args:
-            standardized: so many of the inputs, the first, are divided by their deviation, by default all. Principal components are not:
-                the penalty then holds down the weights of directions in which the texts hardly vary, and in which a token that is
-                in none of them may lie far out.
+            standardized: so many of the inputs, the first, are divided by their deviation, by default all.
+                Principal components are not: the penalty then holds down the weights of directions in which
+                the texts hardly vary, and in which a token that is in none of them may lie far out.
 
         Returns:
-            Mean and divisor of the inputs (in,), the weight (in, out) on divided inputs, the mean target (out,), and the explained
-            share of each target's variance (out,).
+            Mean and divisor of the inputs (in,), the weight (in, out) on divided inputs, the mean target
+            (out,), and the explained share of each target's variance (out,).
         """
         mean, target = self.inputs / self.count, self.targets / self.count
         covariance = self.squares / self.count - torch.outer(mean, mean)
@@ -109,7 +138,9 @@ class Moments:
             deviation[standardized:] = 1
         correlation = covariance / torch.outer(deviation, deviation)
         products = (self.products / self.count - torch.outer(mean, target)) / deviation[:, None]
-        weight = torch.linalg.solve(correlation + PENALTY * torch.eye(len(mean), dtype=torch.double), products)
+        weight = torch.linalg.solve(
+            correlation + PENALTY * torch.eye(len(mean), dtype=torch.double), products
+        )
         variance = (self.target_squares / self.count - target.square()).clamp(min=1e-12)
         error = variance - 2 * (weight * products).sum(0) + (weight * (correlation @ weight)).sum(0)
         return mean, deviation, weight, target, 1 - error / variance
@@ -119,11 +150,14 @@ def set_layers(bridge: H2CBridgeModel, layers: list[int], moments: Moments) -> t
     """Set the parameters of the message in the Receiver layers that read one hidden state.
 
     Returns:
-        (layers, 2), the explained share of the variance of each layer's keys and values, mean over their channels.
+        (layers, 2), the explained share of the variance of each layer's keys and values, mean over their
+        channels.
     """
     message, width = bridge.message, bridge.config.sharer_hidden_size
     mean, deviation, weight, target, explained = moments.solve(standardized=width)
-    for layer, weight_of, target_of in zip(layers, weight.chunk(len(layers), 1), target.chunk(len(layers)), strict=True):
+    for layer, weight_of, target_of in zip(
+        layers, weight.chunk(len(layers), 1), target.chunk(len(layers)), strict=True
+    ):
         standardize(message.norm, layer, mean[:width], deviation[:width])
         message.kv_proj.weight[layer] = weight_of[:width].T.to(message.kv_proj.weight)
         message.kv_proj.bias[layer] = target_of.to(message.kv_proj.bias)
@@ -141,7 +175,8 @@ def standardize(norm: StackedNorm, position: int, mean: torch.Tensor, deviation:
 
 
 def fit_components(model: H2CForCausalLM, processor: H2CProcessor, texts: list[str]) -> None:
-    """Set the token projection, a linear map, to the principal components of the Sharer's embeddings in the texts."""
+    """Set the token projection, a linear map, to the principal components of the Sharer's embeddings in the
+    texts."""
     tokenizer, moments = processor.sharer_tokenizer, Moments()
     rows = tokenizer(texts, add_special_tokens=True)["input_ids"]
     for start in range(0, len(rows), BATCH):
@@ -164,14 +199,21 @@ def aligned(
 ) -> Iterator[tuple[dict[int, torch.Tensor], list[torch.Tensor]]]:
     """Yield, a batch of texts at a time, what the Sharer and the Receiver have at the same characters.
 
-    Each time the Sharer's hidden states by index, (tokens, sharer_hidden_size), and for every Receiver layer the mean keys (unrotated)
-    and values over the Receiver tokens that share characters with each Sharer token, (tokens, 2 * size).
+    Each time the Sharer's hidden states by index, (tokens, sharer_hidden_size), and for every Receiver layer
+    the mean keys (unrotated) and values over the Receiver tokens that share characters with each Sharer
+    token, (tokens, 2 * size).
     """
-    sharer, receiver, layers = processor.sharer_tokenizer, processor.receiver_tokenizer, model.bridge.read_layers
+    sharer, receiver, layers = (
+        processor.sharer_tokenizer,
+        processor.receiver_tokenizer,
+        model.bridge.read_layers,
+    )
     before = frame_before_text(receiver)
     for start in range(0, len(texts), BATCH):
         batch = texts[start : start + BATCH]
-        read = sharer(batch, add_special_tokens=True, return_offsets_mapping=True, return_special_tokens_mask=True)
+        read = sharer(
+            batch, add_special_tokens=True, return_offsets_mapping=True, return_special_tokens_mask=True
+        )
         own = receiver(batch, add_special_tokens=False, return_offsets_mapping=True)
         ids, mask = left_pad(read["input_ids"], padding_id(sharer))
         states = model.read(ids, mask, layers)
@@ -182,7 +224,9 @@ def aligned(
         for row in range(len(batch)):
             spans = [
                 (0, 0) if special else span
-                for span, special in zip(read["offset_mapping"][row], read["special_tokens_mask"][row], strict=True)
+                for span, special in zip(
+                    read["offset_mapping"][row], read["special_tokens_mask"][row], strict=True
+                )
             ]
             weights = shared_characters(spans, own["offset_mapping"][row])  # (Sharer tokens, Receiver tokens)
             used = weights.sum(1) > 0
@@ -191,7 +235,10 @@ def aligned(
             for layer, (keys, values) in enumerate(unrotated(model.bridge, cache, row, own_mask)):
                 both = torch.cat([keys, values], 1)[-len(own["input_ids"][row]) :]
                 targets[layer].append(weights[used].to(both) @ both)
-        yield {index: torch.cat(parts) for index, parts in kept.items()}, [torch.cat(parts) for parts in targets]
+        yield (
+            {index: torch.cat(parts) for index, parts in kept.items()},
+            [torch.cat(parts) for parts in targets],
+        )
 
 
 def receiver_cache(model: H2CForCausalLM, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Cache:
@@ -202,7 +249,9 @@ def receiver_cache(model: H2CForCausalLM, input_ids: torch.Tensor, attention_mas
     return cache
 
 
-def unrotated(bridge: H2CBridgeModel, cache: Cache, row: int, mask: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+def unrotated(
+    bridge: H2CBridgeModel, cache: Cache, row: int, mask: torch.Tensor
+) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     """Yield keys, turned back to position 0, and values of one row, (length, size) each, for every layer."""
     position_ids = (mask[row].cumsum(0) - 1).clamp(min=0)[None]
     for index, layer in enumerate(cache.layers):
@@ -220,8 +269,11 @@ def shared_characters(spans: list[tuple[int, int]], others: list[tuple[int, int]
 
 
 def frame_before_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token ids that the chat template writes before a user's text; those that the tokenizer adds, without a template."""
+    """Return the token ids that the chat template writes before a user's text; those that the tokenizer adds,
+    without a template."""
     if tokenizer.chat_template is None:
         return tokenizer("")["input_ids"]
-    rendered = tokenizer.apply_chat_template([{"role": "user", "content": SENTINEL}], tokenize=False, add_generation_prompt=True)
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": SENTINEL}], tokenize=False, add_generation_prompt=True
+    )
     return tokenizer(rendered.split(SENTINEL)[0], add_special_tokens=False)["input_ids"]

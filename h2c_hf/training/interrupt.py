@@ -7,20 +7,26 @@ from transformers import Trainer
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 
-MESSAGE = "\nCtrl-C: saving a checkpoint after this step (or evaluation). Press it again to stop without one.\n"
+MESSAGE = (
+    "\nCtrl-C: saving a checkpoint after this step (or evaluation). Press it again to stop without one.\n"
+)
 
 
 class SaveOnInterrupt:
     """Context in which the first Ctrl-C ends the run with a checkpoint, and the second at once.
 
-    `interrupted` says whether there was a first one. Without `enable_jit_checkpoint`, and with several processes, which would stop at
-    different steps and wait for one another, Ctrl-C stays as it is.
+    `interrupted` says whether there was a first one. Without `enable_jit_checkpoint`, and with several
+    processes, which would stop at different steps and wait for one another, Ctrl-C stays as it is.
     """
 
     def __init__(self, trainer: Trainer):
         callbacks = trainer.callback_handler.callbacks
-        self.managers = [callback.jit_manager for callback in callbacks if isinstance(callback, JITCheckpointCallback)]
-        self.active = bool(self.managers) and trainer.args.enable_jit_checkpoint and trainer.args.world_size == 1
+        self.managers = [
+            callback.jit_manager for callback in callbacks if isinstance(callback, JITCheckpointCallback)
+        ]
+        self.active = (
+            bool(self.managers) and trainer.args.enable_jit_checkpoint and trainer.args.world_size == 1
+        )
         self.interrupted = False
 
     def __enter__(self) -> "SaveOnInterrupt":

@@ -33,8 +33,10 @@ COMMON = {
 def train(command: str = "train") -> Parser:
     description = {
         "train": "Train a bridge for a pair of models on a mixture of data.",
-        "precompute": "Write the Sharer's hidden states of a run's examples into the folder `sharer_states`, once, to train from them.",
-        "lora": "Fine-tune the Receiver with LoRA on a run's data without a Sharer: the baseline that a bridge is compared with.",
+        "precompute": "Write the Sharer's hidden states of a run's examples into the folder `sharer_states`, "
+        "once, to train from them.",
+        "lora": "Fine-tune the Receiver with LoRA on a run's data without a Sharer: the baseline that a "
+        "bridge is compared with.",
     }[command]
     parser = Parser(
         f"h2c {command}",
@@ -50,7 +52,9 @@ def train(command: str = "train") -> Parser:
     stock = parser.add_argument_group("training", "All fields of TrainingArguments work; the most used are:")
     for name, text in COMMON.items():
         stock.add_argument(f"--{name}", help=text.replace("%", "%%"), metavar="VALUE")
-    parser.add_argument("--help_all", action="store_true", help="list every field of TrainingArguments too, and exit")
+    parser.add_argument(
+        "--help_all", action="store_true", help="list every field of TrainingArguments too, and exit"
+    )
     return parser
 
 

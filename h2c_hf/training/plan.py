@@ -40,17 +40,27 @@ def bridge_parameters(config: H2CBridgeConfig) -> dict[str, int]:
         bridge = H2CBridgeModel(config)
     sizes = dict.fromkeys(PARTS, 0)
     for name, parameter in bridge.named_parameters():
-        sizes[next(part for part, modules in PARTS.items() if name.split(".")[0] in modules)] += parameter.numel()
+        sizes[next(part for part, modules in PARTS.items() if name.split(".")[0] in modules)] += (
+            parameter.numel()
+        )
     return sizes
 
 
 def bridge_lines(config: H2CBridgeConfig) -> list[str]:
     sizes, blocks = bridge_parameters(config), 2 * len(config.alignment)
     if config.bridge_form == "message":
-        lines = [f"Bridge: {sum(sizes.values()):,} parameters; a message of one cache position a Sharer token in {blocks // 2} layers"]
+        lines = [
+            f"Bridge: {sum(sizes.values()):,} parameters; a message of one cache position a Sharer token in "
+            f"{blocks // 2} layers"
+        ]
     else:
-        lines = [f"Bridge: {sum(sizes.values()):,} parameters in {blocks} blocks (keys and values of {blocks // 2} Receiver layers)"]
-        lines += [f"  {part:<10} {size // blocks:>12,} a block {size:>14,}" for part, size in sizes.items() if size]
+        lines = [
+            f"Bridge: {sum(sizes.values()):,} parameters in {blocks} blocks (keys and values of "
+            f"{blocks // 2} Receiver layers)"
+        ]
+        lines += [
+            f"  {part:<10} {size // blocks:>12,} a block {size:>14,}" for part, size in sizes.items() if size
+        ]
     read = ", ".join(f"{layer}<-{index}" for layer, index in config.alignment)
     return [*lines, f"  Receiver layer <- Sharer hidden state: {read}"]
 
@@ -58,7 +68,8 @@ def bridge_lines(config: H2CBridgeConfig) -> list[str]:
 def step_lines(training: H2CTrainingArguments, data: Data, lengths: Lengths) -> list[str]:
     batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     lines = [
-        f"Step: {batch} examples ({training.train_batch_size} a device x {training.world_size} device{'s' * (training.world_size > 1)} x "
+        f"Step: {batch} examples ({training.train_batch_size} a device x {training.world_size} "
+        f"device{'s' * (training.world_size > 1)} x "
         f"{training.gradient_accumulation_steps} accumulated)",
         f"  about {batch * lengths.sharer:,.0f} Sharer, {batch * lengths.prompt:,.0f} Receiver prompt and "
         f"{batch * lengths.target:,.0f} target tokens a step (means of {lengths.counted:,} examples)",
@@ -69,8 +80,11 @@ def step_lines(training: H2CTrainingArguments, data: Data, lengths: Lengths) -> 
     return [*lines, f"  {steps:,} steps"]
 
 
-def estimate(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, config: H2CBridgeConfig, lengths: Lengths) -> list[str]:
-    """Return the lines about memory. An estimate that fails stops no run: a family may name its widths otherwise."""
+def estimate(
+    h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, config: H2CBridgeConfig, lengths: Lengths
+) -> list[str]:
+    """Return the lines about memory. An estimate that fails stops no run: a family may name its widths
+    otherwise."""
     try:
         return memory_lines(memory(h2c, training, pair, config, lengths))
     except Exception as error:
@@ -83,9 +97,12 @@ def inner_width(text: PreTrainedConfig) -> int:
     return next((width for name in names if (width := getattr(text, name, None))), 4 * text.hidden_size)
 
 
-def memory(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, config: H2CBridgeConfig, lengths: Lengths) -> dict[str, float]:
-    """Estimated peak bytes on one device by part. Weights, gradients and optimizer are exact; activations are those of a batch
-    of the longest examples, counted by the tensors that backward keeps, and come out within a factor of about two."""
+def memory(
+    h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, config: H2CBridgeConfig, lengths: Lengths
+) -> dict[str, float]:
+    """Estimated peak bytes on one device by part. Weights, gradients and optimizer are exact; activations are
+    those of a batch of the longest examples, counted by the tensors that backward keeps, and come out within
+    a factor of about two."""
     batch, blocks, size = training.train_batch_size, 2 * len(config.alignment), config.receiver_size
     half = 2 if training.bf16 or training.fp16 else 4
     sharer, receiver = pair.config("sharer"), pair.config("receiver")
@@ -97,18 +114,23 @@ def memory(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, config
     if not (h2c.sharer_states or h2c.blank_sharer):
         text = sharer.get_text_config(decoder=True)
         parts["Sharer weights"] = weight_bytes(sharer, h2c.base_dtype, h2c.sharer_quantization)
-        parts["Sharer pass (one layer)"] = half * sharer_tokens * (3 * inner_width(text) + 6 * text.hidden_size)
+        parts["Sharer pass (one layer)"] = (
+            half * sharer_tokens * (3 * inner_width(text) + 6 * text.hidden_size)
+        )
     parts["bridge weights, fp32"] = 4 * parameters
     parts["gradients and AdamW, fp32"] = ADAMW_BYTES * parameters
     read = len(config.read_layers)
     parts["Sharer hidden states"] = half * sharer_tokens * read * config.sharer_hidden_size
-    # Normalised states, their keys and values; queries, FFN in and out, and the normalised inputs of each, by position.
+    # Normalised states, their keys and values; queries, FFN in and out, and the normalised inputs of each, by
+    # position.
     bridged = blocks // 2 * sharer_tokens * config.sharer_hidden_size + 2 * blocks * sharer_tokens * size
     bridged += blocks * prompt_tokens * size * (6 + 2 * config.ffn_multiplier)
     parts["bridge activations"] = half * bridged
     text = receiver.get_text_config(decoder=True)
     per_token = text.num_hidden_layers * (3 * inner_width(text) + 10 * text.hidden_size)
-    parts["Receiver target pass"] = half * target_tokens * per_token + (half + 8) * target_tokens * text.vocab_size
+    parts["Receiver target pass"] = (
+        half * target_tokens * per_token + (half + 8) * target_tokens * text.vocab_size
+    )
     return parts
 
 
@@ -118,7 +140,9 @@ def weight_bytes(config: PreTrainedConfig, dtype: str, quantization: str) -> flo
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
-    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+    linear = sum(
+        m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head
+    )
     total = model.num_parameters()
     return (total - linear) * wide + linear * QUANTIZED_BYTES.get(quantization, wide)
 

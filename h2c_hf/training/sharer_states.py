@@ -1,8 +1,9 @@
-"""A folder of the Sharer's hidden states: `h2c precompute` writes it once, and training reads it instead of running the Sharer.
+"""A folder of the Sharer's hidden states: `h2c precompute` writes it once, and training reads it instead of
+running the Sharer.
 
-`store.json` says whose states they are. Each `<checksum>.safetensors` holds some prompts, each under a hash over that and its
-token ids, (layers, length, sharer_hidden_size), with only the layers that the bridge reads. A shard is named by the checksum of its
-bytes, so that a whole shard needs no other record.
+`store.json` says whose states they are. Each `<checksum>.safetensors` holds some prompts, each under a hash
+over that and its token ids, (layers, length, sharer_hidden_size), with only the layers that the bridge reads.
+A shard is named by the checksum of its bytes, so that a whole shard needs no other record.
 """
 
 import json
@@ -50,10 +51,14 @@ class SharerStates:
         """
         store = cls(folder, identity)
         if not (store.folder / "store.json").is_file():
-            raise ValueError(f"{folder} holds no Sharer states (store.json); expected a folder that 'h2c precompute' wrote.")
+            raise ValueError(
+                f"{folder} holds no Sharer states (store.json); expected a folder that 'h2c precompute' "
+                "wrote."
+            )
         if damaged := store.scan(verify):
             raise ValueError(
-                f"{len(damaged)} of {len(store.shards())} shards in {folder} are damaged, the first is {damaged[0].name}: its bytes are "
+                f"{len(damaged)} of {len(store.shards())} shards in {folder} are damaged, the first is "
+                f"{damaged[0].name}: its bytes are "
                 "not those of its checksum; 'h2c precompute' with the same config computes them again."
             )
         return store
@@ -65,10 +70,14 @@ class SharerStates:
             ValueError: if the folder holds something else.
         """
         self._refuse_another()
-        shards = tqdm(self.shards(), "Checking the Sharer states", unit="shard", disable=None if verify else True)
+        shards = tqdm(
+            self.shards(), "Checking the Sharer states", unit="shard", disable=None if verify else True
+        )
         damaged = [shard for shard in shards if verify and checksum(shard) != shard.stem]
         for shard in set(self.shards()) - set(damaged):
-            self._shard_of |= dict.fromkeys((key for key in self._open(shard.name).keys() if not key.endswith(SCALE)), shard.name)  # noqa: SIM118
+            self._shard_of |= dict.fromkeys(
+                (key for key in self._open(shard.name).keys() if not key.endswith(SCALE)), shard.name
+            )  # noqa: SIM118
         return damaged
 
     def shards(self) -> list[Path]:
@@ -78,25 +87,34 @@ class SharerStates:
         record = self.folder / "store.json"
         if not record.exists():
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-                raise ValueError(f"{self.folder} holds something else than Sharer states; expected a new or empty folder, or a store.")
+                raise ValueError(
+                    f"{self.folder} holds something else than Sharer states; expected a new or empty folder, "
+                    "or a store."
+                )
             return
         try:
             found = json.loads(record.read_text())
             different = [
-                f"{name} is {found.get(name)!r}, expected {value!r}" for name, value in self.identity.items() if found.get(name) != value
+                f"{name} is {found.get(name)!r}, expected {value!r}"
+                for name, value in self.identity.items()
+                if found.get(name) != value
             ]
         except (ValueError, AttributeError):
-            raise ValueError(f"{record} is damaged; delete {self.folder} and run 'h2c precompute' again.") from None
+            raise ValueError(
+                f"{record} is damaged; delete {self.folder} and run 'h2c precompute' again."
+            ) from None
         if different:
             raise ValueError(
-                f"{self.folder} holds other Sharer states than this config reads: {'; '.join(different)}. Expected a store of this "
+                f"{self.folder} holds other Sharer states than this config reads: {'; '.join(different)}. "
+                "Expected a store of this "
                 "config: 'h2c precompute' with another sharer_states folder writes one."
             )
 
     # Writing
 
     def begin(self, damaged: list[Path]) -> None:
-        """Make the folder ready to be written to: without a killed run's half shard, and without damaged shards."""
+        """Make the folder ready to be written to: without a killed run's half shard, and without damaged
+        shards."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in [*damaged, *self.folder.glob("*.part")]:
             path.unlink()
@@ -109,8 +127,11 @@ class SharerStates:
             OSError: if the disk is full; nothing half-written is left.
         """
         dtype = getattr(torch, self.identity["dtype"])
-        tensors = {name: tensor for key, state in states.items() for name, tensor in pack(key, state, dtype).items()}
-        temporary_path = self.folder / "shard.part"  # a shard is named by its checksum, so it is written before it has a name
+        tensors = {
+            name: tensor for key, state in states.items() for name, tensor in pack(key, state, dtype).items()
+        }
+        # A shard is named by its checksum, so it is written before it has a name.
+        temporary_path = self.folder / "shard.part"
         try:
             save_file(tensors, temporary_path)
             name = f"{checksum(temporary_path)}.safetensors"
@@ -119,7 +140,8 @@ class SharerStates:
             temporary_path.unlink(missing_ok=True)
             reason = " ".join(str(error).split())
             raise OSError(
-                f"A shard could not be written to {self.folder}: {reason}; the {len(self.shards())} before it are kept, and the same "
+                f"A shard could not be written to {self.folder}: {reason}; the {len(self.shards())} before "
+                "it are kept, and the same "
                 "command goes on from them."
             ) from error
         self._shard_of |= dict.fromkeys(states, name)
@@ -166,12 +188,15 @@ def checksum(path: Path) -> str:
 
 
 def pack(key: str, states: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The tensors that hold `states` in a shard. fp8 has a scale for each token of each layer: a few are hundreds of times as large
-    as the others."""
+    """The tensors that hold `states` in a shard. fp8 has a scale for each token of each layer: a few are
+    hundreds of times as large as the others."""
     if dtype != torch.float8_e4m3fn:
         return {key: states.to("cpu", dtype).contiguous()}
     scale = states.float().abs().amax(-1).clamp(min=torch.finfo(torch.float32).tiny) / torch.finfo(dtype).max
-    return {key: (states.float() / scale[..., None]).to("cpu", dtype).contiguous(), key + SCALE: scale.cpu().contiguous()}
+    return {
+        key: (states.float() / scale[..., None]).to("cpu", dtype).contiguous(),
+        key + SCALE: scale.cpu().contiguous(),
+    }
 
 
 def unpack(shard: safe_open, key: str) -> torch.Tensor:
@@ -194,7 +219,8 @@ class StoredStatesCollator(H2CCollator):
     states: SharerStates
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor | tuple[torch.Tensor | None, ...]]:
-        """`sharer_hidden_states`: (batch, sharer length, sharer_hidden_size) for each layer that is read, None for the others."""
+        """`sharer_hidden_states`: (batch, sharer length, sharer_hidden_size) for each layer that is read,
+        None for the others."""
         batch = super().__call__(examples)
         batch.pop("sharer_input_ids")
         rows = [self.states.read(example["sharer_input_ids"]) for example in examples]
@@ -207,13 +233,19 @@ class StoredStatesCollator(H2CCollator):
 # Whose states they are
 
 
-def states_identity(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, tokenizer: PreTrainedTokenizerBase) -> dict:
+def states_identity(
+    h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, tokenizer: PreTrainedTokenizerBase
+) -> dict:
     """All that the Sharer's states depend on beside the prompt, and how they are stored."""
     config = pair.bridge_config()
     base = pair.base("sharer")
     folder = Path(base.path)
     # A folder is known by what is in it, wherever it lies.
-    revision = weights_checksum(folder, base.gguf_file) if folder.is_dir() else getattr(pair.config("sharer"), "_commit_hash", None)
+    revision = (
+        weights_checksum(folder, base.gguf_file)
+        if folder.is_dir()
+        else getattr(pair.config("sharer"), "_commit_hash", None)
+    )
     name = Path(h2c.sharer).name if folder.is_dir() else h2c.sharer
     return {
         "sharer": name if h2c.sharer_gguf_file is None else f"{name}/{h2c.sharer_gguf_file}",
@@ -236,12 +268,20 @@ def weights_checksum(folder: Path, gguf_file: str | None = None) -> str:
     """A checksum over a model's config and weights, or over its GGUF file."""
     if gguf_file is not None:
         return checksum(folder / gguf_file)
-    files = sorted(path for path in folder.iterdir() if path.name == "config.json" or path.suffix in (".safetensors", ".bin"))
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.name == "config.json" or path.suffix in (".safetensors", ".bin")
+    )
     return hashed([(path.name, checksum(path)) for path in files])
 
 
 def open_states(
-    h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, tokenizer: PreTrainedTokenizerBase, datasets: list[Dataset]
+    h2c: H2CArguments,
+    training: H2CTrainingArguments,
+    pair: Pair,
+    tokenizer: PreTrainedTokenizerBase,
+    datasets: list[Dataset],
 ) -> SharerStates:
     """The store that `sharer_states` names, with all prompts of `datasets` in it.
 
@@ -253,7 +293,8 @@ def open_states(
         store = SharerStates.open(h2c.sharer_states, identity, verify=training.local_process_index == 0)
     if absent := store.missing(datasets):
         raise ValueError(
-            f"{h2c.sharer_states} lacks {len(absent):,} of this config's Sharer prompts: the data changed, or 'h2c precompute' did not "
+            f"{h2c.sharer_states} lacks {len(absent):,} of this config's Sharer prompts: the data changed, "
+            "or 'h2c precompute' did not "
             "finish; run it with this config to add them."
         )
     return store

@@ -1,4 +1,5 @@
-"""`h2c train CONFIG.yaml` and `accelerate launch scripts/train.py CONFIG.yaml`: trains a bridge for a pair on a mixture."""
+"""`h2c train CONFIG.yaml` and `accelerate launch scripts/train.py CONFIG.yaml`: trains a bridge for a pair on
+a mixture."""
 
 import contextlib
 import json
@@ -82,7 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
                 f"h2c push {output} USER/NAME --dry_run",
             )
         else:
-            next_commands(command(arguments, "--resume_from_checkpoint true", without="--resume_from_checkpoint"))
+            next_commands(
+                command(arguments, "--resume_from_checkpoint true", without="--resume_from_checkpoint")
+            )
     return 130 if ctrl_c.interrupted and not complete else 0
 
 
@@ -116,17 +119,24 @@ def pushing(training: H2CTrainingArguments) -> contextlib.AbstractContextManager
     from ..hub.push import told_of_pushing
 
     output = Path(training.output_dir)
-    return told_of_pushing(training.hub_model_id or output.absolute().name, f"was not pushed to (the run so far is in {output})")
+    return told_of_pushing(
+        training.hub_model_id or output.absolute().name, f"was not pushed to (the run so far is in {output})"
+    )
 
 
-def make_trainer(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data) -> H2CTrainer:
-    set_seed(training.seed)  # the data may have drawn numbers; the new bridge's weights depend on the seed alone
+def make_trainer(
+    h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data
+) -> H2CTrainer:
+    # The data may have drawn numbers; the new bridge's weights depend on the seed alone.
+    set_seed(training.seed)
     model = pair.model(training.device)
     if h2c.draft_tokens:
         add_drafts(h2c, training, model, processor, data)
     fit_new_message(h2c, training, model, processor, data)
     # One set is passed as it is, so that its metrics are plain `eval_loss` ...
-    validation = next(iter(data.validation.values())) if len(data.validation) == 1 else data.validation or None
+    validation = (
+        next(iter(data.validation.values())) if len(data.validation) == 1 else data.validation or None
+    )
     trainer = H2CTrainer(
         model,
         training,
@@ -142,25 +152,44 @@ def make_trainer(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, 
     return trainer
 
 
-def add_drafts(h2c: H2CArguments, training: H2CTrainingArguments, model: H2CForCausalLM, processor: H2CProcessor, data: Data) -> None:
-    """Let the Sharer write drafts for all examples; the bridge's generation config asks for as many tokens from now on."""
+def add_drafts(
+    h2c: H2CArguments,
+    training: H2CTrainingArguments,
+    model: H2CForCausalLM,
+    processor: H2CProcessor,
+    data: Data,
+) -> None:
+    """Let the Sharer write drafts for all examples; the bridge's generation config asks for as many tokens
+    from now on."""
     if getattr(model.sharer, "hf_device_map", None) is None:
         model.to(training.device)
     data.train = with_drafts(data.train, model, processor, h2c.draft_tokens)
-    data.validation = {name: with_drafts(rows, model, processor, h2c.draft_tokens) for name, rows in data.validation.items()}
+    data.validation = {
+        name: with_drafts(rows, model, processor, h2c.draft_tokens) for name, rows in data.validation.items()
+    }
     model.generation_config.sharer_max_new_tokens = h2c.draft_tokens
 
 
-def fit_new_message(h2c: H2CArguments, training: H2CTrainingArguments, model: H2CForCausalLM, processor: H2CProcessor, data: Data) -> None:
-    """Fit a new bridge of the message form to the texts of the first examples; see `fit`. A run that resumes has its weights already, and
-    one without the Sharer in memory starts from random ones."""
+def fit_new_message(
+    h2c: H2CArguments,
+    training: H2CTrainingArguments,
+    model: H2CForCausalLM,
+    processor: H2CProcessor,
+    data: Data,
+) -> None:
+    """Fit a new bridge of the message form to the texts of the first examples; see `fit`. A run that resumes
+    has its weights already, and one without the Sharer in memory starts from random ones."""
     new = not h2c.init_from and training.resume_from_checkpoint in (None, False, "false")
     if model.config.bridge_form != "message" or not h2c.fit_examples or not new or model.sharer is None:
         return
     examples = (
-        list(islice(data.train, h2c.fit_examples)) if h2c.streaming else data.train.select(spread_rows(len(data.train), h2c.fit_examples))
+        list(islice(data.train, h2c.fit_examples))
+        if h2c.streaming
+        else data.train.select(spread_rows(len(data.train), h2c.fit_examples))
     )
-    texts = processor.sharer_tokenizer.batch_decode([example["sharer_input_ids"] for example in examples], skip_special_tokens=True)
+    texts = processor.sharer_tokenizer.batch_decode(
+        [example["sharer_input_ids"] for example in examples], skip_special_tokens=True
+    )
     if getattr(model.sharer, "hf_device_map", None) is None:
         model.to(training.device)
     fitted = fit_message(model, processor, sorted(texts, key=len))
@@ -168,7 +197,8 @@ def fit_new_message(h2c: H2CArguments, training: H2CTrainingArguments, model: H2
         return
     if "own" in fitted:
         print(
-            f"Learned a dictionary of {fitted['words']:,} words: {fitted['own']:.1%} are nearest to the Receiver's embedding of the same "
+            f"Learned a dictionary of {fitted['words']:,} words: {fitted['own']:.1%} are nearest to the "
+            "Receiver's embedding of the same "
             f"characters; with the linear map alone, {fitted['own_linear']:.1%}.",
             flush=True,
         )
@@ -176,20 +206,26 @@ def fit_new_message(h2c: H2CArguments, training: H2CTrainingArguments, model: H2
     print(f"Fitted the message to {len(texts):,} texts: it explains {shares}.", flush=True)
 
 
-def make_collator(h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data) -> H2CCollator:
-    """Return the collator for the Sharer's part of a batch: its prompt, its stored states, or zeros for the adapter control."""
+def make_collator(
+    h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data
+) -> H2CCollator:
+    """Return the collator for the Sharer's part of a batch: its prompt, its stored states, or zeros for the
+    adapter control."""
     if h2c.blank_sharer:
         return BlankSharerCollator(processor, pair.bridge_config())
     if h2c.sharer_states:
         datasets = [data.train, *data.validation.values()]
-        return StoredStatesCollator(processor, open_states(h2c, training, pair, processor.sharer_tokenizer, datasets))
+        return StoredStatesCollator(
+            processor, open_states(h2c, training, pair, processor.sharer_tokenizer, datasets)
+        )
     return H2CCollator(processor)
 
 
 def choose_metric(training: H2CTrainingArguments, names: list[str]) -> None:
     """Choose the metric of the "best" checkpoint.
 
-    With several validation sets their metrics carry their names, and the stock default, the loss, is that of the first.
+    With several validation sets their metrics carry their names, and the stock default, the loss, is that of
+    the first.
 
     Raises:
         ValueError: for a metric that none of them has.
@@ -207,36 +243,51 @@ def choose_metric(training: H2CTrainingArguments, names: list[str]) -> None:
 
 
 def checkpoint_to_resume(training: H2CTrainingArguments) -> str | None:
-    """The checkpoint folder that `resume_from_checkpoint` means: 'true' is the last one in `output_dir`, if there is any.
+    """The checkpoint folder that `resume_from_checkpoint` means: 'true' is the last one in `output_dir`, if
+    there is any.
 
     Raises:
-        ValueError: for a folder that is no checkpoint, or an output folder with checkpoints that nobody asked to resume.
+        ValueError: for a folder that is no checkpoint, or an output folder with checkpoints that nobody asked
+            to resume.
     """
     asked = training.resume_from_checkpoint
     last = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
     if asked in (None, False, "false"):
         if last is not None:
             raise ValueError(
-                f"{training.output_dir} holds {Path(last).name} of an earlier run; expected --resume_from_checkpoint true to go on "
+                f"{training.output_dir} holds {Path(last).name} of an earlier run; expected "
+                "--resume_from_checkpoint true to go on "
                 "from it, or another --output_dir."
             )
         return None
     if asked in (True, "true", "True"):
         return last
     if not (Path(asked) / "trainer_state.json").is_file():
-        raise ValueError(f"resume_from_checkpoint is {asked!r}, which holds no trainer_state.json; expected a checkpoint folder.")
+        raise ValueError(
+            f"resume_from_checkpoint is {asked!r}, which holds no trainer_state.json; expected a checkpoint "
+            "folder."
+        )
     return asked
 
 
 def finish(trainer: H2CTrainer) -> bool:
-    """Save the trained bridge into the output folder, and push it if that is asked for. Return False if the run stopped before its
-    end, after Ctrl-C or SIGTERM; then a checkpoint is there to go on from."""
+    """Save the trained bridge into the output folder, and push it if that is asked for. Return False if the
+    run stopped before its end, after Ctrl-C or SIGTERM; then a checkpoint is there to go on from."""
     state, output = trainer.state, trainer.args.output_dir
-    patience = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)]
-    stopped_early = any(callback.early_stopping_patience_counter >= callback.early_stopping_patience for callback in patience)
+    patience = [
+        callback
+        for callback in trainer.callback_handler.callbacks
+        if isinstance(callback, EarlyStoppingCallback)
+    ]
+    stopped_early = any(
+        callback.early_stopping_patience_counter >= callback.early_stopping_patience for callback in patience
+    )
     if state.global_step < state.max_steps and not stopped_early:
         last = Path(get_last_checkpoint(output)).name
-        print(f"Stopped before step {state.max_steps}; --resume_from_checkpoint true goes on from {last} in {output}.")
+        print(
+            f"Stopped before step {state.max_steps}; --resume_from_checkpoint true goes on from {last} in "
+            f"{output}."
+        )
         return False
     if trainer.is_world_process_zero():
         (Path(output) / "log_history.json").write_text(json.dumps(state.log_history, indent=1) + "\n")
@@ -251,7 +302,9 @@ def save_recipe(h2c: H2CArguments, training: H2CTrainingArguments, output: Path)
     recipe = {name: getattr(h2c, name) for name in ("sharer_quantization", "base_dtype", "max_length")}
     recipe |= {name: getattr(training, name) for name in RECIPE}
     batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
-    (output / "training.json").write_text(json.dumps({**recipe, "total_train_batch_size": batch}, indent=1, default=str) + "\n")
+    (output / "training.json").write_text(
+        json.dumps({**recipe, "total_train_batch_size": batch}, indent=1, default=str) + "\n"
+    )
 
 
 def save_base_models(h2c: H2CArguments, output: Path) -> None:

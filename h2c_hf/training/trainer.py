@@ -21,28 +21,36 @@ METRICS = ("loss", "perplexity", "accuracy", "choice_accuracy")
 class H2CTrainer(WholeCheckpoints):
     """Trains the bridge of an `H2CForCausalLM` on examples as `h2c_hf.data.examples` makes them.
 
-    The base models are frozen and left out of `state_dict` on save, so optimizer and checkpoints hold the bridge alone.
-    Evaluation adds to the stock `eval_loss`, all over the targets: `eval_perplexity`, by token; `eval_accuracy`, the share of examples
-    whose target is right to the last token; and, if every target is a letter, `eval_choice_accuracy`: the right letter scores
-    best among the first four.
+    The base models are frozen and left out of `state_dict` on save, so optimizer and checkpoints hold the
+    bridge alone. Evaluation adds to the stock `eval_loss`, all over the targets: `eval_perplexity`, by token;
+    `eval_accuracy`, the share of examples whose target is right to the last token; and, if every target is a
+    letter, `eval_choice_accuracy`: the right letter scores best among the first four.
     """
 
-    def __init__(self, model: H2CForCausalLM | None, args: TrainingArguments, processing_class: H2CProcessor, **kwargs):
+    def __init__(
+        self, model: H2CForCausalLM | None, args: TrainingArguments, processing_class: H2CProcessor, **kwargs
+    ):
         """
         Args:
             model: None with `model_init`.
-            args, processing_class, kwargs: as those of the stock Trainer. A `compute_metrics` of your own gets logits and labels.
+            args, processing_class, kwargs: as those of the stock Trainer. A `compute_metrics` of your own
+                gets logits and labels.
 
         Raises:
             ValueError: for `neftune_noise_alpha`, which would have no effect.
         """
         if args.neftune_noise_alpha is not None:
-            raise ValueError(f"neftune_noise_alpha is {args.neftune_noise_alpha}; expected None: both models' embeddings are frozen.")
+            raise ValueError(
+                f"neftune_noise_alpha is {args.neftune_noise_alpha}; expected None: both models' embeddings "
+                "are frozen."
+            )
         args.remove_unused_columns = False  # the collator reads other columns than forward takes
         letters = letters_of(processing_class)
         kwargs.setdefault("data_collator", H2CCollator(processing_class))
         if kwargs.get("compute_metrics") is None:
-            kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: target_scores(logits, labels, letters))
+            kwargs.setdefault(
+                "preprocess_logits_for_metrics", lambda logits, labels: target_scores(logits, labels, letters)
+            )
             kwargs["compute_metrics"] = TargetMetrics()
         if model is not None:
             leave_to_each_rank(model)
@@ -64,7 +72,8 @@ class H2CTrainer(WholeCheckpoints):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As stock; a training step reads the loss alone.
 
-        With `label_smoothing_factor` or `compute_loss_func`, stock calls the model without labels, which say where the prompt ends.
+        With `label_smoothing_factor` or `compute_loss_func`, stock calls the model without labels, which say
+        where the prompt ends.
         """
         if self.label_smoother is not None or self.compute_loss_func is not None:
             outputs = model(**inputs)
@@ -72,7 +81,9 @@ class H2CTrainer(WholeCheckpoints):
             if self.compute_loss_func is not None:
                 loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
             else:
-                loss = self.label_smoother(outputs, labels, shift_labels=True, num_items_in_batch=num_items_in_batch)
+                loss = self.label_smoother(
+                    outputs, labels, shift_labels=True, num_items_in_batch=num_items_in_batch
+                )
             if self.args.average_tokens_across_devices and num_items_in_batch is not None:
                 loss = loss * self.accelerator.num_processes
             return (loss, outputs) if return_outputs else loss
@@ -81,7 +92,8 @@ class H2CTrainer(WholeCheckpoints):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """As stock; the labels are cut to the columns of the logits, from the kickstart on, so that metrics get them in step."""
+        """As stock; the labels are cut to the columns of the logits, from the kickstart on, so that metrics
+        get them in step."""
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if isinstance(logits, torch.Tensor) and isinstance(labels, torch.Tensor):
             labels = labels[:, -logits.shape[1] :]
@@ -96,40 +108,51 @@ class H2CTrainer(WholeCheckpoints):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"The loss is {loss.item()} in step {self.state.global_step + 1}; training stopped before it changed the bridge. "
+                f"The loss is {loss.item()} in step {self.state.global_step + 1}; training stopped before it "
+                "changed the bridge. "
                 f"The batch: {'; '.join(self._prompts(inputs))}."
             )
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """As stock; gathers the tensors that FSDP2 left sharded, which safetensors cannot write. (Every rank comes here.)"""
+        """As stock; gathers the tensors that FSDP2 left sharded, which safetensors cannot write. (Every rank
+        comes here.)"""
         if state_dict is not None:
-            state_dict = {name: x.full_tensor() if hasattr(x, "full_tensor") else x for name, x in state_dict.items()}
+            state_dict = {
+                name: x.full_tensor() if hasattr(x, "full_tensor") else x for name, x in state_dict.items()
+            }
         super()._save(output_dir, state_dict)
 
     def _prompts(self, inputs: dict) -> list[str]:
         """The end of each prompt of a batch, as text."""
         kept = (inputs["labels"] == IGNORE_INDEX) & inputs["attention_mask"].bool()
         rows = [ids[keep].tolist() for ids, keep in zip(inputs["input_ids"], kept, strict=True)]
-        return [repr(text[-100:]) for text in self.processing_class.batch_decode(rows, skip_special_tokens=True)]
+        return [
+            repr(text[-100:]) for text in self.processing_class.batch_decode(rows, skip_special_tokens=True)
+        ]
 
     def create_model_card(self, **kwargs) -> None:
         """A card that says how to load the bridge; the stock one is a stub that would overwrite any other."""
         if self.is_world_process_zero():
-            write_model_card(self.args.output_dir, self.model.config, self.hub_model_id or self.args.output_dir)
+            write_model_card(
+                self.args.output_dir, self.model.config, self.hub_model_id or self.args.output_dir
+            )
 
 
 def letters_of(processor: H2CProcessor) -> list[int]:
     """The Receiver's tokens for A to D; none if it has no chat template, or writes them in several tokens."""
     try:
-        return letter_ids(processor.receiver_tokenizer, user_turn("?"), template_kwargs=processor.chat_template_kwargs)
+        return letter_ids(
+            processor.receiver_tokenizer, user_turn("?"), template_kwargs=processor.chat_template_kwargs
+        )
     except ValueError:
         return []
 
 
 def target_scores(logits: torch.Tensor, labels: torch.Tensor, letters: list[int]) -> torch.Tensor:
-    """Of each example (batch, 4), float: whether its target would be decoded greedily; the target's negative log-likelihood in
-    nats; its tokens; whether its letter scores best of `letters` (nan if it does not begin with one).
+    """Of each example (batch, 4), float: whether its target would be decoded greedily; the target's negative
+    log-likelihood in nats; its tokens; whether its letter scores best of `letters` (nan if it does not begin
+    with one).
 
     Args:
         logits: (batch, T + 1, vocabulary), from the kickstart on.
@@ -149,14 +172,21 @@ def target_scores(logits: torch.Tensor, labels: torch.Tensor, letters: list[int]
 
 
 def leave_to_each_rank(model: H2CForCausalLM) -> None:
-    """Tell DDP to neither broadcast nor watch the base models: they are the same on every rank and never change."""
+    """Tell DDP to neither broadcast nor watch the base models: they are the same on every rank and never
+    change."""
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-        model, [name for name in [*dict(model.named_parameters()), *dict(model.named_buffers())] if not name.startswith("bridge.")]
+        model,
+        [
+            name
+            for name in [*dict(model.named_parameters()), *dict(model.named_buffers())]
+            if not name.startswith("bridge.")
+        ],
     )
 
 
 class TargetMetrics:
-    """`target_metrics` over all batches, given at once, as a list (`eval_do_concat_batches=False`) or one by one (`batch_eval_metrics`)."""
+    """`target_metrics` over all batches, given at once, as a list (`eval_do_concat_batches=False`) or one by
+    one (`batch_eval_metrics`)."""
 
     def __init__(self):
         self.rows: list[np.ndarray] = []
@@ -167,8 +197,12 @@ class TargetMetrics:
             prediction: `target_scores`' rows, (examples, 4), of some batches.
             compute_result: whether these are the last.
         """
-        batches = prediction.predictions if isinstance(prediction.predictions, list) else [prediction.predictions]
-        self.rows += [batch.cpu().numpy() if isinstance(batch, torch.Tensor) else np.asarray(batch) for batch in batches]
+        batches = (
+            prediction.predictions if isinstance(prediction.predictions, list) else [prediction.predictions]
+        )
+        self.rows += [
+            batch.cpu().numpy() if isinstance(batch, torch.Tensor) else np.asarray(batch) for batch in batches
+        ]
         if not compute_result:
             return None
         rows, self.rows = np.concatenate(self.rows), []
@@ -176,7 +210,8 @@ class TargetMetrics:
 
 
 def target_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`accuracy`, `perplexity`, and `choice_accuracy` if every target begins with a letter, of `target_scores`' rows."""
+    """`accuracy`, `perplexity`, and `choice_accuracy` if every target begins with a letter, of
+    `target_scores`' rows."""
     right, nll, tokens, letter = np.asarray(prediction.predictions, dtype=np.float64).T
     metrics = {"accuracy": right.mean(), "perplexity": np.exp(nll.sum() / tokens.sum())}
     if not np.isnan(letter).any():

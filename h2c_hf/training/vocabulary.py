@@ -1,8 +1,9 @@
 """Teach a message's token projection the Receiver's embedding of each word that the Sharer has a token for.
 
-`fit` starts the message from texts, in which a rare word stands once or never. Here the projection P learns the dictionary itself: for each
-Sharer token, the Receiver's embeddings of the same characters. A linear map finds the Receiver's own token for 4 of 5 words (Gemma 3 to
-SmolLM2, nearest embedding), and takes a neighbour in meaning for the fifth; a perceptron finds 49 of 50 (docs/content.md).
+`fit` starts the message from texts, in which a rare word stands once or never. Here the projection P learns
+the dictionary itself: for each Sharer token, the Receiver's embeddings of the same characters. A linear map
+finds the Receiver's own token for 4 of 5 words (Gemma 3 to SmolLM2, nearest embedding), and takes a neighbour
+in meaning for the fifth; a perceptron finds 49 of 50 (docs/content.md).
 """
 
 import torch
@@ -25,28 +26,36 @@ READ = 4096  # tokens of the Sharer at once
 def fit_vocabulary(model: H2CForCausalLM, processor: H2CProcessor, texts: list[str]) -> dict[str, float]:
     """Set the parameters of the token projection of `model.bridge.message`, in place.
 
-    The target of a Sharer token is the Receiver's embedding of the same characters, divided by its root mean square; where that is
-    several tokens, the mean, in which each weighs half as much as the one before. Of it, the first `token_rank` principal components,
-    scaled to variance 1 on average. Half of a step's words are drawn from the texts.
+    The target of a Sharer token is the Receiver's embedding of the same characters, divided by its root mean
+    square; where that is several tokens, the mean, in which each weighs half as much as the one before. Of
+    it, the first `token_rank` principal components, scaled to variance 1 on average. Half of a step's words
+    are drawn from the texts.
 
     Args:
-        texts: as the Sharer will read them; their tokens are learned, and all that are one token of the Receiver's as well.
+        texts: as the Sharer will read them; their tokens are learned, and all that are one token of the
+            Receiver's as well.
 
     Returns:
-        {"words": how many tokens were learned, "own": of those that are one token of the Receiver, the share to which its embedding of the
-        same characters is nearest, "own_linear": the same of the linear map alone}.
+        {"words": how many tokens were learned, "own": of those that are one token of the Receiver, the share
+        to which its embedding of the same characters is nearest, "own_linear": the same of the linear map
+        alone}.
     """
     message, device = model.bridge.message, model.bridge.device
     pairs = same_characters(processor.sharer_tokenizer, processor.receiver_tokenizer)
     in_texts = {token for row in processor.sharer_tokenizer(texts)["input_ids"] for token in row}
     pairs = {token: pieces for token, pieces in pairs.items() if len(pieces) == 1 or token in in_texts}
     frequent = torch.tensor([row for row, token in enumerate(pairs) if token in in_texts], device=device)
-    inputs = read_tokens(model, list(pairs)).clone().to(device)  # a tensor of inference mode cannot be saved for the backward pass
+    # A tensor of inference mode cannot be saved for the backward pass.
+    inputs = read_tokens(model, list(pairs)).clone().to(device)
     targets = principal(received(model, list(pairs.values())), model.bridge.config.token_rank)
     set_linear_map(message, inputs, targets)
     single = [row for row, pieces in enumerate(pairs.values()) if len(pieces) == 1]
     linear = own_share(message, inputs[single], targets[single])
-    learned = [p.requires_grad_() for part in (message.token_proj, message.token_in, message.token_out) for p in part.parameters()]
+    learned = [
+        p.requires_grad_()
+        for part in (message.token_proj, message.token_in, message.token_out)
+        for p in part.parameters()
+    ]
     optimizer = torch.optim.AdamW(learned, LEARNING_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in tqdm(range(STEPS), "Learning the vocabulary", unit="step"):
@@ -59,21 +68,28 @@ def fit_vocabulary(model: H2CForCausalLM, processor: H2CProcessor, texts: list[s
         optimizer.zero_grad()
         schedule.step()
     message.freeze_dictionary()
-    return {"words": len(pairs), "own": own_share(message, inputs[single], targets[single]), "own_linear": linear}
+    return {
+        "words": len(pairs),
+        "own": own_share(message, inputs[single], targets[single]),
+        "own_linear": linear,
+    }
 
 
 @torch.no_grad()
 def own_share(message: MessageProjection, inputs: torch.Tensor, targets: torch.Tensor) -> float:
-    """Return the share of some rows, spread over all, whose projection has their own target as the nearest by angle."""
+    """Return the share of some rows, spread over all, whose projection has their own target as the nearest by
+    angle."""
     rows = torch.arange(0, len(inputs), -(-len(inputs) // TRIED))
     directions = F.normalize(targets, dim=1)
     nearest = (message.project_tokens(inputs[rows])[0] @ directions.T).argmax(1)
-    return (targets[nearest] == targets[rows]).all(1).float().mean().item()  # several Sharer tokens may have one target
+    # Several Sharer tokens may have one target.
+    return (targets[nearest] == targets[rows]).all(1).float().mean().item()
 
 
 @torch.no_grad()
 def set_linear_map(message: MessageProjection, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-    """Set the projection to the linear regression of the targets on the inputs, and the perceptron to add nothing yet."""
+    """Set the projection to the linear regression of the targets on the inputs, and the perceptron to add
+    nothing yet."""
     inputs = normalized(inputs)
     mean, deviation = inputs.mean(0), inputs.std(0).clamp(min=1e-4)
     message.token_norm.weight[0] = 1 / deviation
@@ -84,14 +100,20 @@ def set_linear_map(message: MessageProjection, inputs: torch.Tensor, targets: to
     message.token_out.bias.zero_()
 
 
-def same_characters(sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> dict[int, list[int]]:
+def same_characters(
+    sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase
+) -> dict[int, list[int]]:
     """Return, for each Sharer token that is text, the Receiver's tokens of the same characters."""
     before = sharer("a", add_special_tokens=False)["input_ids"][-1]  # a token alone may lose its space
     first = sharer.decode([before])
     special = set(sharer.all_special_ids)
     ids = [token for token in range(len(sharer)) if token not in special]
     written = sharer.batch_decode([[before, token] for token in ids], clean_up_tokenization_spaces=False)
-    kept = [(token, text[len(first) :]) for token, text in zip(ids, written, strict=True) if text.startswith(first)]
+    kept = [
+        (token, text[len(first) :])
+        for token, text in zip(ids, written, strict=True)
+        if text.startswith(first)
+    ]
     kept = [(token, text) for token, text in kept if text and "\ufffd" not in text]
     pieces = receiver([text for _, text in kept], add_special_tokens=False)["input_ids"]
     return {token: row for (token, _), row in zip(kept, pieces, strict=True) if row}
@@ -105,18 +127,22 @@ def read_tokens(model: H2CForCausalLM, tokens: list[int]) -> torch.Tensor:
 
 
 def received(model: H2CForCausalLM, pieces: list[list[int]]) -> torch.Tensor:
-    """Return the weighted mean over each row of the Receiver's embeddings, divided by their root mean square: (rows, hidden size)."""
+    """Return the weighted mean over each row of the Receiver's embeddings, divided by their root mean square:
+    (rows, hidden size)."""
     weight = model.receiver.get_input_embeddings().weight.detach().float()
     weight = weight / weight.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
     flat = torch.tensor([token for row in pieces for token in row], device=weight.device)
     offsets = torch.tensor([0, *(len(row) for row in pieces)], device=weight.device).cumsum(0)[:-1]
     weights = [0.5 ** torch.arange(len(row)) for row in pieces]
     shares = torch.cat([row / row.sum() for row in weights]).to(weight.device)
-    return F.embedding_bag(flat, weight, offsets, mode="sum", per_sample_weights=shares).to(model.bridge.device)
+    return F.embedding_bag(flat, weight, offsets, mode="sum", per_sample_weights=shares).to(
+        model.bridge.device
+    )
 
 
 def principal(rows: torch.Tensor, rank: int) -> torch.Tensor:
-    """Return the first `rank` principal components of the rows, (rows, rank), scaled by one number to a mean variance of 1."""
+    """Return the first `rank` principal components of the rows, (rows, rank), scaled by one number to a mean
+    variance of 1."""
     rows = rows - rows.mean(0)
     _, vectors = torch.linalg.eigh(rows.T @ rows)
     components = rows @ vectors[:, -rank:]

@@ -1,4 +1,5 @@
-"""Figures from a saved report, no model needed: `h2c plot REPORT|FOLDER --theme light|dark|both --output DIR`."""
+"""Figures from a saved report, no model needed:
+`h2c plot REPORT|FOLDER --theme light|dark|both --output DIR`."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -14,8 +15,10 @@ from .style import THEMES, WIDTH
 
 
 FORMATS = ("png", "svg", "pdf")
-UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # or the same report would not give the same bytes
-# name of the file: (the report's keys that it needs, what draws it). "a.b" is b in a, and "*" any: see `holds`.
+# Or the same report would not give the same bytes.
+UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+# name of the file: (the report's keys that it needs, what draws it). "a.b" is b in a, and "*" any: see
+# `holds`.
 FIGURES = {
     "accuracy": (["methods"], methods.accuracy),
     "latency": (["methods.*.ttft_ms_median"], methods.latency),
@@ -35,7 +38,8 @@ FIGURES = {
 
 
 def holds(node, path: list[str]) -> bool:
-    """Whether there is something at a path of keys, each a name or a pattern; the keys of a list are its indices."""
+    """Whether there is something at a path of keys, each a name or a pattern; the keys of a list are its
+    indices."""
     if not path:
         return node is not None and node != [] and node != {}
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
@@ -44,7 +48,10 @@ def holds(node, path: list[str]) -> bool:
 
 def left_out(report: dict) -> dict[str, str]:
     """{figure that cannot be drawn: the key that the report lacks}."""
-    lacks = {name: [key for key in keys if not holds(report, key.split("."))] for name, (keys, _) in FIGURES.items()}
+    lacks = {
+        name: [key for key in keys if not holds(report, key.split("."))]
+        for name, (keys, _) in FIGURES.items()
+    }
     return {name: missing[0] for name, missing in lacks.items() if missing}
 
 
@@ -71,11 +78,14 @@ def draw(
         for theme in themes:
             with matplotlib.rc_context(THEMES[theme].settings):
                 figure = FIGURES[name][1](report, THEMES[theme])
-                finer = max(1, WIDTH / figure.get_figwidth())  # a narrow figure is shown as wide as the others
+                # A narrow figure is shown as wide as the others.
+                finer = max(1, WIDTH / figure.get_figwidth())
                 for suffix in formats:
                     path = directory / f"{name}{'' if theme == 'light' else f'-{theme}'}.{suffix}"
                     with atomic(path) as temporary_path:
-                        figure.savefig(temporary_path, format=suffix, dpi=dpi * finer, metadata=UNDATED.get(suffix))
+                        figure.savefig(
+                            temporary_path, format=suffix, dpi=dpi * finer, metadata=UNDATED.get(suffix)
+                        )
                     paths.append(path)
     return paths
 
@@ -92,5 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, key in left_out(report).items():
         print(f"Left out {name}: the report has no {key}.")
     bridge_id = report.get("models", {}).get("bridge", {}).get("id", "DIR")
-    next_commands(f"h2c push {bridge_id if Path(bridge_id).is_dir() else 'DIR'} USER/NAME --report {options.report} --dry_run")
+    next_commands(
+        f"h2c push {bridge_id if Path(bridge_id).is_dir() else 'DIR'} USER/NAME --report {options.report} "
+        "--dry_run"
+    )
     return 0

@@ -14,13 +14,33 @@ def accuracy(report: dict, theme: Theme) -> Figure:
     """Accuracy by method and control, with 95 % intervals, and chance."""
     methods = report["methods"]
     looks = theme.looks(methods)
-    figure = page(f"Accuracy by method and control, {next(iter(methods.values()))['n']:,} questions", 0.42 * len(methods) + 1.3)
+    figure = page(
+        f"Accuracy by method and control, {next(iter(methods.values()))['n']:,} questions",
+        0.42 * len(methods) + 1.3,
+    )
     axes = figure.subplots()
     for row, (name, values) in enumerate(methods.items()):
         value, low, high = (100 * values[key] for key in ("accuracy", "accuracy_low", "accuracy_high"))
-        axes.barh(row, value, height=0.68, color=looks[name].color, hatch=looks[name].hatch, edgecolor=theme.paper, lw=0)
-        axes.errorbar(value, row, xerr=[[max(value - low, 0)], [max(high - value, 0)]], color=theme.ink, capsize=3, lw=1.3)
-        axes.annotate(f"{value:.1f}", (high, row), (6, 0), textcoords="offset points", va="center", fontsize=SMALL)
+        axes.barh(
+            row,
+            value,
+            height=0.68,
+            color=looks[name].color,
+            hatch=looks[name].hatch,
+            edgecolor=theme.paper,
+            lw=0,
+        )
+        axes.errorbar(
+            value,
+            row,
+            xerr=[[max(value - low, 0)], [max(high - value, 0)]],
+            color=theme.ink,
+            capsize=3,
+            lw=1.3,
+        )
+        axes.annotate(
+            f"{value:.1f}", (high, row), (6, 0), textcoords="offset points", va="center", fontsize=SMALL
+        )
     share = chance(report)
     if share:
         axes.axvline(100 * share, color=theme.ink, lw=1, ls=":")
@@ -33,7 +53,8 @@ def accuracy(report: dict, theme: Theme) -> Figure:
 
 
 def chance(report: dict) -> float | None:
-    """Return the accuracy of guessing, as the report tells it; for older ones, by the number of letters alone."""
+    """Return the accuracy of guessing, as the report tells it; for older ones, by the number of letters
+    alone."""
     if "chance" in report:
         return report["chance"]
     if report.get("confusion"):
@@ -43,12 +64,19 @@ def chance(report: dict) -> float | None:
 
 def latency(report: dict, theme: Theme) -> Figure:
     """Accuracy against time to first token, methods only: a control takes as long as H2C."""
-    methods = {n: row for n, row in report["methods"].items() if n not in CONTROLS and row.get("ttft_ms_median") is not None}
+    methods = {
+        n: row
+        for n, row in report["methods"].items()
+        if n not in CONTROLS and row.get("ttft_ms_median") is not None
+    }
     looks = theme.looks(methods)
     figure = page("Accuracy against time to first token", 3.9)
     axes = figure.subplots()
     for label, (name, row) in zip(names(methods), methods.items(), strict=True):
-        x, y, low, high = row["ttft_ms_median"], *(100 * row[key] for key in ("accuracy", "accuracy_low", "accuracy_high"))
+        x, y, low, high = (
+            row["ttft_ms_median"],
+            *(100 * row[key] for key in ("accuracy", "accuracy_low", "accuracy_high")),
+        )
         slow = max(row.get("ttft_ms_p90") or x, x)
         axes.errorbar(
             x, y, xerr=[[0], [slow - x]], yerr=[[max(y - low, 0)], [max(high - y, 0)]], label=label, color=looks[name].color,
@@ -73,7 +101,10 @@ def latency(report: dict, theme: Theme) -> Figure:
 
 def latency_parts(report: dict, theme: Theme) -> Figure:
     """The parts of the time to first token, method by method."""
-    rows = {name: {part: ms for part, ms in parts.items() if ms} for name, parts in report["latency_parts"].items()}
+    rows = {
+        name: {part: ms for part, ms in parts.items() if ms}
+        for name, parts in report["latency_parts"].items()
+    }
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
     figure = page("Time to first token, by part", 0.42 * len(rows) + 1.4)
     axes = figure.subplots()
@@ -83,12 +114,23 @@ def latency_parts(report: dict, theme: Theme) -> Figure:
         look = looks[part]
         taken = np.array([row.get(part, 0.0) for row in rows.values()])
         label = wrap(part_title(part), 1.7, SMALL)
-        axes.barh(range(len(rows)), taken, 0.68, left, color=look.color, hatch=look.hatch, edgecolor=theme.paper, lw=0, label=label)
+        axes.barh(
+            range(len(rows)),
+            taken,
+            0.68,
+            left,
+            color=look.color,
+            hatch=look.hatch,
+            edgecolor=theme.paper,
+            lw=0,
+            label=label,
+        )
         left += taken
     totals = [f"{total:,.1f}" for total in left]
     for row, (total, text) in enumerate(zip(left, totals, strict=True)):
         axes.annotate(text, (total, row), (5, 0), textcoords="offset points", va="center", fontsize=SMALL)
-    room = 1 + (max(inches(text, SMALL) for text in totals) + 0.2) / 3  # the axes are at least some three inches wide
+    # The axes are at least some three inches wide.
+    room = 1 + (max(inches(text, SMALL) for text in totals) + 0.2) / 3
     axes.set(xlim=(0, left.max() * room), ylim=(len(rows) - 0.5, -0.5), xlabel="median time, ms, batch 1")
     axes.locator_params(axis="x", nbins=5)
     axes.xaxis.set_major_formatter("{x:,.10g}")
@@ -99,8 +141,14 @@ def latency_parts(report: dict, theme: Theme) -> Figure:
 
 
 def part_looks(theme: Theme, parts: Iterable[str]) -> dict[str, Look]:
-    """Return {part: its look}. A part of one model or of the bridge has the colour of that method in all figures."""
-    of_method = {"receiver_prefill": "receiver", "sharer_prefill": "sharer", "sharer_writes": "text_to_text", "bridge": "h2c"}
+    """Return {part: its look}. A part of one model or of the bridge has the colour of that method in all
+    figures."""
+    of_method = {
+        "receiver_prefill": "receiver",
+        "sharer_prefill": "sharer",
+        "sharer_writes": "text_to_text",
+        "bridge": "h2c",
+    }
     methods = theme.looks(of_method.values())
     rest = iter([Look(ORANGE, "v", "\\\\"), Look(GREY, "X", "--"), *theme.sequence])
     return {part: methods[of_method[part]] if part in of_method else next(rest) for part in parts}
@@ -120,7 +168,12 @@ def output_lengths(report: dict, theme: Theme) -> Figure:
     for name, label in zip(methods, names(methods), strict=True):
         points = [(row["tokens"], row[name]) for row in rows if row.get(name) is not None]
         axes.plot(*zip(*points, strict=True), color=looks[name].color, marker=looks[name].marker, label=label)
-    axes.set(xlim=(0, None), ylim=(0, None), xlabel="length of the answer, tokens", ylabel="median time, ms, batch 1")
+    axes.set(
+        xlim=(0, None),
+        ylim=(0, None),
+        xlabel="length of the answer, tokens",
+        ylabel="median time, ms, batch 1",
+    )
     axes.locator_params(nbins=6)
     axes.xaxis.set_major_formatter("{x:,.10g}")
     axes.yaxis.set_major_formatter("{x:,.10g}")

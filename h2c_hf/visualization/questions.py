@@ -5,7 +5,23 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from .style import COLUMN, GREEN, SIZE, SMALL, VERMILLION, WIDTH, Theme, behind, names, on_map, page, plain_grid, title, widest, wrap
+from .style import (
+    COLUMN,
+    GREEN,
+    SIZE,
+    SMALL,
+    VERMILLION,
+    WIDTH,
+    Theme,
+    behind,
+    names,
+    on_map,
+    page,
+    plain_grid,
+    title,
+    widest,
+    wrap,
+)
 
 
 PERCENT = Normalize(0, 100)
@@ -15,14 +31,22 @@ def subjects(report: dict, theme: Theme) -> Figure:
     """Accuracy of every method in every subject."""
     rows = report["by_subject"]
     methods = [name for name in next(iter(rows.values())) if name != "n"]
-    labels = [wrap(f"{subject.replace('_', ' ')} ({row['n']:,})", 3.2, SMALL, 2) for subject, row in rows.items()]
+    labels = [
+        wrap(f"{subject.replace('_', ' ')} ({row['n']:,})", 3.2, SMALL, 2) for subject, row in rows.items()
+    ]
     cell = 0.86  # inches
-    figure = page("Accuracy by subject (questions)", 0.26 * len(rows) + 1.9, max(WIDTH, cell * len(methods) + widest(labels) + 1.4))
+    figure = page(
+        "Accuracy by subject (questions)",
+        0.26 * len(rows) + 1.9,
+        max(WIDTH, cell * len(methods) + widest(labels) + 1.4),
+    )
     axes = figure.subplots()
     shares = np.array([[100 * row[name] for name in methods] for row in rows.values()])
     axes.imshow(shares, norm=PERCENT, aspect="auto", interpolation="nearest")
     for (row, column), share in np.ndenumerate(shares):
-        axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=SMALL, color=on_map(share / 100))
+        axes.text(
+            column, row, f"{share:.0f}", ha="center", va="center", fontsize=SMALL, color=on_map(share / 100)
+        )
     axes.set_xticks(range(len(methods)), [wrap(title(name), cell - 0.12, SMALL, 4) for name in methods])
     axes.xaxis.tick_top()
     axes.set_yticks(range(len(rows)), labels)
@@ -32,7 +56,8 @@ def subjects(report: dict, theme: Theme) -> Figure:
 
 
 def categories(report: dict, theme: Theme) -> Figure:
-    """Accuracy of every method in every category: a row a category, a mark a method. As wide as a column of a paper."""
+    """Accuracy of every method in every category: a row a category, a mark a method. As wide as a column of a
+    paper."""
     rows = report["by_category"]
     methods = [name for name in next(iter(rows.values())) if name != "n"]
     looks = theme.looks(methods)
@@ -43,10 +68,21 @@ def categories(report: dict, theme: Theme) -> Figure:
     for i, (name, label) in enumerate(zip(methods, names(methods, 1.2), strict=True)):
         heights = np.arange(len(rows)) + 0.8 * ((i + 0.5) / len(methods) - 0.5)
         values = [100 * row[name] for row in rows.values()]
-        axes.plot(values, heights, looks[name].marker, color=looks[name].color, ms=5, mec=theme.paper, mew=0.4, label=label)
+        axes.plot(
+            values,
+            heights,
+            looks[name].marker,
+            color=looks[name].color,
+            ms=5,
+            mec=theme.paper,
+            mew=0.4,
+            label=label,
+        )
     for row in range(len(rows) - 1):
         axes.axhline(row + 0.5, color=theme.grid, lw=0.6)
-    axes.set_yticks(range(len(rows)), [wrap(f"{category} ({row['n']:,})", 0.9, SMALL) for category, row in rows.items()])
+    axes.set_yticks(
+        range(len(rows)), [wrap(f"{category} ({row['n']:,})", 0.9, SMALL) for category, row in rows.items()]
+    )
     axes.set(xlim=(-3, 103), xlabel="accuracy, %", ylim=(len(rows) - 0.5, -0.5))
     axes.set_xticks(range(0, 101, 25))
     plain_grid(axes, "x")
@@ -62,7 +98,11 @@ def confusion(report: dict, theme: Theme) -> Figure:
     columns = min(len(counts), max(1, 16 // len(letters)))
     lines = -(-len(counts) // columns)
     size = cell * len(letters)
-    figure = page("Expected and given letters, questions", lines * (size + 0.75) + 0.9, max(WIDTH, columns * (size + 0.35) + 1.6))
+    figure = page(
+        "Expected and given letters, questions",
+        lines * (size + 0.75) + 0.9,
+        max(WIDTH, columns * (size + 0.35) + 1.6),
+    )
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(counts) :]:
         axes.remove()
@@ -70,7 +110,15 @@ def confusion(report: dict, theme: Theme) -> Figure:
         shares = 100 * table / np.maximum(table.sum(1, keepdims=True), 1)
         axes.imshow(shares, norm=PERCENT, interpolation="nearest")
         for (row, column), count in np.ndenumerate(table):
-            axes.text(column, row, f"{count}", ha="center", va="center", fontsize=SMALL - 1, color=on_map(shares[row, column] / 100))
+            axes.text(
+                column,
+                row,
+                f"{count}",
+                ha="center",
+                va="center",
+                fontsize=SMALL - 1,
+                color=on_map(shares[row, column] / 100),
+            )
         axes.set_title(wrap(title(name), size, SMALL, 2), fontsize=SMALL)
         axes.set_xticks(range(len(letters)), letters)
         axes.set_yticks(range(len(letters)), letters)
@@ -92,7 +140,15 @@ def cells(axes, shape: tuple[int, int], theme: Theme) -> None:
 
 
 def shares_bar(figure: Figure, axes, label: str) -> None:
-    bar = figure.colorbar(ScalarMappable(PERCENT), ax=axes, label=label, ticks=range(0, 101, 25), aspect=30, fraction=0.05, shrink=0.9)
+    bar = figure.colorbar(
+        ScalarMappable(PERCENT),
+        ax=axes,
+        label=label,
+        ticks=range(0, 101, 25),
+        aspect=30,
+        fraction=0.05,
+        shrink=0.9,
+    )
     bar.outline.set_visible(False)
 
 
@@ -110,7 +166,9 @@ def probability_shift(report: dict, theme: Theme) -> Figure:
     for i, (axes, letter, choice) in enumerate(zip(grid.flat, "ABCDEFGHIJ", data["choices"], strict=False)):
         for row, (name, shares) in enumerate(methods.items()):
             look = looks[name]
-            axes.barh(row, 100 * shares[i], 0.7, color=look.color, hatch=look.hatch, edgecolor=theme.paper, lw=0)
+            axes.barh(
+                row, 100 * shares[i], 0.7, color=look.color, hatch=look.hatch, edgecolor=theme.paper, lw=0
+            )
             axes.annotate(
                 f"{100 * shares[i]:.1f}", (100 * shares[i], row), (4, 0), textcoords="offset points", va="center", fontsize=SMALL,
                 bbox=behind(theme),
@@ -135,15 +193,29 @@ def generations(report: dict, theme: Theme) -> Figure:
     """A page: the answers of each method to a few questions, by letter and in words."""
     width = 9.5  # inches, as all lengths here
     columns, rooms = (0.15, 2.15, 4.75), (1.85, 2.45, 4.55)
-    rows = [("heading", ["Answers side by side"]), ("columns", ["method", "letter, among the choices", "in words, without the choices"])]
+    rows = [
+        ("heading", ["Answers side by side"]),
+        ("columns", ["method", "letter, among the choices", "in words, without the choices"]),
+    ]
     for example in report["examples"]:
         choices = f"Choices: {'; '.join(example['choices'])}. Expected: {example['expected']}."
         rows.append(("question", [wrap(example["question"], width - 0.4, SIZE, 6)]))
         rows.append(("choices", [wrap(choices, width - 0.4, SMALL, 6)]))
         for name, answer in example["answers"].items():
-            right = (answer["choice"].partition(". ")[2] == example["expected"], answer["open"] == example["expected"])
-            texts = [title(name), *(f"{'✓' if ok else '✗'} {answer[form]}" for ok, form in zip(right, ("choice", "open"), strict=True))]
-            rows.append(("answer", [wrap(text, room, SMALL, 6) for text, room in zip(texts, rooms, strict=True)]))
+            right = (
+                answer["choice"].partition(". ")[2] == example["expected"],
+                answer["open"] == example["expected"],
+            )
+            texts = [
+                title(name),
+                *(
+                    f"{'✓' if ok else '✗'} {answer[form]}"
+                    for ok, form in zip(right, ("choice", "open"), strict=True)
+                ),
+            ]
+            rows.append(
+                ("answer", [wrap(text, room, SMALL, 6) for text, room in zip(texts, rooms, strict=True)])
+            )
     heights = [max(text.count("\n") + 1 for text in texts) * LINE[kind] + 0.08 for kind, texts in rows]
 
     top = sum(heights) + 0.2
@@ -164,4 +236,5 @@ def generations(report: dict, theme: Theme) -> Figure:
     return figure
 
 
-LINE = {"heading": 0.24, "columns": 0.16, "question": 0.19, "choices": 0.16, "answer": 0.16}  # inches from line to line
+# Inches from line to line.
+LINE = {"heading": 0.24, "columns": 0.16, "question": 0.19, "choices": 0.16, "answer": 0.16}

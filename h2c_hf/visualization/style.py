@@ -1,4 +1,5 @@
-"""One look for every figure: two themes, Okabe and Ito's palette with a marker and a hatch beside each colour, and text that fits."""
+"""One look for every figure: two themes, Okabe and Ito's palette with a marker and a hatch beside each
+colour, and text that fits."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from matplotlib.font_manager import findfont, get_font
 from ..reports.page import CONTROLS, TITLES
 
 
-# Okabe and Ito's palette: told apart by colour-blind readers. Greyscale print is served by the markers and hatches.
+# Okabe and Ito's palette: told apart by colour-blind readers. Greyscale print is served by the markers and
+# hatches.
 BLUE, SKY, GREEN, VERMILLION, ORANGE, PURPLE, YELLOW, GREY = (
     "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#CC79A7", "#F0E442", "#999999",
 )  # fmt: skip
@@ -34,7 +36,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a page. `strong` and `pale` are a blue and a light colour of the palette that show on this paper."""
+    """Colours of a page. `strong` and `pale` are a blue and a light colour of the palette that show on this
+    paper."""
 
     name: str
     paper: str
@@ -48,7 +51,16 @@ class Theme:
     def settings(self) -> dict:
         """matplotlib's."""
         ink = dict.fromkeys(
-            ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color", "hatch.color"), self.ink
+            (
+                "text.color",
+                "axes.edgecolor",
+                "axes.labelcolor",
+                "axes.titlecolor",
+                "xtick.color",
+                "ytick.color",
+                "hatch.color",
+            ),
+            self.ink,
         )
         return {
             **ink, "figure.facecolor": self.paper, "axes.facecolor": self.paper, "grid.color": self.grid, "legend.frameon": False,
@@ -63,7 +75,10 @@ class Theme:
     def sequence(self) -> list[Look]:
         """Looks of things that have no look of their own, in order."""
         colors = (self.strong, ORANGE, GREEN, PURPLE, self.pale, VERMILLION, GREY)
-        return [Look(*look) for look in zip(colors, "osD^vPX", ("", "//", "..", "\\\\", "xx", "--", "++"), strict=True)]
+        return [
+            Look(*look)
+            for look in zip(colors, "osD^vPX", ("", "//", "..", "\\\\", "xx", "--", "++"), strict=True)
+        ]
 
     def looks(self, methods: Iterable[str]) -> dict[str, Look]:
         """{method: its look}, the same in every figure; an unknown method gets one of the rest."""
@@ -74,8 +89,14 @@ class Theme:
             "noise": Look(GREY, ">", "++"), "adapter": Look(GREY, "p", "oo"),
         }  # fmt: skip
         new = [name for name in methods if name not in known]
-        markers, hatches, colors = "*hHd8", ("///", "...", "\\\\\\", "xxx", "---"), (ORANGE, self.pale, SKY, ORANGE, self.pale)
-        return known | {name: Look(colors[i % 5], markers[i % 5], hatches[i % 5]) for i, name in enumerate(new)}
+        markers, hatches, colors = (
+            "*hHd8",
+            ("///", "...", "\\\\\\", "xxx", "---"),
+            (ORANGE, self.pale, SKY, ORANGE, self.pale),
+        )
+        return known | {
+            name: Look(colors[i % 5], markers[i % 5], hatches[i % 5]) for i, name in enumerate(new)
+        }
 
     @cached_property
     def lines(self) -> LinearSegmentedColormap:
@@ -84,8 +105,12 @@ class Theme:
 
 
 THEMES = {
-    "light": Theme("light", paper="#FFFFFF", ink="#222222", grid="#DDDDDD", strong=BLUE, pale=SKY, ramp=(0.0, 0.85)),
-    "dark": Theme("dark", paper="#16181D", ink="#E8E8E8", grid="#3A3D45", strong=SKY, pale=YELLOW, ramp=(0.3, 1.0)),
+    "light": Theme(
+        "light", paper="#FFFFFF", ink="#222222", grid="#DDDDDD", strong=BLUE, pale=SKY, ramp=(0.0, 0.85)
+    ),
+    "dark": Theme(
+        "dark", paper="#16181D", ink="#E8E8E8", grid="#3A3D45", strong=SKY, pale=YELLOW, ramp=(0.3, 1.0)
+    ),
 }
 
 
@@ -110,7 +135,8 @@ def inches(text: str, size: float = SIZE) -> float:
 
 
 def wrap(text: str, width: float, size: float = SIZE, lines: int = 3) -> str:
-    """Text in at most so many lines of so many inches; an ellipsis if it went on. Breaks words that are too long for a line."""
+    """Text in at most so many lines of so many inches; an ellipsis if it went on. Breaks words that are too
+    long for a line."""
     made, rest = [], printable(" ".join(text.split()))
     while rest and len(made) < lines:
         widths = accumulate(inches(character, size) for character in rest)
@@ -162,7 +188,8 @@ def legend(axes: Axes) -> None:
 
 
 def behind(theme: Theme) -> dict:
-    """Return the box behind a text, in the paper's colour, so that a line that crosses it does not strike it through."""
+    """Return the box behind a text, in the paper's colour, so that a line that crosses it does not strike it
+    through."""
     return {"facecolor": theme.paper, "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
 
 

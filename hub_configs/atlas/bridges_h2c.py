@@ -38,7 +38,9 @@ class BridgesMixin:
         """The names of all that are loaded, the active one first."""
         return [self._active_bridge, *self._idle_bridges]
 
-    def load_bridge(self, pretrained_model_name_or_path, bridge_name: str, strict_revisions: bool = False, **kwargs) -> None:
+    def load_bridge(
+        self, pretrained_model_name_or_path, bridge_name: str, strict_revisions: bool = False, **kwargs
+    ) -> None:
         """Load another bridge for the same pair, beside the active one: `set_bridge` makes it the one in use.
 
         Args:
@@ -52,16 +54,24 @@ class BridgesMixin:
             ValueError: for a name that is taken, or a bridge for another pair, before its weights are fetched.
         """
         if bridge_name in self.bridge_names:
-            raise ValueError(f"There is a bridge {bridge_name!r} already; expected a name other than {', '.join(self.bridge_names)}.")
+            raise ValueError(
+                f"There is a bridge {bridge_name!r} already; expected a name other than {', '.join(self.bridge_names)}."
+            )
         where = {name: kwargs[name] for name in ("revision", "subfolder", *HUB_ARGUMENTS) if name in kwargs}
         config = H2CBridgeConfig.from_pretrained(pretrained_model_name_or_path, **where)
         config.check_shapes(self.config)
         for role, model in (("sharer", self.sharer), ("receiver", self.receiver)):
             expected, got = (getattr(bridge, f"{role}_model_id") for bridge in (self.config, config))
             if expected != got and is_hub_id(expected) and is_hub_id(got):
-                raise ValueError(f"This bridge does not fit: it was trained for the {role} {got}, and the active one for {expected}.")
+                raise ValueError(
+                    f"This bridge does not fit: it was trained for the {role} {got}, and the active one for {expected}."
+                )
             # Of a Sharer that is not in memory, the commit is known from the bridge that came with it.
-            commit = getattr(self.config, f"{role}_revision") if model is None else getattr(model.config, "_commit_hash", None)
+            commit = (
+                getattr(self.config, f"{role}_revision")
+                if model is None
+                else getattr(model.config, "_commit_hash", None)
+            )
             config.check_revision(role, commit, strict_revisions)
         kwargs = {"config": config, "dtype": self.bridge.dtype, **kwargs}
         bridge = H2CBridgeModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -74,7 +84,9 @@ class BridgesMixin:
             ValueError: for a name that is not loaded.
         """
         if bridge_name not in self.bridge_names:
-            raise ValueError(f"There is no bridge {bridge_name!r}; expected one of {', '.join(self.bridge_names)}.")
+            raise ValueError(
+                f"There is no bridge {bridge_name!r}; expected one of {', '.join(self.bridge_names)}."
+            )
         if bridge_name != self._active_bridge:
             self._idle_bridges[self._active_bridge] = self.bridge.eval().requires_grad_(False)
             self.bridge = self._idle_bridges.pop(bridge_name).train(self.training).requires_grad_(True)
@@ -99,7 +111,11 @@ class BridgesMixin:
 
 def is_hub_id(model_id: str | None) -> bool:
     """Return whether a name is a Hub id, which names the same model everywhere, and not a folder."""
-    return model_id is not None and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model_id) is not None and not Path(model_id).is_dir()
+    return (
+        model_id is not None
+        and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model_id) is not None
+        and not Path(model_id).is_dir()
+    )
 
 
 __all__ = ["BridgesMixin"]

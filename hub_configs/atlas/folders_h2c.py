@@ -8,7 +8,9 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 
-def copy_base_models(config: PreTrainedConfig, source: str | os.PathLike | None, target: str | os.PathLike) -> None:
+def copy_base_models(
+    config: PreTrainedConfig, source: str | os.PathLike | None, target: str | os.PathLike
+) -> None:
     """Copy base models that lie in a bridge's own repo (`"./name"`) along, or warn that they are missing."""
     for role in ("sharer", "receiver"):
         model_id = getattr(config, f"{role}_model_id") or ""

@@ -8,7 +8,15 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, Pr
 from transformers.cache_utils import Cache, StaticCache
 
 from .families_h2c import backbone_name, evaluating
-from .inputs_h2c import CACHE, check_dimensions, check_tensors, execution_device, one_cache, positions, to_fill
+from .inputs_h2c import (
+    CACHE,
+    check_dimensions,
+    check_tensors,
+    execution_device,
+    one_cache,
+    positions,
+    to_fill,
+)
 from .message_h2c import message_length, message_mask
 from .stock_h2c import check_arguments, second_position
 
@@ -33,7 +41,9 @@ def cache_implementation(arguments: dict, configs: list[GenerationConfig]) -> st
     name = setting("cache_implementation", arguments, configs)
     if name not in CACHE_IMPLEMENTATIONS:
         expected = " or ".join(repr(known) for known in CACHE_IMPLEMENTATIONS[1:])
-        raise ValueError(f"cache_implementation is {name!r}; expected {expected}: the bridge writes whole keys and values on the device.")
+        raise ValueError(
+            f"cache_implementation is {name!r}; expected {expected}: the bridge writes whole keys and values on the device."
+        )
     arguments.pop("cache_implementation", None)
     for config in configs:
         config.cache_implementation = None
@@ -108,7 +118,9 @@ def one_position_first(outputs):
         storage, columns = whole[0].untyped_storage().data_ptr(), entries[0][0].shape[-1]
         entries = list(entries)
         for index, entry in enumerate(entries):
-            if entry[0].untyped_storage().data_ptr() != storage or index >= whole[0].shape[dim]:  # of a later pass
+            if (
+                entry[0].untyped_storage().data_ptr() != storage or index >= whole[0].shape[dim]
+            ):  # of a later pass
                 break
             last = columns + index if name == "attentions" else columns
             entries[index] = tuple(layer.narrow(dim, index, 1)[..., :last] for layer in whole)
@@ -121,7 +133,13 @@ def all_columns(attention: torch.Tensor) -> torch.Tensor:
     return attention.as_strided((*attention.shape[:-1], attention.stride(-2)), attention.stride())
 
 
-def into_static(cache: Cache, receiver: PreTrainedModel, prompt_length: int, arguments: dict, configs: list[GenerationConfig]) -> Cache:
+def into_static(
+    cache: Cache,
+    receiver: PreTrainedModel,
+    prompt_length: int,
+    arguments: dict,
+    configs: list[GenerationConfig],
+) -> Cache:
     """Move the contents of `cache` into a static cache that has room for the new tokens. `cache` is emptied on the way."""
     room = message_length(cache) + prompt_length + new_tokens(prompt_length, arguments, configs)
     length = -(-room // STATIC_STEP) * STATIC_STEP
@@ -133,7 +151,9 @@ def into_static(cache: Cache, receiver: PreTrainedModel, prompt_length: int, arg
     return static
 
 
-def continuing_from_cache(receiver: PreTrainedModel, bridged: bool, message_mask: torch.Tensor | None = None) -> PreTrainedModel:
+def continuing_from_cache(
+    receiver: PreTrainedModel, bridged: bool, message_mask: torch.Tensor | None = None
+) -> PreTrainedModel:
     """Return a copy of the model, weights shared, that generates from a filled cache in every mode and family.
 
     Args:
@@ -151,19 +171,34 @@ def continuing_from_cache(receiver: PreTrainedModel, bridged: bool, message_mask
     stock = receiver.prepare_inputs_for_generation
     length = 0 if message_mask is None else message_mask.shape[1]
 
-    def prepare_inputs_for_generation(input_ids, next_sequence_length=None, is_first_iteration=False, **kwargs):
+    def prepare_inputs_for_generation(
+        input_ids, next_sequence_length=None, is_first_iteration=False, **kwargs
+    ):
         cache = kwargs.get(CACHE)
-        if is_first_iteration and cache is not None and (next_sequence_length is None or message_mask is not None):
+        if (
+            is_first_iteration
+            and cache is not None
+            and (next_sequence_length is None or message_mask is not None)
+        ):
             next_sequence_length = input_ids.shape[1] + length - cache.get_seq_length()
         mask = kwargs.get("attention_mask")
         if message_mask is not None and not (mask is None and message_mask.all()):
             given = torch.ones_like(input_ids) if mask is None else mask
             kwargs["attention_mask"] = torch.cat([message_mask.to(given), given], 1)
-        arguments = {"next_sequence_length": next_sequence_length, "is_first_iteration": is_first_iteration, **kwargs}
+        arguments = {
+            "next_sequence_length": next_sequence_length,
+            "is_first_iteration": is_first_iteration,
+            **kwargs,
+        }
         inputs = stock(input_ids, **arguments)
         if bridged and cache is not None and inputs.get(CACHE) is not cache:
             inputs = GenerationMixin.prepare_inputs_for_generation(receiver, input_ids, **arguments)
-        if inputs.get("position_ids") is None and mask is not None and mask.dim() == 2 and inputs.get("input_ids") is not None:
+        if (
+            inputs.get("position_ids") is None
+            and mask is not None
+            and mask.dim() == 2
+            and inputs.get("input_ids") is not None
+        ):
             inputs["position_ids"] = positions(mask, inputs["input_ids"].shape[1])
         return inputs
 
@@ -221,7 +256,9 @@ class GeneratingMixin:
         """
         past_key_values = one_cache(past_key_values, cache)
         attention_mask, generation_config = second_position(attention_mask, generation_config)
-        if (tokenizer := kwargs.get("tokenizer")) is not None:  # `transformers serve` passes the processor, for stop strings
+        if (
+            tokenizer := kwargs.get("tokenizer")
+        ) is not None:  # `transformers serve` passes the processor, for stop strings
             kwargs["tokenizer"] = getattr(tokenizer, "tokenizer", tokenizer)
         input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
         check_arguments(input_ids, kwargs)
@@ -229,7 +266,11 @@ class GeneratingMixin:
         if kwargs.pop("use_cache", None) is False:
             raise ValueError("use_cache is False; expected True: what the bridge writes is the cache.")
         kwargs.pop("prefill_chunk_size", None)  # the prompt is prefilled here, at once
-        configs = [copy.deepcopy(config) for config in (generation_config, self.generation_config) if config is not None]
+        configs = [
+            copy.deepcopy(config)
+            for config in (generation_config, self.generation_config)
+            if config is not None
+        ]
         for config in configs:
             config.use_cache, config.prefill_chunk_size = True, None
         drafted = setting("sharer_max_new_tokens", kwargs, configs, 0)
@@ -239,7 +280,9 @@ class GeneratingMixin:
                 raise ValueError(
                     f"sharer_max_new_tokens is {drafted}, and the Sharer has read its prompt already; expected sharer_input_ids, or 0."
                 )
-            _, sharer_attention_mask, sharer_hidden_states, _ = self.draft(sharer_input_ids, sharer_attention_mask, drafted)
+            _, sharer_attention_mask, sharer_hidden_states, _ = self.draft(
+                sharer_input_ids, sharer_attention_mask, drafted
+            )
         device = execution_device(self.receiver)
         check_dimensions("input_ids", input_ids)
         input_ids = input_ids.to(device)
@@ -257,7 +300,9 @@ class GeneratingMixin:
         if implementation == "static":
             past_key_values = into_static(past_key_values, self.receiver, input_ids.shape[1], kwargs, configs)
         evaluating(self.receiver)
-        receiver = continuing_from_cache(self.receiver, bridged=not self._bridge_disabled, message_mask=message)
+        receiver = continuing_from_cache(
+            self.receiver, bridged=not self._bridge_disabled, message_mask=message
+        )
         receiver.generation_config = configs[-1]
         outputs = receiver.generate(
             input_ids=input_ids, attention_mask=attention_mask, **{CACHE: past_key_values},

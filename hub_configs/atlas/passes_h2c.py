@@ -43,7 +43,9 @@ def join(stream, cache: Cache) -> None:
     current.wait_stream(stream)
     for layer in cache.layers:
         for states in (layer.keys, layer.values):
-            if isinstance(states, torch.Tensor):  # else the allocator would hand their memory out again on the other stream
+            if isinstance(
+                states, torch.Tensor
+            ):  # else the allocator would hand their memory out again on the other stream
                 states.record_stream(current)
 
 
@@ -66,7 +68,9 @@ def passes_by_length(attention_mask: torch.Tensor, least: int) -> list[tuple[lis
     return groups
 
 
-def read_through(model: PreTrainedModel, inputs: dict, layers: list[int], take: Callable[[int, torch.Tensor], None]) -> None:
+def read_through(
+    model: PreTrainedModel, inputs: dict, layers: list[int], take: Callable[[int, torch.Tensor], None]
+) -> None:
     """Run a model without its LM head and, if it is built as most are, without the layers after the last of `layers`.
 
     transformers can leave hidden states out of its output, but not the work for them; and it returns them all at the end.
@@ -78,7 +82,9 @@ def read_through(model: PreTrainedModel, inputs: dict, layers: list[int], take: 
     """
     body, last = backbone(model), layers[-1]
     stack = getattr(body, "layers", None)
-    plain = isinstance(stack, torch.nn.ModuleList) and isinstance(getattr(body, "norm", None), torch.nn.Module)
+    plain = isinstance(stack, torch.nn.ModuleList) and isinstance(
+        getattr(body, "norm", None), torch.nn.Module
+    )
     # An instance with a `forward` of its own (accelerate's hooks) would run that of the whole.
     if not plain or "forward" in vars(body):
         body = without_hooks_for_good(body)
@@ -109,7 +115,9 @@ def without_hooks_for_good(model: torch.nn.Module) -> torch.nn.Module:
     def copied(module: torch.nn.Module) -> torch.nn.Module:
         module = copy.copy(module)
         module._forward_hooks = module._forward_hooks.copy()
-        module._modules = {name: child if child is None else copied(child) for name, child in module._modules.items()}
+        module._modules = {
+            name: child if child is None else copied(child) for name, child in module._modules.items()
+        }
         return module
 
     return model if any("forward" in vars(module) for module in model.modules()) else copied(model)
@@ -130,11 +138,15 @@ def watched(layer: torch.nn.Module, take: Callable[[torch.Tensor], None]) -> tor
     layer = copy.copy(layer)
     layer._forward_pre_hooks = layer._forward_pre_hooks.copy()
     layer._forward_pre_hooks_with_kwargs = layer._forward_pre_hooks_with_kwargs.copy()
-    layer.register_forward_pre_hook(lambda _, args, kwargs: take(args[0] if args else kwargs["hidden_states"]), with_kwargs=True)
+    layer.register_forward_pre_hook(
+        lambda _, args, kwargs: take(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
     return layer
 
 
-def in_groups(groups: dict[tuple[int, int], list[int]], rewrite: Callable[[tuple[int, int], dict], None]) -> Callable:
+def in_groups(
+    groups: dict[tuple[int, int], list[int]], rewrite: Callable[[tuple[int, int], dict], None]
+) -> Callable:
     """Return a `take` for `read_through`: it calls `rewrite(group, states)` as soon as all hidden states of a group are there.
 
     Hidden states that no later group reads are released.

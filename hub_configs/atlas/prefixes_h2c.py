@@ -19,8 +19,16 @@ class Prefix:
 
     @property
     def bytes(self) -> int:
-        layers = [layer for cache in (self.sharer_cache, self.receiver_cache) for layer in cache.layers if layer.is_initialized]
-        tensors = [*self.sharer_hidden_states, *(states for layer in layers for states in (layer.keys, layer.values))]
+        layers = [
+            layer
+            for cache in (self.sharer_cache, self.receiver_cache)
+            for layer in cache.layers
+            if layer.is_initialized
+        ]
+        tensors = [
+            *self.sharer_hidden_states,
+            *(states for layer in layers for states in (layer.keys, layer.values)),
+        ]
         return sum(states.numel() * states.element_size() for states in tensors if states is not None)
 
 
@@ -92,11 +100,17 @@ class H2CPrefixCache:
         """As `H2CForCausalLM.bridged_cache`; arguments as those of `generate`."""
         model = self.model
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        sharer_attention_mask = torch.ones_like(sharer_input_ids) if sharer_attention_mask is None else sharer_attention_mask
+        sharer_attention_mask = (
+            torch.ones_like(sharer_input_ids) if sharer_attention_mask is None else sharer_attention_mask
+        )
         check_prompt("sharer_", sharer_input_ids, sharer_attention_mask, model.sharer, least=1)
-        model.check_receiver_prompt(input_ids, attention_mask, sharer_attention_mask, sharer_input_ids.shape[1])
+        model.check_receiver_prompt(
+            input_ids, attention_mask, sharer_attention_mask, sharer_input_ids.shape[1]
+        )
         if len(input_ids) != len(sharer_input_ids):
-            raise ValueError(f"The Sharer got {len(sharer_input_ids)} prompts and the Receiver {len(input_ids)}; expected as many.")
+            raise ValueError(
+                f"The Sharer got {len(sharer_input_ids)} prompts and the Receiver {len(input_ids)}; expected as many."
+            )
         # One token more than the prefix for the Sharer; for the Receiver another one, the kickstart, which is never cached.
         check_prefix("sharer_", prefix, sharer_input_ids, sharer_attention_mask, more=1)
         check_prefix("", prefix, input_ids, attention_mask, more=2)
@@ -132,7 +146,13 @@ class H2CPrefixCache:
         return found
 
 
-def check_prefix(name: str, prefix: dict[str, torch.Tensor], input_ids: torch.Tensor, attention_mask: torch.Tensor, more: int) -> None:
+def check_prefix(
+    name: str,
+    prefix: dict[str, torch.Tensor],
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    more: int,
+) -> None:
     """
     Raises:
         ValueError: for a prefix that is missing or no single one, and prompts that do not begin with it.
@@ -140,7 +160,9 @@ def check_prefix(name: str, prefix: dict[str, torch.Tensor], input_ids: torch.Te
     expected = prefix.get(f"{name}input_ids")
     if expected is None or expected.dim() != 2 or len(expected) != 1 or not expected.shape[1]:
         got = "None" if expected is None else f"shape {tuple(expected.shape)}"
-        raise ValueError(f"The prefix has {name}input_ids of {got}; expected (1, length), what all prompts begin with.")
+        raise ValueError(
+            f"The prefix has {name}input_ids of {got}; expected (1, length), what all prompts begin with."
+        )
     length = expected.shape[1]
     for row, (ids, mask) in enumerate(zip(input_ids, attention_mask, strict=True)):
         ids = ids[mask.bool()]
@@ -150,10 +172,14 @@ def check_prefix(name: str, prefix: dict[str, torch.Tensor], input_ids: torch.Te
             )
         if not torch.equal(ids[:length], expected[0].to(ids.device)):
             same = int((ids[:length] == expected[0].to(ids.device)).int().cumprod(0).sum())
-            raise ValueError(f"Prompt {row} in {name}input_ids begins with {same} tokens of the prefix; expected all {length}.")
+            raise ValueError(
+                f"Prompt {row} in {name}input_ids begins with {same} tokens of the prefix; expected all {length}."
+            )
 
 
-def after_prefix(input_ids: torch.Tensor, attention_mask: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def after_prefix(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the tokens after the first `length` of each row, left-padded, (batch, width), and a mask of prefix and rest.
 
     The mask is (batch, length + width): padding then stands between prefix and rest.
@@ -170,7 +196,10 @@ def repeated(cache: Cache, batch: int) -> Cache:
     cache = forked(cache)
     for layer in cache.layers:
         if layer.is_initialized:  # the Sharer's last layers may not run at all
-            layer.keys, layer.values = layer.keys.expand(batch, -1, -1, -1), layer.values.expand(batch, -1, -1, -1)
+            layer.keys, layer.values = (
+                layer.keys.expand(batch, -1, -1, -1),
+                layer.values.expand(batch, -1, -1, -1),
+            )
     return cache
 
 

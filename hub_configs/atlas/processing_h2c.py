@@ -99,7 +99,10 @@ class H2CProcessor(ProcessorMixin):
                 is not text, or an option that would cut or pad otherwise.
         """
         kwargs.pop("return_dict", None)
-        kwargs |= {**(kwargs.pop("tokenizer_kwargs", None) or {}), **(kwargs.pop("processor_kwargs", None) or {})}
+        kwargs |= {
+            **(kwargs.pop("tokenizer_kwargs", None) or {}),
+            **(kwargs.pop("processor_kwargs", None) or {}),
+        }
         check_fixed(kwargs)
         conversation, sharer_conversation = plain_messages(conversation), plain_messages(sharer_conversation)
         return_tensors = kwargs.pop("return_tensors", "pt")
@@ -139,7 +142,9 @@ class H2CProcessor(ProcessorMixin):
         for name in ("tools", "documents"):  # what they say is text too
             if kwargs.get(name) is not None:
                 kwargs[name] = mark_special_tokens(tokenizer, kwargs[name])
-        return tokenizer.apply_chat_template(mark_special_tokens(tokenizer, conversation), tokenize=False, **kwargs)
+        return tokenizer.apply_chat_template(
+            mark_special_tokens(tokenizer, conversation), tokenize=False, **kwargs
+        )
 
     def __call__(
         self,
@@ -164,27 +169,44 @@ class H2CProcessor(ProcessorMixin):
             ValueError: for an empty prompt, another number of Sharer texts, or an option that would cut or pad otherwise.
         """
         check_fixed(kwargs)
-        if unknown := [name for name, value in kwargs.items() if value is not None]:  # stock names images=None and their like
+        if unknown := [
+            name for name, value in kwargs.items() if value is not None
+        ]:  # stock names images=None and their like
             raise TypeError(f"H2CProcessor got an unexpected keyword argument {unknown[0]!r}.")
         texts = [text] if isinstance(text, str) else list(text)
         sharer_text = texts if sharer_text is None else sharer_text
         sharer_texts = [sharer_text] if isinstance(sharer_text, str) else list(sharer_text)
         receiver_rows, sharer_rows = (
-            tokenizer(batch, add_special_tokens=add_special_tokens, split_special_tokens=add_special_tokens)["input_ids"] if batch else []
+            tokenizer(batch, add_special_tokens=add_special_tokens, split_special_tokens=add_special_tokens)[
+                "input_ids"
+            ]
+            if batch
+            else []
             for tokenizer, batch in ((self.receiver_tokenizer, texts), (self.sharer_tokenizer, sharer_texts))
         )
         return self._inputs(receiver_rows, sharer_rows, return_tensors)
 
-    def _inputs(self, receiver_rows: list[list[int]], sharer_rows: list[list[int]], return_tensors: str | None) -> BatchFeature:
+    def _inputs(
+        self, receiver_rows: list[list[int]], sharer_rows: list[list[int]], return_tensors: str | None
+    ) -> BatchFeature:
         if return_tensors not in ("pt", None):
             raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt'.")
         if len(receiver_rows) != len(sharer_rows):
-            raise ValueError(f"Got {len(receiver_rows)} prompts for the Receiver and {len(sharer_rows)} for the Sharer; expected as many.")
+            raise ValueError(
+                f"Got {len(receiver_rows)} prompts for the Receiver and {len(sharer_rows)} for the Sharer; expected as many."
+            )
         inputs = {}
-        for prefix, tokenizer, rows in (("", self.receiver_tokenizer, receiver_rows), ("sharer_", self.sharer_tokenizer, sharer_rows)):
+        for prefix, tokenizer, rows in (
+            ("", self.receiver_tokenizer, receiver_rows),
+            ("sharer_", self.sharer_tokenizer, sharer_rows),
+        ):
             if not rows or not all(rows):
-                raise ValueError(f"A prompt is empty: its text has no tokens for {prefix}input_ids; expected at least one.")
-            inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"] = left_pad(rows, padding_id(tokenizer))
+                raise ValueError(
+                    f"A prompt is empty: its text has no tokens for {prefix}input_ids; expected at least one."
+                )
+            inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"] = left_pad(
+                rows, padding_id(tokenizer)
+            )
         return BatchFeature(inputs)
 
     def decode(self, *args, **kwargs) -> str:
@@ -205,8 +227,15 @@ def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | None:
     state = len(tokenizer), tuple(tokenizer.all_special_tokens)
     known = _PATTERNS.get(tokenizer)
     if known is None or known[0] != state:
-        special = sorted((token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len, reverse=True)
-        known = _PATTERNS[tokenizer] = state, re.compile("|".join(map(re.escape, special))) if special else None
+        special = sorted(
+            (token.content for token in tokenizer.added_tokens_decoder.values() if token.special),
+            key=len,
+            reverse=True,
+        )
+        known = _PATTERNS[tokenizer] = (
+            state,
+            re.compile("|".join(map(re.escape, special))) if special else None,
+        )
     return known[1]
 
 
@@ -232,7 +261,13 @@ def encode_marked(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[
     split = [MARKED.split(text) for text in texts]  # pieces by turns not marked and marked
     pieces = [[piece for parts in split for piece in parts[first::2]] for first in (0, 1)]
     rows = [
-        iter(tokenizer(own, add_special_tokens=False, split_special_tokens=marked, return_attention_mask=False)["input_ids"] if own else [])
+        iter(
+            tokenizer(
+                own, add_special_tokens=False, split_special_tokens=marked, return_attention_mask=False
+            )["input_ids"]
+            if own
+            else []
+        )
         for marked, own in ((False, pieces[0]), (True, pieces[1]))
     ]
     return [[token for number in range(len(parts)) for token in next(rows[number % 2])] for parts in split]
@@ -246,8 +281,12 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def left_pad(rows: list[list[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and their attention mask, (rows, longest) each."""
-    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value, padding_side="left")
-    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side="left")
+    ids = pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True, padding_value=value, padding_side="left"
+    )
+    mask = pad_sequence(
+        [torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side="left"
+    )
     return ids, mask
 
 

@@ -59,27 +59,42 @@ class ReadingMixin:
             self._read(sharer_input_ids[rows, -length:], sharer_attention_mask[rows, -length:], layers, keep)
         return tuple(read)
 
-    def _passes(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[tuple[list[int], int]]:
+    def _passes(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> list[tuple[list[int], int]]:
         """Which rows the Sharer reads together."""
         if self.sharer is None:
-            raise ValueError("This model was made without the Sharer's weights: expected sharer_hidden_states, got sharer_input_ids.")
+            raise ValueError(
+                "This model was made without the Sharer's weights: expected sharer_hidden_states, got sharer_input_ids."
+            )
         if attention_mask is None or torch.compiler.is_compiling():
             return [(list(range(len(input_ids))), input_ids.shape[1])]
-        return passes_by_length(attention_mask, PASS_TOKENS.get(execution_device(self.sharer).type, PASS_TOKENS["cuda"]))
+        return passes_by_length(
+            attention_mask, PASS_TOKENS.get(execution_device(self.sharer).type, PASS_TOKENS["cuda"])
+        )
 
     def _read(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: list[int], take: Callable, cache: Cache | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        layers: list[int],
+        take: Callable,
+        cache: Cache | None = None,
     ) -> None:
         """`read` in one pass, which hands each state of `layers` to `take`."""
         evaluating(self.sharer)
         if attention_mask is not None and not torch.compiler.is_compiling() and attention_mask.all():
             attention_mask = None
-        inputs = model_inputs(self.sharer, input_ids, attention_mask, past=0 if cache is None else cache.get_seq_length())
+        inputs = model_inputs(
+            self.sharer, input_ids, attention_mask, past=0 if cache is None else cache.get_seq_length()
+        )
         read_through(self.sharer, {**inputs, CACHE: cache, "use_cache": cache is not None}, layers, take)
 
     @torch.compiler.disable
     @torch.no_grad()
-    def prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: Cache | None = None) -> Cache:
+    def prefill(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: Cache | None = None
+    ) -> Cache:
         """Return the Receiver's own cache of all `input_ids` but the last, the kickstart.
 
         Args:
@@ -110,10 +125,14 @@ class ReadingMixin:
             ValueError: see `write_draft`; and for fewer than 1 token, or a model without the Sharer's weights.
         """
         if not isinstance(sharer_max_new_tokens, int) or sharer_max_new_tokens < 1:
-            raise ValueError(f"sharer_max_new_tokens is {sharer_max_new_tokens!r}; expected a number of tokens, at least 1.")
+            raise ValueError(
+                f"sharer_max_new_tokens is {sharer_max_new_tokens!r}; expected a number of tokens, at least 1."
+            )
         self._passes(sharer_input_ids, None)  # refuses a model without a Sharer
         evaluating(self.sharer)
-        return write_draft(self.sharer, sharer_input_ids, sharer_attention_mask, sharer_max_new_tokens, **kwargs)
+        return write_draft(
+            self.sharer, sharer_input_ids, sharer_attention_mask, sharer_max_new_tokens, **kwargs
+        )
 
     def bridged_cache(
         self,
@@ -150,44 +169,77 @@ class ReadingMixin:
                 )
             if self.sharer is not None:
                 check_prompt("sharer_", sharer_input_ids, sharer_attention_mask, self.sharer, least=1)
-        read = sharer_input_ids if sharer_hidden_states is None else sharer_hidden_states[self.bridge.read_layers[0]]
+        read = (
+            sharer_input_ids
+            if sharer_hidden_states is None
+            else sharer_hidden_states[self.bridge.read_layers[0]]
+        )
         self.check_receiver_prompt(input_ids, attention_mask, sharer_attention_mask, read.shape[1])
         sharer_batch = len(read)
         if sharer_batch != len(input_ids):
-            raise ValueError(f"The Sharer got {sharer_batch} prompts and the Receiver {len(input_ids)}; expected as many.")
+            raise ValueError(
+                f"The Sharer got {sharer_batch} prompts and the Receiver {len(input_ids)}; expected as many."
+            )
 
         in_place = to_fill(receiver_cache)
-        with side_stream(execution_device(self.receiver)) as prefill_stream:  # first: the Sharer's pass is the longer one
+        with side_stream(
+            execution_device(self.receiver)
+        ) as prefill_stream:  # first: the Sharer's pass is the longer one
             if in_place:
                 receiver_cache = self.prefill(input_ids, attention_mask, receiver_cache)
         receiver_mask = None if attention_mask is None else attention_mask[:, :-1]
         # Where nothing is trained, and all rows are read together, the hidden states need not be kept.
-        if sharer_hidden_states is None and not torch.is_grad_enabled() and len(self._passes(sharer_input_ids, sharer_attention_mask)) == 1:
+        if (
+            sharer_hidden_states is None
+            and not torch.is_grad_enabled()
+            and len(self._passes(sharer_input_ids, sharer_attention_mask)) == 1
+        ):
             cache = receiver_cache if in_place else forked(receiver_cache)
-            self._bridge_while_reading(sharer_input_ids, sharer_attention_mask, cache, receiver_mask, prefill_stream)
+            self._bridge_while_reading(
+                sharer_input_ids, sharer_attention_mask, cache, receiver_mask, prefill_stream
+            )
             return cache
         if sharer_hidden_states is None:
             sharer_hidden_states = self.read(sharer_input_ids, sharer_attention_mask, self.bridge.read_layers)
         join(prefill_stream, receiver_cache)
-        return self.bridge(sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_mask, in_place=in_place)
+        return self.bridge(
+            sharer_hidden_states, receiver_cache, sharer_attention_mask, receiver_mask, in_place=in_place
+        )
 
-    def check_receiver_prompt(self, input_ids, attention_mask, sharer_attention_mask, sharer_length: int) -> None:
+    def check_receiver_prompt(
+        self, input_ids, attention_mask, sharer_attention_mask, sharer_length: int
+    ) -> None:
         """Refuse a Receiver prompt that cannot be bridged; see `check_prompt`. A message needs room in the Receiver's context window."""
         message_mask = None
         if self.config.bridge_form == "message":
             given = sharer_attention_mask is not None
-            message_mask = sharer_attention_mask if given else torch.ones(len(input_ids), sharer_length, dtype=torch.long)
-        check_prompt("", input_ids, attention_mask, self.receiver, least=2, bridged=True, message_mask=message_mask)
+            message_mask = (
+                sharer_attention_mask
+                if given
+                else torch.ones(len(input_ids), sharer_length, dtype=torch.long)
+            )
+        check_prompt(
+            "", input_ids, attention_mask, self.receiver, least=2, bridged=True, message_mask=message_mask
+        )
 
     @torch.compiler.disable
-    def _bridge_while_reading(self, sharer_input_ids, sharer_attention_mask, cache: Cache, receiver_attention_mask, prefill_stream) -> None:
+    def _bridge_while_reading(
+        self, sharer_input_ids, sharer_attention_mask, cache: Cache, receiver_attention_mask, prefill_stream
+    ) -> None:
         """Rewrite `cache`, each group of layers as soon as the Sharer has computed the hidden states that the group reads."""
         bridge, depth = self.bridge, self.config.sharer_num_hidden_layers
 
         def rewrite(group: tuple[int, int], states: dict[int, torch.Tensor]) -> None:
             join(prefill_stream, cache)
             hidden_states = tuple(states.get(index) for index in range(depth + 1))
-            bridge(hidden_states, cache, sharer_attention_mask, receiver_attention_mask, in_place=True, group=group)
+            bridge(
+                hidden_states,
+                cache,
+                sharer_attention_mask,
+                receiver_attention_mask,
+                in_place=True,
+                group=group,
+            )
 
         groups = bridge.groups(len(sharer_input_ids), max(cache.get_seq_length(), sharer_input_ids.shape[1]))
         self._read(sharer_input_ids, sharer_attention_mask, bridge.read_layers, in_groups(groups, rewrite))

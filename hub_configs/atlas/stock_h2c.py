@@ -28,7 +28,11 @@ class StockMixin:
 
     def get_decoder(self) -> PreTrainedModel:
         """The Receiver's."""
-        return self.receiver.get_decoder() if self.receiver.get_decoder() is not self.receiver else backbone(self.receiver)
+        return (
+            self.receiver.get_decoder()
+            if self.receiver.get_decoder() is not self.receiver
+            else backbone(self.receiver)
+        )
 
     def get_input_embeddings(self):
         return self.receiver.get_input_embeddings()
@@ -44,7 +48,12 @@ class StockMixin:
         """Set the Receiver's, which are not saved with the bridge."""
         self.receiver.set_output_embeddings(new_embeddings)
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True):
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ):
         """Return the Receiver's input embeddings.
 
         Raises:
@@ -67,7 +76,11 @@ class StockMixin:
         The bridge has one only; its config repeats the models' common one."""
         for role, implementation in by_role(attn_implementation).items():
             model = getattr(self, role)
-            if implementation is not None and model is not None and model.config._attn_implementation != implementation:
+            if (
+                implementation is not None
+                and model is not None
+                and model.config._attn_implementation != implementation
+            ):
                 model.set_attn_implementation(implementation, *args, **kwargs)
         if isinstance(attn_implementation, str):
             self.config._attn_implementation = attn_implementation
@@ -97,7 +110,10 @@ class StockMixin:
         """
         if enable:
             check_recomputable(self.receiver)
-        self.gradient_checkpointing, self._recomputation = enable, (gradient_checkpointing_func, every_n_layers)
+        self.gradient_checkpointing, self._recomputation = (
+            enable,
+            (gradient_checkpointing_func, every_n_layers),
+        )
 
 
 def by_role(value) -> dict:
@@ -109,7 +125,9 @@ def by_role(value) -> dict:
     if not isinstance(value, dict):
         return dict.fromkeys(ROLES, value)
     if unknown := sorted(map(str, value.keys() - set(ROLES))):
-        raise ValueError(f"Got a setting for {', '.join(unknown)}; expected one for sharer, receiver or both.")
+        raise ValueError(
+            f"Got a setting for {', '.join(unknown)}; expected one for sharer, receiver or both."
+        )
     return {role: value.get(role) for role in ROLES}
 
 

@@ -37,7 +37,13 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_h2c.H2CForCausalLM",
     "AutoProcessor": "processing_h2c.H2CProcessor",
 }
-CUSTOM_PIPELINES = {"text-generation": {"impl": "pipeline_h2c.H2CTextGenerationPipeline", "pt": ["AutoModelForCausalLM"], "type": "text"}}
+CUSTOM_PIPELINES = {
+    "text-generation": {
+        "impl": "pipeline_h2c.H2CTextGenerationPipeline",
+        "pt": ["AutoModelForCausalLM"],
+        "type": "text",
+    }
+}
 # Arguments of any `from_pretrained` that say how a repo is read, whatever its revision.
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
 LAYER_ALIGNMENTS = ("top_down",)
@@ -63,7 +69,9 @@ OPTIONAL_PARTS = ("sharer_rank", "token_rank", "token_hidden_size")  # may be No
 MOST_PARAMETERS = 2**36
 
 
-def record_commit(config: PreTrainedConfig, revision: str | None = None, filename: str = "config.json", **hub) -> PreTrainedConfig:
+def record_commit(
+    config: PreTrainedConfig, revision: str | None = None, filename: str = "config.json", **hub
+) -> PreTrainedConfig:
     """Note in `config._commit_hash` at which commit it was read, as transformers itself did before 5.24.
 
     Args:
@@ -89,12 +97,19 @@ def location(config: PreTrainedConfig) -> str | None:
 
 def is_hub_id(name: str) -> bool:
     """Return whether `name` can be the id of a Hub repo, and is no path."""
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None and ".." not in name and not os.path.isdir(name)
+    return (
+        re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
+        and ".." not in name
+        and not os.path.isdir(name)
+    )
 
 
 def pair_values(sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig) -> dict:
     """The fields of a bridge's config that say which two models it joins."""
-    sharer, receiver = sharer_config.get_text_config(decoder=True), receiver_config.get_text_config(decoder=True)
+    sharer, receiver = (
+        sharer_config.get_text_config(decoder=True),
+        receiver_config.get_text_config(decoder=True),
+    )
     return {
         "sharer_model_id": location(sharer_config),
         "sharer_revision": getattr(sharer_config, "_commit_hash", None),
@@ -135,9 +150,17 @@ def cache_shape(receiver: PreTrainedConfig) -> dict:
         key_value_heads = getattr(receiver, "num_key_value_heads", None) or heads
         head_dim = getattr(receiver, "head_dim", None) or receiver.hidden_size // heads
     except Exception as error:  # a model without attention, or with other values for each layer
-        raise ValueError(f"A model with a {type(receiver).__name__} cannot be the Receiver: {str(error).split('. ')[0]}") from error
+        raise ValueError(
+            f"A model with a {type(receiver).__name__} cannot be the Receiver: {str(error).split('. ')[0]}"
+        ) from error
     if receiver.model_type == "falcon":
-        key_value_heads = receiver.num_kv_heads if receiver.new_decoder_architecture else 1 if receiver.multi_query else heads
+        key_value_heads = (
+            receiver.num_kv_heads
+            if receiver.new_decoder_architecture
+            else 1
+            if receiver.multi_query
+            else heads
+        )
     return {"receiver_num_key_value_heads": key_value_heads, "receiver_head_dim": head_dim}
 
 
@@ -253,7 +276,9 @@ class H2CBridgeConfig(PreTrainedConfig):
             if value > largest:
                 raise ValueError(f"{name} is {value:,}; expected at most {largest:,}.")
         if (parameters := self._projection_parameters()) > MOST_PARAMETERS:
-            raise ValueError(f"A bridge of these shapes has {parameters:,} parameters; expected at most {MOST_PARAMETERS:,}.")
+            raise ValueError(
+                f"A bridge of these shapes has {parameters:,} parameters; expected at most {MOST_PARAMETERS:,}."
+            )
         if not 0 < self.update_scale < float("inf"):
             raise ValueError(f"update_scale is {self.update_scale}; expected more than 0, and finite.")
         if not 0 <= self.dropout < 1:
@@ -264,15 +289,25 @@ class H2CBridgeConfig(PreTrainedConfig):
                 f"{self.receiver_size} ({self.receiver_num_key_value_heads} key-value heads x head_dim {self.receiver_head_dim})."
             )
         if self.bridge_form not in BRIDGE_FORMS:
-            raise ValueError(f"bridge_form is {self.bridge_form!r}; expected one of {', '.join(BRIDGE_FORMS)}.")
+            raise ValueError(
+                f"bridge_form is {self.bridge_form!r}; expected one of {', '.join(BRIDGE_FORMS)}."
+            )
         if self.token_hidden_size is not None and self.token_rank is None:
-            raise ValueError(f"token_hidden_size is {self.token_hidden_size} and token_rank is None; expected both, or token_rank alone.")
-        if self.token_hidden_size is not None and self.hidden_size is not None and self.token_rank > self.hidden_size:
+            raise ValueError(
+                f"token_hidden_size is {self.token_hidden_size} and token_rank is None; expected both, or token_rank alone."
+            )
+        if (
+            self.token_hidden_size is not None
+            and self.hidden_size is not None
+            and self.token_rank > self.hidden_size
+        ):
             raise ValueError(
                 f"token_rank is {self.token_rank}; expected at most the width of the Receiver, {self.hidden_size}, with a dictionary."
             )
         if self.layer_alignment not in LAYER_ALIGNMENTS:
-            raise ValueError(f"layer_alignment is {self.layer_alignment!r}; expected one of {', '.join(LAYER_ALIGNMENTS)}.")
+            raise ValueError(
+                f"layer_alignment is {self.layer_alignment!r}; expected one of {', '.join(LAYER_ALIGNMENTS)}."
+            )
 
     def _projection_parameters(self) -> int:
         """Return the number of a bridge's parameters but for biases and norms."""
@@ -285,7 +320,11 @@ class H2CBridgeConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict:
         """As in transformers."""
-        return {name: value for name, value in super().to_dict().items() if name not in ("_folder", "_asked_attention")}
+        return {
+            name: value
+            for name, value in super().to_dict().items()
+            if name not in ("_folder", "_asked_attention")
+        }
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -345,7 +384,9 @@ class H2CBridgeConfig(PreTrainedConfig):
         return cls(**{**values, **overrides})
 
     @classmethod
-    def from_pair(cls, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig, **overrides) -> "H2CBridgeConfig":
+    def from_pair(
+        cls, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig, **overrides
+    ) -> "H2CBridgeConfig":
         """Return the config of a new bridge between two models, in the default form.
 
         The defaults are compared in docs/content.md and docs/ablation.md; `published` gives the original form.
@@ -360,10 +401,16 @@ class H2CBridgeConfig(PreTrainedConfig):
         values = {**PUBLISHED, **pair_values(sharer_config, receiver_config), "bridge_form": DEFAULT_FORM}
         values["num_attention_heads"] = heads_that_divide(values, DEFAULT_HEADS)
         if overrides.get("bridge_form", DEFAULT_FORM) == "message":
-            values |= {"token_rank": min(TOKEN_RANK, values["sharer_hidden_size"]), **rope_values(receiver_config)}
+            values |= {
+                "token_rank": min(TOKEN_RANK, values["sharer_hidden_size"]),
+                **rope_values(receiver_config),
+            }
         else:
             # The keys and values that are made of the shared projection are no wider.
-            values |= {"recency_bias": True, "sharer_rank": values["receiver_num_key_value_heads"] * values["receiver_head_dim"]}
+            values |= {
+                "recency_bias": True,
+                "sharer_rank": values["receiver_num_key_value_heads"] * values["receiver_head_dim"],
+            }
         return cls(**{**values, **overrides})
 
     def check_pair(self, sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig) -> None:
@@ -384,7 +431,9 @@ class H2CBridgeConfig(PreTrainedConfig):
         ):  # fmt: skip
             got, expected = getattr(pair, field), getattr(self, field)
             if got != expected:
-                raise ValueError(f"This bridge does not fit: its {field} is {expected}, and the given model's is {got}.")
+                raise ValueError(
+                    f"This bridge does not fit: its {field} is {expected}, and the given model's is {got}."
+                )
 
     def check_revision(self, role: str, got: str | None, strict: bool = False) -> None:
         """Another revision of a base model has other hidden states: warn, or raise when strict. role: "sharer" or "receiver"."""
@@ -404,7 +453,9 @@ class H2CBridgeConfig(PreTrainedConfig):
         if model_id.startswith("./"):
             name = model_id[2:]
             if not name or "/" in name or "\\" in name or name.startswith("."):
-                raise ValueError(f"{role}_model_id is {model_id!r}; './name' must name a folder directly inside the bridge's repo.")
+                raise ValueError(
+                    f"{role}_model_id is {model_id!r}; './name' must name a folder directly inside the bridge's repo."
+                )
             inside = f"{repo.get('subfolder', '')}/{name}".lstrip("/")
             # A folder by its own path: transformers takes the generation config of a folder's `subfolder` from the folder above it,
             # where the path is absolute, and a model that stops at the other's end token runs on.
@@ -413,12 +464,18 @@ class H2CBridgeConfig(PreTrainedConfig):
             else:
                 model_id, revision = path, repo.get("revision")
                 arguments = {**arguments, "subfolder": inside}
-        elif not Path(path).is_dir() and (model_id.startswith(("/", "~", ".")) or ".." in model_id or "\\" in model_id or ":" in model_id):
-            raise ValueError(f"{role}_model_id is {model_id!r}: a repo on the Hub may name a Hub id or './name', and no path.")
+        elif not Path(path).is_dir() and (
+            model_id.startswith(("/", "~", ".")) or ".." in model_id or "\\" in model_id or ":" in model_id
+        ):
+            raise ValueError(
+                f"{role}_model_id is {model_id!r}: a repo on the Hub may name a Hub id or './name', and no path."
+            )
         gguf_file = getattr(self, f"{role}_gguf_file")
         if gguf_file is not None:
             if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", gguf_file) or ".." in gguf_file:
-                raise ValueError(f"{role}_gguf_file is {gguf_file!r}; expected the name of a file in {model_id}, and no path.")
+                raise ValueError(
+                    f"{role}_gguf_file is {gguf_file!r}; expected the name of a file in {model_id}, and no path."
+                )
             arguments = {"gguf_file": gguf_file, **arguments}
         return model_id, {**({} if revision is None else {"revision": revision}), **arguments}
 
@@ -428,7 +485,10 @@ class H2CBridgeConfig(PreTrainedConfig):
         for role in ("sharer", "receiver"):
             name = getattr(self, f"{role}_model_id")
             if name is None:
-                warnings.warn(f"The bridge's config names no {role}_model_id: loading it needs {role}=MODEL_OR_ID.", stacklevel=2)
+                warnings.warn(
+                    f"The bridge's config names no {role}_model_id: loading it needs {role}=MODEL_OR_ID.",
+                    stacklevel=2,
+                )
             elif not name.startswith("./") and not is_hub_id(name):
                 warnings.warn(
                     f"{role}_model_id is the folder {name!r}: the bridge loads only where that folder exists. Set it to a Hub id.",

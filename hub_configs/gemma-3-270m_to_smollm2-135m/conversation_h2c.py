@@ -20,7 +20,9 @@ class Past:
     ids: list[int]  # those that the two caches below are of
     receiver_cache: Cache  # as the Receiver alone has it
     bridged_cache: Cache
-    turns: list[tuple[int, int]]  # of each turn: the Receiver's positions that were bridged by its end, the Sharer's tokens that were read
+    turns: list[
+        tuple[int, int]
+    ]  # of each turn: the Receiver's positions that were bridged by its end, the Sharer's tokens that were read
 
 
 class H2CConversation:
@@ -71,7 +73,9 @@ class H2CConversation:
             check_prompt(prefix, ids, mask, model, least=1 if prefix else 2, bridged=not prefix)
             if len(ids) != 1 or (mask is not None and not mask.all()):
                 got = "padding" if len(ids) == 1 else f"a batch of {len(ids)}"
-                raise ValueError(f"Got {got} in {prefix}input_ids; expected one conversation, without padding.")
+                raise ValueError(
+                    f"Got {got} in {prefix}input_ids; expected one conversation, without padding."
+                )
         self.model.check_receiver_prompt(input_ids, None, None, sharer_input_ids.shape[1])
         if self.model._bridge_disabled:  # the Receiver alone; what was read before is kept
             return self.model.generate(input_ids, attention_mask, **kwargs)
@@ -85,16 +89,22 @@ class H2CConversation:
         """Return the state after this turn. The current state is not changed."""
         model, past = self.model, self._past
         if past is None or past.bridge is not model.bridge:  # the bridge was swapped
-            sharer_cache, *receiver_caches = (DynamicCache(config=base.config) for base in (model.sharer, model.receiver, model.receiver))
+            sharer_cache, *receiver_caches = (
+                DynamicCache(config=base.config) for base in (model.sharer, model.receiver, model.receiver)
+            )
             unread = (None,) * (model.config.sharer_num_hidden_layers + 1)
-            past = Past(model.bridge, [], sharer_cache, unread, [], receiver_caches[0], receiver_caches[1], [])
+            past = Past(
+                model.bridge, [], sharer_cache, unread, [], receiver_caches[0], receiver_caches[1], []
+            )
         ids, sharer_ids = input_ids[0, :-1].tolist(), sharer_input_ids[0].tolist()
         # The last position is always read and bridged: where nothing is new, the last turn is answered again.
         same, sharer_same = common_prefix(past.ids, ids[:-1]), common_prefix(past.sharer_ids, sharer_ids)
         turns = [turn for turn in past.turns if turn[0] <= same and turn[1] <= sharer_same]
         bridged = turns[-1][0] if turns else 0
 
-        sharer_cache = first_positions(past.sharer_cache, min(sharer_same, len(sharer_ids) - 1), model.sharer.config)
+        sharer_cache = first_positions(
+            past.sharer_cache, min(sharer_same, len(sharer_ids) - 1), model.sharer.config
+        )
         read = sharer_cache.get_seq_length()
         new_states = model.read(sharer_input_ids[:, read:], None, model.bridge.read_layers, sharer_cache)
         states = tuple(
@@ -105,9 +115,23 @@ class H2CConversation:
         model.prefill(input_ids[:, receiver_cache.get_seq_length() :], None, receiver_cache)
 
         turns.append((len(ids), len(sharer_ids)))
-        if model.config.bridge_form == "message":  # each token's keys and values are its own; their positions move with the length
-            return Past(model.bridge, sharer_ids, sharer_cache, states, ids, receiver_cache, model.bridge(states, receiver_cache), turns)
-        unbridged, bridged_cache = DynamicCache(), first_positions(past.bridged_cache, bridged, model.receiver.config)
+        if (
+            model.config.bridge_form == "message"
+        ):  # each token's keys and values are its own; their positions move with the length
+            return Past(
+                model.bridge,
+                sharer_ids,
+                sharer_cache,
+                states,
+                ids,
+                receiver_cache,
+                model.bridge(states, receiver_cache),
+                turns,
+            )
+        unbridged, bridged_cache = (
+            DynamicCache(),
+            first_positions(past.bridged_cache, bridged, model.receiver.config),
+        )
         for index, layer in enumerate(receiver_cache.layers):
             unbridged.update(layer.keys[..., bridged:, :], layer.values[..., bridged:, :], index)
         for index, layer in enumerate(model.bridge(states, unbridged).layers):
@@ -131,7 +155,9 @@ def first_positions(cache: Cache, length: int, config: PreTrainedConfig) -> Cach
     if not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
         return DynamicCache(config=config)
     cache = forked(cache)
-    filled = [layer for layer in cache.layers if layer.is_initialized]  # the Sharer's last layers may not run at all
+    filled = [
+        layer for layer in cache.layers if layer.is_initialized
+    ]  # the Sharer's last layers may not run at all
     if surplus and any(layer.get_seq_length() > layer.keys.shape[-2] for layer in filled):
         return DynamicCache(config=config)
     for layer in filled if surplus else []:

@@ -37,7 +37,9 @@ def check_recomputable(model: PreTrainedModel) -> None:
         ValueError: if its layers are not a list in its backbone.
     """
     if not isinstance(getattr(backbone(model), "layers", None), torch.nn.ModuleList):
-        raise ValueError(f"The layers of {type(model).__name__} are not in backbone.layers, where they can be computed again.")
+        raise ValueError(
+            f"The layers of {type(model).__name__} are not in backbone.layers, where they can be computed again."
+        )
 
 
 def recomputing(model: PreTrainedModel, checkpoint: Callable, every_n_layers: int) -> PreTrainedModel:
@@ -49,7 +51,10 @@ def recomputing(model: PreTrainedModel, checkpoint: Callable, every_n_layers: in
     Args:
         checkpoint: as `torch.utils.checkpoint.checkpoint`.
     """
-    layers = [layer if index % every_n_layers else recomputed(layer, checkpoint) for index, layer in enumerate(backbone(model).layers)]
+    layers = [
+        layer if index % every_n_layers else recomputed(layer, checkpoint)
+        for index, layer in enumerate(backbone(model).layers)
+    ]
     body = copy.copy(backbone(model))
     body._modules = {**body._modules, "layers": torch.nn.ModuleList(layers)}
     model = copy.copy(model)
@@ -88,7 +93,9 @@ def check_joined(model) -> None:
         refusal = f"{type(base).__name__} cannot be the {role.capitalize()}"
         padded: tuple[str, ...] = READS_PADDING
         if role == "receiver":
-            padded += READS_PADDING_FROM_CACHE + (READS_PADDING_AFTER_MESSAGE if model.config.bridge_form == "message" else ())
+            padded += READS_PADDING_FROM_CACHE + (
+                READS_PADDING_AFTER_MESSAGE if model.config.bridge_form == "message" else ()
+            )
         if base.config.get_text_config(decoder=True).model_type in padded:
             raise ValueError(f"{refusal}: it reads left padding as if it were text.")
         try:
@@ -106,7 +113,9 @@ def check_sharer(model, sharer: PreTrainedModel, input_ids: torch.Tensor) -> Non
     states = model.read(input_ids, layers=model.bridge.read_layers)
     for index in model.bridge.read_layers:
         if tuple(states[index].shape[:2]) != tuple(input_ids.shape) or states[index].dim() != 3:
-            raise ValueError(f"hidden state {index} has shape {tuple(states[index].shape)}; expected (batch, length, size).")
+            raise ValueError(
+                f"hidden state {index} has shape {tuple(states[index].shape)}; expected (batch, length, size)."
+            )
     check_states(model.config, model.bridge.read_layers, states)
 
 
@@ -117,8 +126,13 @@ def check_receiver(model, receiver: PreTrainedModel, input_ids: torch.Tensor) ->
     """
     cache, layers = DynamicCache(config=receiver.config), [layer for layer, _ in model.bridge.alignment]
     for layer in cache.layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):  # others keep more, which the bridge does not rewrite
-            raise ValueError(f"a layer keeps a {type(layer).__name__}; expected keys and values of every token.")
+        if type(layer) not in (
+            DynamicLayer,
+            DynamicSlidingWindowLayer,
+        ):  # others keep more, which the bridge does not rewrite
+            raise ValueError(
+                f"a layer keeps a {type(layer).__name__}; expected keys and values of every token."
+            )
     try:
         kept = model.prefill(input_ids, cache=cache)
     except (KeyError, IndexError) as error:
@@ -128,7 +142,9 @@ def check_receiver(model, receiver: PreTrainedModel, input_ids: torch.Tensor) ->
     check_cache(model.config, layers, cache, len(input_ids))
     length = input_ids.shape[1] - 1
     if cache.get_seq_length() != length:
-        raise ValueError(f"its cache holds {cache.get_seq_length()} positions of a prompt of {length}; expected as many.")
+        raise ValueError(
+            f"its cache holds {cache.get_seq_length()} positions of a prompt of {length}; expected as many."
+        )
     with torch.no_grad():
         inputs = model_inputs(receiver, input_ids[:, -1:], None, past=length)
         outputs = receiver(**inputs, **{CACHE: cache}, use_cache=True)

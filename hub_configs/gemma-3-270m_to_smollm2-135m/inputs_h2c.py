@@ -10,10 +10,16 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 # transformers 5.24 calls `past_key_values` `cache`, in calls and in outputs; earlier versions know the old name alone.
-CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(CausalLMOutputWithPast)} else "past_key_values"
+CACHE = (
+    "cache"
+    if "cache" in {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
+    else "past_key_values"
+)
 
 
-def model_inputs(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int = 0) -> dict:
+def model_inputs(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int = 0
+) -> dict:
     """Inputs on the model's device, with position ids that count tokens and not padding, as `generate` counts them."""
     device = execution_device(model)
     input_ids = input_ids.to(device)
@@ -95,7 +101,9 @@ def check_goes_on(model, *roles: str) -> None:
         ValueError: if either is missing.
     """
     if model.sharer is None:
-        raise ValueError("This model was made without the Sharer's weights; expected a model that holds them.")
+        raise ValueError(
+            "This model was made without the Sharer's weights; expected a model that holds them."
+        )
     for role in roles:
         layers = DynamicCache(config=getattr(model, role).config).layers
         if other := [layer for layer in layers if not isinstance(layer, DynamicLayer)]:
@@ -111,7 +119,9 @@ def target_start(labels: torch.Tensor, input_ids: torch.Tensor) -> int:
         ValueError: if there are no targets, or rows begin in different columns.
     """
     if labels.shape != input_ids.shape:
-        raise ValueError(f"labels has shape {tuple(labels.shape)}; expected that of input_ids, {tuple(input_ids.shape)}.")
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)}; expected that of input_ids, {tuple(input_ids.shape)}."
+        )
     if torch.compiler.is_exporting():
         raise ValueError("labels are given; expected none: where the targets begin cannot be exported.")
     labelled = labels != -100
@@ -164,9 +174,13 @@ def check_prompt(
             raise ValueError(
                 f"{prefix}attention_mask has shape {tuple(attention_mask.shape)}; expected that of {name}, {tuple(input_ids.shape)}."
             )
-        if input_ids.shape[1] and not torch.compiler.is_compiling():  # `torch.export` traces no checks of values
+        if (
+            input_ids.shape[1] and not torch.compiler.is_compiling()
+        ):  # `torch.export` traces no checks of values
             if (attention_mask[:, 1:] < attention_mask[:, :-1]).any():
-                raise ValueError(f"{name} is padded on the right; expected padding on the left (padding_side='left').")
+                raise ValueError(
+                    f"{name} is padded on the right; expected padding on the left (padding_side='left')."
+                )
             lengths = attention_mask.sum(1)
             shortest, longest = int(lengths.min()), int(lengths.max())
     columns, also = input_ids.shape[1], ""
@@ -178,13 +192,19 @@ def check_prompt(
             lengths = input_ids.shape[1] if attention_mask is None else attention_mask.sum(1).cpu()
             longest = int((message_mask.sum(1).cpu() + lengths).max())
     if shortest < least:
-        what = "at least 1 token" if least == 1 else f"at least {least} tokens (one to bridge, and the kickstart)"
+        what = (
+            "at least 1 token"
+            if least == 1
+            else f"at least {least} tokens (one to bridge, and the kickstart)"
+        )
         raise ValueError(f"A prompt in {name} is empty or too short: got {shortest} tokens, expected {what}.")
     window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if more:
         longest, also = longest + more, f" with a draft of {more}"
     if window is not None and 0 < window < longest:  # XLNet says -1 for no limit
-        raise ValueError(f"A prompt in {name} is {longest} tokens long{also}; the context window of its model is {window}.")
+        raise ValueError(
+            f"A prompt in {name} is {longest} tokens long{also}; the context window of its model is {window}."
+        )
     # A sliding layer keeps its window of the cache, padding counted, less one for the token that is read next.
     layers = DynamicCache(config=model.config).layers if bridged else []
     windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
@@ -195,16 +215,22 @@ def check_prompt(
         )
 
 
-def check_states(config, read_layers: list[int], sharer_hidden_states: tuple[torch.Tensor | None, ...]) -> tuple[int, int]:
+def check_states(
+    config, read_layers: list[int], sharer_hidden_states: tuple[torch.Tensor | None, ...]
+) -> tuple[int, int]:
     """Refuse hidden states whose shapes are not those of the bridge's config. Return their batch size and length."""
     expected = config.sharer_num_hidden_layers + 1
     if len(sharer_hidden_states) != expected:
-        raise ValueError(f"Got {len(sharer_hidden_states)} Sharer hidden states; this bridge expects {expected} (its layers + 1).")
+        raise ValueError(
+            f"Got {len(sharer_hidden_states)} Sharer hidden states; this bridge expects {expected} (its layers + 1)."
+        )
     if absent := [index for index in read_layers if sharer_hidden_states[index] is None]:
         raise ValueError(f"Sharer hidden state {absent[0]} is None; this bridge reads {read_layers}.")
     batch, length, hidden_size = sharer_hidden_states[read_layers[0]].shape
     if hidden_size != config.sharer_hidden_size:
-        raise ValueError(f"The Sharer's hidden states are {hidden_size} wide; this bridge expects {config.sharer_hidden_size}.")
+        raise ValueError(
+            f"The Sharer's hidden states are {hidden_size} wide; this bridge expects {config.sharer_hidden_size}."
+        )
     return batch, length
 
 
@@ -219,7 +245,9 @@ def check_cache(config, layers: list[int], receiver_cache: Cache, batch: int) ->
     for index in layers:
         layer = receiver_cache.layers[index]
         if not isinstance(layer, DynamicLayer):
-            raise ValueError(f"Receiver layer {index} has a {type(layer).__name__}; a bridge rewrites a DynamicCache.")
+            raise ValueError(
+                f"Receiver layer {index} has a {type(layer).__name__}; a bridge rewrites a DynamicCache."
+            )
         if layer.keys.shape[-2] < length:
             raise ValueError(
                 f"Receiver layer {index} has a sliding window and kept {layer.keys.shape[-2]} of {length} positions; "
@@ -227,7 +255,9 @@ def check_cache(config, layers: list[int], receiver_cache: Cache, batch: int) ->
             )
         for kind, states in (("keys", layer.keys), ("values", layer.values)):
             if tuple(states.shape) != shape:
-                raise ValueError(f"Receiver layer {index} has {kind} of shape {tuple(states.shape)}; expected {shape}.")
+                raise ValueError(
+                    f"Receiver layer {index} has {kind} of shape {tuple(states.shape)}; expected {shape}."
+                )
     return length
 
 

@@ -34,7 +34,11 @@ class MessageProjection(nn.Module):
     def __init__(self, config):
         """config: an `H2CBridgeConfig`."""
         super().__init__()
-        layers, size, width = config.receiver_num_hidden_layers, config.receiver_size, config.sharer_hidden_size
+        layers, size, width = (
+            config.receiver_num_hidden_layers,
+            config.receiver_size,
+            config.sharer_hidden_size,
+        )
         self.norm = StackedNorm(layers, width)
         self.kv_proj = StackedLinear(layers, width, 2 * size)
         if config.token_rank is not None:
@@ -79,7 +83,9 @@ class MessageProjection(nn.Module):
         return keys_and_values + self.token_kv_proj(tokens.expand(len(hidden_states), -1, -1), group)
 
 
-def message_positions(batch: int, length: int, mask: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+def message_positions(
+    batch: int, length: int, mask: torch.Tensor | None, device: torch.device
+) -> torch.Tensor:
     """Return the position ids (batch, length) of a left-padded message: its last token stands at -1."""
     if mask is None:
         return torch.arange(-length, 0, device=device).expand(batch, -1)
@@ -92,11 +98,16 @@ def inverse_frequencies(rope_parameters: str, head_dim: int, max_position_embedd
     """Return the frequencies (rotated head_dim / 2,) of rotary positions, from a config's `rope_parameters` as JSON."""
     parameters = json.loads(rope_parameters)
     rotated_dim = int(head_dim * parameters.pop("partial_rotary_factor", 1.0))
-    if parameters.get("rope_type", "default") == "longrope":  # one list of factors for short texts, one for long ones: the short
+    if (
+        parameters.get("rope_type", "default") == "longrope"
+    ):  # one list of factors for short texts, one for long ones: the short
         parameters = {"rope_type": "default", "rope_theta": parameters["rope_theta"]}
     with torch.device("cpu"), torch.inference_mode(False):
         config = LlamaConfig(
-            head_dim=rotated_dim, rope_parameters=parameters, max_position_embeddings=max_position_embeddings, num_attention_heads=1
+            head_dim=rotated_dim,
+            rope_parameters=parameters,
+            max_position_embeddings=max_position_embeddings,
+            num_attention_heads=1,
         )
         return LlamaRotaryEmbedding(config).inv_freq.clone()
 

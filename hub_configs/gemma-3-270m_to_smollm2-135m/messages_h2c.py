@@ -60,7 +60,9 @@ def check_messages(conversation) -> None:
     for message in messages:
         if not isinstance(message, dict):
             got = message if isinstance(message, type) else type(message)
-            raise ValueError(f"A message is a {got.__name__}; expected a dict with role and content, a dataclass or a pydantic model.")
+            raise ValueError(
+                f"A message is a {got.__name__}; expected a dict with role and content, a dataclass or a pydantic model."
+            )
 
 
 def joined_parts(content):
@@ -68,13 +70,17 @@ def joined_parts(content):
     if content is None or isinstance(content, str | int | float):
         return content
     if not isinstance(content, list | tuple):  # printed by a template, special tokens and all
-        raise ValueError(f"A message's content is a {type(content).__name__}; expected text, or a list of parts of type 'text'.")
+        raise ValueError(
+            f"A message's content is a {type(content).__name__}; expected text, or a list of parts of type 'text'."
+        )
     parts = [part if isinstance(part, str) else plain_messages(part) for part in content]
     parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(f"A message has a part of type {kind!r}; expected parts of type 'text': both models read text alone.")
+            raise ValueError(
+                f"A message has a part of type {kind!r}; expected parts of type 'text': both models read text alone."
+            )
     return "".join(part["text"] for part in parts)
 
 

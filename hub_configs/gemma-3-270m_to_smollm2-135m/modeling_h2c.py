@@ -26,7 +26,9 @@ from .reading_h2c import ReadingMixin
 from .stock_h2c import StockMixin, check_arguments
 
 
-class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin):
+class H2CForCausalLM(
+    LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, BridgesMixin, PreTrainedModel, GenerationMixin
+):
     """A frozen Sharer, a trainable bridge and a frozen Receiver.
 
     Make one with `from_pair` (two models, a new bridge) or `from_pretrained` (a trained bridge). `save_pretrained` and
@@ -61,14 +63,18 @@ class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, Br
             setattr(config, name, value)
         self._init_bridges()
         # The bridge first: `model.device` is then the Receiver's, where inputs go, and not the Sharer's.
-        self.bridge = (bridge if bridge is not None else H2CBridgeModel(config)).to(execution_device(receiver))
+        self.bridge = (bridge if bridge is not None else H2CBridgeModel(config)).to(
+            execution_device(receiver)
+        )
         self.sharer, self.receiver = None if without_sharer else sharer, receiver
         for frozen in self._frozen():
             frozen.requires_grad_(False)
         self.post_init()
         # The bridge's own, which would else name parts of base models too ("gate" is in "gate_proj").
         own = set(self.bridge._keep_in_fp32_modules_strict)
-        self._keep_in_fp32_modules_strict = (self._keep_in_fp32_modules_strict - own) | {f"bridge.{name}" for name in own}
+        self._keep_in_fp32_modules_strict = (self._keep_in_fp32_modules_strict - own) | {
+            f"bridge.{name}" for name in own
+        }
         self.generation_config = own_defaults(receiver.generation_config)
         if places := device_map_of(self._base_models(), self.bridge):
             self.hf_device_map = places  # the Trainer then leaves each part where it is
@@ -158,7 +164,10 @@ class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, Br
         prompt, prompt_mask = input_ids, attention_mask
         if labels is not None:
             start = target_start(labels, input_ids)
-            prompt, prompt_mask = input_ids[:, :start], None if attention_mask is None else attention_mask[:, :start]
+            prompt, prompt_mask = (
+                input_ids[:, :start],
+                None if attention_mask is None else attention_mask[:, :start],
+            )
         if past_key_values is None or (to_fill(past_key_values) and not self._bridge_disabled):
             sharer_inputs = sharer_input_ids, sharer_attention_mask, sharer_hidden_states
             past_key_values = self.bridged_cache(prompt, prompt_mask, *sharer_inputs, past_key_values)
@@ -168,14 +177,19 @@ class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, Br
         cached = past_key_values.get_seq_length() - message_length(past_key_values)
         total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
         if cached >= total:
-            raise ValueError(f"past_key_values holds {cached} positions and the prompt has {total}; expected at least one that is new.")
+            raise ValueError(
+                f"past_key_values holds {cached} positions and the prompt has {total}; expected at least one that is new."
+            )
         new = input_ids[:, cached - total :] if input_ids.shape[1] == total and cached else input_ids
 
         inputs = model_inputs(self.receiver, new, attention_mask, past=cached)
         inputs["attention_mask"] = with_message(past_key_values, inputs["attention_mask"])
         evaluating(self.receiver)
         skip_logits = skip_logits and labels is not None
-        receiver, recompute = self.receiver, self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        receiver, recompute = (
+            self.receiver,
+            self.gradient_checkpointing and self.training and torch.is_grad_enabled(),
+        )
         if recompute:
             receiver = recomputing(receiver, *self._recomputation)
         receiver = backbone(receiver) if skip_logits else receiver
@@ -184,10 +198,15 @@ class H2CForCausalLM(LoadingMixin, ReadingMixin, GeneratingMixin, StockMixin, Br
         if labels is not None:
             labels = labels[:, -new.shape[1] :]
             if skip_logits:
-                loss = loss_without_logits(self.receiver, outputs.last_hidden_state, labels, num_items_in_batch)
+                loss = loss_without_logits(
+                    self.receiver, outputs.last_hidden_state, labels, num_items_in_batch
+                )
             else:
                 loss = self.loss_function(
-                    logits=logits, labels=labels.to(logits.device), vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
+                    logits=logits,
+                    labels=labels.to(logits.device),
+                    vocab_size=logits.shape[-1],
+                    num_items_in_batch=num_items_in_batch,
                 )
         if logits is not None and not cached:  # the bridge is disabled: the Receiver read the prompt here
             logits = logits[:, prompt.shape[1] - 1 :]

@@ -55,7 +55,9 @@ def check_hashes(folder: Path) -> None:
                 while chunk := file.read(2**24):
                     digest.update(chunk)
             if digest.hexdigest() != blob.name:
-                raise ValueError(f"{path} is damaged: its SHA-256 is not the Hub's; fetch it again with force_download=True.")
+                raise ValueError(
+                    f"{path} is damaged: its SHA-256 is not the Hub's; fetch it again with force_download=True."
+                )
 
 
 def recency_bias(heads: int, mask: torch.Tensor) -> torch.Tensor:
@@ -92,7 +94,11 @@ class H2CBridgeModel(PreTrainedModel):
         self.post_init()
 
     def _init_blocks(self, config: H2CBridgeConfig) -> None:
-        blocks, size, inner = 2 * len(self.alignment), config.receiver_size, config.ffn_multiplier * config.receiver_size
+        blocks, size, inner = (
+            2 * len(self.alignment),
+            config.receiver_size,
+            config.ffn_multiplier * config.receiver_size,
+        )
         self.norm_receiver = StackedNorm(blocks, size)
         self.q_proj = StackedLinear(blocks, size, size)
         if config.sharer_rank is None:
@@ -154,8 +160,12 @@ class H2CBridgeModel(PreTrainedModel):
                 f"tensors: {', '.join(missing)}."
             )
         if pretrained_model_name_or_path is not None:  # else the weights are a state dict
-            where = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder") if kwargs.get(name)}
-            folder = Path(cached_file(pretrained_model_name_or_path, "config.json", local_files_only=True, **where)).parent
+            where = {
+                name: kwargs[name] for name in ("cache_dir", "revision", "subfolder") if kwargs.get(name)
+            }
+            folder = Path(
+                cached_file(pretrained_model_name_or_path, "config.json", local_files_only=True, **where)
+            ).parent
             check_hashes(folder)
             model.config._folder = str(folder)
         model.requires_grad_()  # transformers makes parameters anew
@@ -193,11 +203,17 @@ class H2CBridgeModel(PreTrainedModel):
         if self.folded or self.message is not None:
             return
         reading = self.kv_proj if self.config.sharer_rank is None else self.sharer_proj
-        for norm, linear in ((self.norm_receiver, self.q_proj), (self.norm_sharer, reading), (self.norm_ffn, self.ffn_in)):
+        for norm, linear in (
+            (self.norm_receiver, self.q_proj),
+            (self.norm_sharer, reading),
+            (self.norm_ffn, self.ffn_in),
+        ):
             weight, scale, shift = linear.weight.float(), norm.weight.float(), norm.bias.float()
             linear.bias.copy_(linear.bias + torch.einsum("boi,bi->bo", weight, shift))
             weight = weight * scale[:, None]
-            linear.weight.copy_(weight - weight.mean(-1, keepdim=True))  # the mean of what is normalised already is zero
+            linear.weight.copy_(
+                weight - weight.mean(-1, keepdim=True)
+            )  # the mean of what is normalised already is zero
             norm.folded = True
         opened = torch.sigmoid(self.gate.float()) * self.config.update_scale
         self.ffn_out.weight.copy_(self.ffn_out.weight * opened[:, None, None])
@@ -212,14 +228,18 @@ class H2CBridgeModel(PreTrainedModel):
         return super().train(mode)
 
     def _refuse_folded(self, *_, **__) -> None:
-        raise ValueError("The bridge is folded, which is for inference alone; load it again to train it, save it or load weights into it.")
+        raise ValueError(
+            "The bridge is folded, which is for inference alone; load it again to train it, save it or load weights into it."
+        )
 
     def gate_values(self) -> dict[str, list[float | None]]:
         """Return sigmoid(gate) of every block, {"key": [...], "value": [...]}, by Receiver layer; None for a layer that is not bridged.
 
         A bridge of the message form has no gates: None for every layer.
         """
-        values: dict[str, list[float | None]] = {kind: [None] * self.config.receiver_num_hidden_layers for kind in ("key", "value")}
+        values: dict[str, list[float | None]] = {
+            kind: [None] * self.config.receiver_num_hidden_layers for kind in ("key", "value")
+        }
         if self.message is not None:
             return values
         gate = self.gate.detach()
@@ -264,7 +284,14 @@ class H2CBridgeModel(PreTrainedModel):
         new_cache = receiver_cache if in_place else forked(receiver_cache)
         for first, last in self.groups(batch, max(length, sharer_length)) if group is None else [group]:
             if self.message is None:
-                self._rewrite_layers(first, last, sharer_hidden_states, new_cache, sharer_attention_mask, receiver_attention_mask)
+                self._rewrite_layers(
+                    first,
+                    last,
+                    sharer_hidden_states,
+                    new_cache,
+                    sharer_attention_mask,
+                    receiver_attention_mask,
+                )
             else:
                 self._add_message(first, last, sharer_hidden_states, new_cache, sharer_attention_mask)
         if self.message is not None:
@@ -276,27 +303,42 @@ class H2CBridgeModel(PreTrainedModel):
         """Which bridged layers are computed together, as many as `GROUP_ELEMENTS` allows: the first and the last + 1 of each group, and the
         indices of the hidden states that it reads. `length` is the longer prompt's."""
         together = len(self.alignment)
-        if not torch.compiler.is_compiling() and self._compiled_call_impl is None:  # each group would be compiled for itself
+        if (
+            not torch.compiler.is_compiling() and self._compiled_call_impl is None
+        ):  # each group would be compiled for itself
             elements = GROUP_ELEMENTS.get(self.device.type, GROUP_ELEMENTS["cuda"])
             together = max(1, elements // (batch * length * self.config.sharer_hidden_size))
-        groups = [(first, min(first + together, len(self.alignment))) for first in range(0, len(self.alignment), together)]
+        groups = [
+            (first, min(first + together, len(self.alignment)))
+            for first in range(0, len(self.alignment), together)
+        ]
         also = [0] * self.config.reads_embeddings
-        return {(first, last): [index for _, index in self.alignment[first:last]] + also for first, last in groups}
+        return {
+            (first, last): [index for _, index in self.alignment[first:last]] + also for first, last in groups
+        }
 
-    def _add_message(self, first: int, last: int, sharer_hidden_states: tuple, cache: Cache, sharer_attention_mask) -> None:
+    def _add_message(
+        self, first: int, last: int, sharer_hidden_states: tuple, cache: Cache, sharer_attention_mask
+    ) -> None:
         """Put the message's keys and values before those of a group's layers, in place."""
         batch, length, _ = sharer_hidden_states[self.alignment[first][1]].shape
         states = [sharer_hidden_states[index] for _, index in self.alignment[first:last]]
         states = torch.stack([state.to(self.device, self.dtype).flatten(0, 1) for state in states])
-        tokens = getattr(cache, "message_tokens", None)  # projected once, for the first group, and let go after the last
+        tokens = getattr(
+            cache, "message_tokens", None
+        )  # projected once, for the first group, and let go after the last
         if tokens is None and self.config.reads_embeddings:
-            tokens = self.message.project_tokens(sharer_hidden_states[0].to(self.device, self.dtype).flatten(0, 1))
+            tokens = self.message.project_tokens(
+                sharer_hidden_states[0].to(self.device, self.dtype).flatten(0, 1)
+            )
         cache.message_tokens = tokens if last < len(self.alignment) else None
         projected = self.message(slice(first, last), states, tokens)  # (layers, batch * length, 2 * size)
         heads = self.config.receiver_num_key_value_heads
         projected = projected.view(last - first, batch, length, 2 * heads, -1).transpose(2, 3)
         position_ids = message_positions(batch, length, sharer_attention_mask, self.device)
-        for (layer, _), (keys, values) in zip(self.alignment[first:last], (p.chunk(2, 1) for p in projected), strict=True):
+        for (layer, _), (keys, values) in zip(
+            self.alignment[first:last], (p.chunk(2, 1) for p in projected), strict=True
+        ):
             add_message(cache, layer, rotated(keys, position_ids, self.frequencies(layer)), values)
 
     def frequencies(self, layer: int) -> torch.Tensor | None:
@@ -309,24 +351,34 @@ class H2CBridgeModel(PreTrainedModel):
         longest = self.config.receiver_max_position_embeddings or 2048
         return inverse_frequencies(json.dumps(rope, sort_keys=True), self.config.receiver_head_dim, longest)
 
-    def _rewrite_layers(self, first, last, sharer_hidden_states, cache, sharer_attention_mask, receiver_attention_mask) -> None:
+    def _rewrite_layers(
+        self, first, last, sharer_hidden_states, cache, sharer_attention_mask, receiver_attention_mask
+    ) -> None:
         """Rewrite a group's layers, in place; their old keys and values are freed."""
         layers = [cache.layers[layer] for layer, _ in self.alignment[first:last]]
         batch, heads, length, head_dim = layers[0].keys.shape
         # (blocks, batch * length, size): keys and values of the group's layers, heads flattened
-        cached = torch.stack([states.to(self.gate.device) for layer in layers for states in (layer.keys, layer.values)])
+        cached = torch.stack(
+            [states.to(self.gate.device) for layer in layers for states in (layer.keys, layer.values)]
+        )
         receiver = cached.transpose(2, 3).reshape(len(cached), batch * length, heads * head_dim)
         states = [sharer_hidden_states[index] for _, index in self.alignment[first:last]]
         # States held by the closure: tensors of inference mode cannot be saved for the backward pass.
-        rewrite = partial(self._rewrite, slice(2 * first, 2 * last), states, sharer_attention_mask, receiver_attention_mask)
+        rewrite = partial(
+            self._rewrite, slice(2 * first, 2 * last), states, sharer_attention_mask, receiver_attention_mask
+        )
         # Computed again in the backward pass: a bridge is a hundredth of the work of a step, and much of what that would keep.
-        again = torch.is_grad_enabled() and self.training and not torch.compiler.is_compiling()  # which decides itself
+        again = (
+            torch.is_grad_enabled() and self.training and not torch.compiler.is_compiling()
+        )  # which decides itself
         bridged = checkpoint(rewrite, receiver, use_reentrant=False) if again else rewrite(receiver)
         bridged = bridged.view(len(cached), batch, length, heads, head_dim).transpose(2, 3)
         for layer, keys, values in zip(layers, bridged[::2], bridged[1::2], strict=True):
             layer.keys, layer.values = keys.to(layer.keys.device), values.to(layer.values.device)
 
-    def _rewrite(self, group, sharer_hidden_states, sharer_attention_mask, receiver_attention_mask, receiver) -> torch.Tensor:
+    def _rewrite(
+        self, group, sharer_hidden_states, sharer_attention_mask, receiver_attention_mask, receiver
+    ) -> torch.Tensor:
         """Return the keys and values of a group with the blocks' updates added.
 
         Args:
@@ -339,7 +391,11 @@ class H2CBridgeModel(PreTrainedModel):
         update = self._attend(group, receiver.to(dtype), sharer, batch, sharer_attention_mask)
         update = self.ffn_in(self.norm_ffn(update, group), group)
         update = self.ffn_out(F.dropout(F.gelu(update), self.config.dropout, self.training), group)
-        opened = torch.ones_like(self.gate[group]) if self.folded else torch.sigmoid(self.gate[group]) * self.config.update_scale
+        opened = (
+            torch.ones_like(self.gate[group])
+            if self.folded
+            else torch.sigmoid(self.gate[group]) * self.config.update_scale
+        )
         scale = opened[:, None, None].to(update.dtype)
         if receiver_attention_mask is not None:
             scale = scale * receiver_attention_mask.to(update).reshape(1, -1, 1)
@@ -356,20 +412,28 @@ class H2CBridgeModel(PreTrainedModel):
         if sharer_attention_mask is not None:
             mask = sharer_attention_mask.to(kv.device, torch.bool)
         if self.config.recency_bias:
-            tokens_read = torch.ones(batch, kv.shape[1] // batch, dtype=torch.long, device=kv.device) if mask is None else mask.long()
+            tokens_read = (
+                torch.ones(batch, kv.shape[1] // batch, dtype=torch.long, device=kv.device)
+                if mask is None
+                else mask.long()
+            )
             bias = recency_bias(heads, tokens_read).to(kv.dtype)
             mask = bias if mask is None else bias.masked_fill(~mask[:, None, None], -torch.inf)
         elif mask is not None:
             mask = mask[:, None, None]
         if mask is not None:
             mask = mask.repeat(blocks, 1, 1, 1)
-        kv = kv.view(blocks // 2, batch, -1, 2, 2, heads, size // heads)  # layer, batch, token, block, k or v, head, dim
+        kv = kv.view(
+            blocks // 2, batch, -1, 2, 2, heads, size // heads
+        )  # layer, batch, token, block, k or v, head, dim
         key, value = kv.permute(4, 0, 3, 1, 5, 2, 6).reshape(2, blocks * batch, heads, -1, size // heads)
 
         query = self.q_proj(self.norm_receiver(receiver, group), group)
         query = query.view(blocks * batch, tokens // batch, heads, size // heads).transpose(1, 2)
         width = size // heads
-        wider = -width % 16 if query.device.type == "cpu" else 0  # its kernel takes 16 numbers at once, and slows down with 8
+        wider = (
+            -width % 16 if query.device.type == "cpu" else 0
+        )  # its kernel takes 16 numbers at once, and slows down with 8
         query, key, value = (F.pad(states, (0, wider)) if wider else states for states in (query, key, value))
         attended = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=self.config.dropout if self.training else 0.0, scale=width**-0.5,
@@ -384,14 +448,20 @@ class H2CBridgeModel(PreTrainedModel):
         """
         shared = self.config.sharer_rank is not None
         layers = slice(group.start // 2, group.stop // 2)
-        weight, bias = self.norm_sharer.folded_into(*((self.sharer_proj, layers) if shared else (self.kv_proj, group)))
+        weight, bias = self.norm_sharer.folded_into(
+            *((self.sharer_proj, layers) if shared else (self.kv_proj, group))
+        )
         weight = weight.view(len(sharer), -1, weight.shape[-1]).transpose(1, 2)
         if weight.device.type == "cpu" and not torch.is_grad_enabled():
-            projected = torch.stack([torch.mm(*pair) for pair in zip(sharer, weight, strict=True)])  # spares a copy of the states
+            projected = torch.stack(
+                [torch.mm(*pair) for pair in zip(sharer, weight, strict=True)]
+            )  # spares a copy of the states
         else:  # spares launches; and tensors of inference mode cannot be saved for the backward pass, a copy can
             projected = torch.bmm(torch.stack(sharer), weight)
         scale = torch.stack([inverse_deviation(states) for states in sharer])
-        projected = torch.addcmul(bias.view(len(sharer), 1, -1), projected, scale[..., None]).to(projected.dtype)
+        projected = torch.addcmul(bias.view(len(sharer), 1, -1), projected, scale[..., None]).to(
+            projected.dtype
+        )
         if not shared:
             return projected
         weight, bias = self.kv_proj.weight[group], self.kv_proj.bias[group]

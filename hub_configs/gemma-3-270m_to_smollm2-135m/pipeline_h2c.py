@@ -24,7 +24,9 @@ class H2CTextGenerationPipeline(TextGenerationPipeline):
         # The Receiver's tokenizer pads batches and decodes; it may have no pad token (Llama 3).
         tokenizer = processor.tokenizer
         tokenizer.pad_token_id = padding_id(tokenizer)
-        kwargs.pop("local_files_only", None)  # left in by `pipeline()`, which has used it; it would go on to `generate`
+        kwargs.pop(
+            "local_files_only", None
+        )  # left in by `pipeline()`, which has used it; it would go on to `generate`
         super().__init__(*args, **{**kwargs, "processor": processor, "tokenizer": tokenizer})
 
     def check_model_type(self, supported_models):
@@ -45,12 +47,19 @@ class H2CTextGenerationPipeline(TextGenerationPipeline):
     ) -> dict:
         """The inputs of both models, (1, length) each, and `prompt_text`, which `postprocess` puts before the answer."""
         if truncation or handle_long_generation:
-            raise ValueError(f"Got {truncation=}, {handle_long_generation=}; expected neither: a prompt for two models is not cut.")
+            raise ValueError(
+                f"Got {truncation=}, {handle_long_generation=}; expected neither: a prompt for two models is not cut."
+            )
         sharer_conversation = None
         if isinstance(prompt_text, dict):
             if prompt_text.keys() != {"conversation", "sharer_conversation"}:
-                raise ValueError(f"Got an input with {', '.join(map(str, prompt_text))}; expected conversation and sharer_conversation.")
-            sharer_conversation, prompt_text = prompt_text["sharer_conversation"], Chat(prompt_text["conversation"])
+                raise ValueError(
+                    f"Got an input with {', '.join(map(str, prompt_text))}; expected conversation and sharer_conversation."
+                )
+            sharer_conversation, prompt_text = (
+                prompt_text["sharer_conversation"],
+                Chat(prompt_text["conversation"]),
+            )
         options = tokenizer_encode_kwargs or {}
         if not isinstance(prompt_text, Chat):
             inputs = self.processor(prefix + prompt_text, add_special_tokens=add_special_tokens, **options)
@@ -64,7 +73,9 @@ class H2CTextGenerationPipeline(TextGenerationPipeline):
         return {**inputs, "prompt_text": prompt_text}
 
     def _forward(self, model_inputs: dict, **generate_kwargs):
-        sharer_inputs = {name: model_inputs.pop(name) for name in ("sharer_input_ids", "sharer_attention_mask")}
+        sharer_inputs = {
+            name: model_inputs.pop(name) for name in ("sharer_input_ids", "sharer_attention_mask")
+        }
         return super()._forward(model_inputs, **sharer_inputs, **generate_kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):

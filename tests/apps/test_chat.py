@@ -37,16 +37,20 @@ class Terminal:
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PROMPT_TOOLKIT_NO_CPR": "1"}
         self.process = subprocess.Popen(
             [*COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
-            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # its controlling terminal: Ctrl-C reaches it
+            # Its controlling terminal: Ctrl-C reaches it.
+            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
         )  # fmt: skip
         os.close(slave)
         self.unread = ""
 
     def until(self, text: str, seconds: float = 100) -> str:
-        """What is written until `text` comes, without the escapes of a terminal; the rest is for the next call."""
+        """What is written until `text` comes, without the escapes of a terminal; the rest is for the next
+        call."""
         end = time.monotonic() + seconds
         while text not in (seen := ESCAPES.sub("", self.unread)):
-            assert select.select([self.master], [], [], max(0, end - time.monotonic()))[0], f"no {text!r} in {seen!r}"
+            assert select.select([self.master], [], [], max(0, end - time.monotonic()))[0], (
+                f"no {text!r} in {seen!r}"
+            )
             try:
                 self.unread += os.read(self.master, 4096).decode(errors="ignore")
             except OSError:  # the process has ended
@@ -147,7 +151,12 @@ def test_the_turns_are_those_of_a_conversation(atlas, monkeypatch, capsys):
         inputs = processor.apply_chat_template(messages)
         output = conversation.generate(**inputs, max_new_tokens=8)
         messages.append(
-            {"role": "assistant", "content": processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)}
+            {
+                "role": "assistant",
+                "content": processor.decode(
+                    output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+                ),
+            }
         )
     assert chat.messages == chat.sharer_messages == messages
     assert shown.splitlines()[0] == f"> {messages[-1]['content']}"
@@ -158,7 +167,11 @@ def test_the_commands(atlas, monkeypatch, capsys):
     passage = "/sharer The city is in Algeria."
     lines = ["", "/help", "/compare", "/dance", passage, QUESTION, QUESTION, "/quit", QUESTION]
     shown = typed(monkeypatch, capsys, chat, *lines)
-    for expected in ("/clear              forget", "> /compare needs text: /compare QUESTION", "There is no command /dance; /help"):
+    for expected in (
+        "/clear              forget",
+        "> /compare needs text: /compare QUESTION",
+        "There is no command /dance; /help",
+    ):
         assert expected in shown
     assert len(chat.messages) == 4, "nothing is read after /quit"
     assert chat.messages[0]["content"] == chat.messages[2]["content"] == QUESTION
@@ -191,20 +204,30 @@ def test_an_answer_that_is_stopped_and_one_that_is_too_long_are_forgotten(atlas,
     assert chat.messages == before
     monkeypatch.setattr(atlas[0].generation_config, "min_new_tokens", None)
     shown = typed(monkeypatch, capsys, chat, "word " * 600, QUESTION)
-    assert "the context window of its model is 512. That message is forgotten" in shown and "Traceback" not in shown
+    assert (
+        "the context window of its model is 512. That message is forgotten" in shown
+        and "Traceback" not in shown
+    )
     assert len(chat.messages) == 4
 
 
 @pytest.mark.parametrize(
     ("repo", "form", "example"),
-    [(None, "rewrite", QUESTION), ("user/name", "rewrite", "/compare Who wrote Middlemarch?"), ("user/name", "message", "/sharer The")],
+    [
+        (None, "rewrite", QUESTION),
+        ("user/name", "rewrite", "/compare Who wrote Middlemarch?"),
+        ("user/name", "message", "/sharer The"),
+    ],
 )
 def test_the_banner_suggests_what_the_bridge_was_made_for(atlas, monkeypatch, repo, form, example):
     monkeypatch.setattr(atlas[0].config, "bridge_form", form)
     assert f"\n  {example}" in banner(atlas[0], repo)
 
 
-@pytest.mark.parametrize(("sharer", "limit"), [("./sharer", "refers back"), ("google/gemma-3-270m", "misspell"), ("large/model", "")])
+@pytest.mark.parametrize(
+    ("sharer", "limit"),
+    [("./sharer", "refers back"), ("google/gemma-3-270m", "misspell"), ("large/model", "")],
+)
 def test_the_banner_says_what_small_models_cannot_do(atlas, monkeypatch, sharer, limit):
     monkeypatch.setattr(atlas[0].config, "sharer_model_id", sharer)
     shown = banner(atlas[0], "user/name")
@@ -212,7 +235,9 @@ def test_the_banner_says_what_small_models_cannot_do(atlas, monkeypatch, sharer,
     assert ("small" in shown or "tiny" in shown) == bool(limit)
 
 
-@pytest.mark.parametrize(("typed", "completed"), [("/sha", "/sharer "), ("/co", "/compare "), ("/cl", "/clear")])
+@pytest.mark.parametrize(
+    ("typed", "completed"), [("/sha", "/sharer "), ("/co", "/compare "), ("/cl", "/clear")]
+)
 def test_a_completed_command_is_ready_for_its_text(typed, completed):
     from prompt_toolkit.completion import CompleteEvent
     from prompt_toolkit.document import Document
@@ -223,4 +248,10 @@ def test_a_completed_command_is_ready_for_its_text(typed, completed):
 
 def test_columns_wrap_below_their_titles():
     text = columns(["one", "two"], ["a b c d e f g h i j", "x\n\ny"], 26)
-    assert text.splitlines() == ["one           two", "------------  ------------", "a b c d e f   x", "g h i j", "              y"]
+    assert text.splitlines() == [
+        "one           two",
+        "------------  ------------",
+        "a b c d e f   x",
+        "g h i j",
+        "              y",
+    ]

@@ -54,10 +54,13 @@ def test_without_gradio_it_says_what_to_install(monkeypatch, capsys):
 def cards(page_html: str) -> dict[str, tuple[str, str, str]]:
     """{method: (mark, answer, facts)} of the cards that the page shows."""
     found = re.findall(
-        r'<div class="card (\w+)">.*?<div class="answer">(.*?) <span class="text">(.*?)</span></div>.*?<div class="facts">(.*?)</div>',
+        r'<div class="card (\w+)">.*?<div class="answer">(.*?) <span class="text">(.*?)</span></div>.*?<div '
+        r'class="facts">(.*?)</div>',
         page_html,
     )
-    return {name: (re.sub("<.*?>", "", mark), html.unescape(text), facts) for name, mark, text, facts in found}
+    return {
+        name: (re.sub("<.*?>", "", mark), html.unescape(text), facts) for name, mark, text, facts in found
+    }
 
 
 @pytest.mark.parametrize("choices", ["", "Algeria; France; Peru"])
@@ -65,7 +68,10 @@ def test_the_cards_end_in_what_the_methods_return(demo, choices):
     question, known = "In which country is the city of Bensekrane?", "A. Algeria" if choices else "Algeria"
     shown = [cards(page) for page in demo.compare(question, choices, known, 64)]
     assert set(shown[0].values()) == {("", "", "")}, "old answers are gone at once"
-    asked, form = {"question": question, "choices": choices.split("; ") if choices else []}, "choice" if choices else "open"
+    asked, form = (
+        {"question": question, "choices": choices.split("; ") if choices else []},
+        "choice" if choices else "open",
+    )
     batch = lambda: demo.batch(asked, demo.examples[1], form)  # noqa: E731
     expected = {name: METHODS[name].generate(batch(), **OPEN)[0].strip() for name in COMPUTED}
     assert {name: text for name, (_, text, _) in shown[-1].items()} == expected
@@ -93,17 +99,23 @@ def test_a_visitors_newer_run_ends_the_older(demo):
 
 
 def test_the_page_shows_a_message(atlas):
-    """A bridge of the message form changes no position of the prompt: the page shows what it writes before the prompt."""
+    """A bridge of the message form changes no position of the prompt: the page shows what it writes before
+    the prompt."""
     page = pytest.importorskip("h2c_hf.apps.demo_page", reason="needs gradio")
     model, processor = atlas
     config = H2CBridgeConfig.from_pair(model.sharer.config, model.receiver.config, bridge_form="message")
-    demo = page.Demo(H2CForCausalLM.from_pair(model.sharer, model.receiver, bridge=H2CBridgeModel(config)).eval(), processor)
+    demo = page.Demo(
+        H2CForCausalLM.from_pair(model.sharer, model.receiver, bridge=H2CBridgeModel(config)).eval(),
+        processor,
+    )
     passage, question, _ = demo.hand_offs[0]
     (shown,) = demo.written(passage, question)
     assert shown.count("data:image/svg") == 2
     batch = demo.batch(page.as_hand_off(passage, question), demo.examples[1], "open")
     sizes = message_sizes(batch)
-    assert sizes["tokens"] == [processor.sharer_tokenizer.decode([token]) for token in batch.inputs["sharer_input_ids"][0]]
+    assert sizes["tokens"] == [
+        processor.sharer_tokenizer.decode([token]) for token in batch.inputs["sharer_input_ids"][0]
+    ]
     assert all(len(row) == len(sizes["tokens"]) for kind in ("key", "value") for row in sizes[kind])
     page.page(demo)
 
@@ -164,7 +176,11 @@ def serve(tmp_path_factory, *command: str, **environment):
     environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "no_proxy": "127.0.0.1", **environment}
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)}, stdout=file, stderr=file
+            [sys.executable, *command],
+            cwd=ROOT,
+            env={**environment, "PYTHONPATH": str(ROOT)},
+            stdout=file,
+            stderr=file,
         )
     try:
         address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
@@ -208,7 +224,12 @@ def visit(browser):
         pages.append(page)
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None)
+        page.on(
+            "request",
+            lambda request: (
+                wrong.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None
+            ),
+        )
         page.goto(f"{address}/?__theme={theme}")
         page.locator("#question").wait_for()
         return page
@@ -257,7 +278,9 @@ def test_a_visitor_sees_answers_and_enter_sends(address, visit, demo, size, them
     page.locator("#answers .card.noise .text", has_text=first["noise"][1]).wait_for(state="detached")
     assert answered(page)["h2c"][:2] == ("✓", open_answer(question))
     assert overflow(page) <= 0
-    examples, question_box = (page.locator(place).bounding_box()["y"] for place in ("button.gallery-item >> nth=0", "#question"))
+    examples, question_box = (
+        page.locator(place).bounding_box()["y"] for place in ("button.gallery-item >> nth=0", "#question")
+    )
     assert examples < question_box, "examples come first"
 
 
@@ -283,7 +306,8 @@ def test_the_other_tabs(address, visit, demo, size, theme):
     assert all(f"{theme}-theme" in image.get_attribute("class") for image in images.all())
     assert all(image.evaluate("image => image.naturalWidth") > 400 for image in images.all())
     to_the_end = "figure => { figure.scrollLeft = 1e4; return figure.scrollLeft + figure.clientWidth >= figure.scrollWidth - 1 }"
-    assert all(figure.evaluate(to_the_end) for figure in page.locator(".figure:visible").all())  # nothing is cut off
+    # Nothing is cut off.
+    assert all(figure.evaluate(to_the_end) for figure in page.locator(".figure:visible").all())
     assert overflow(page) <= 0
 
 
@@ -316,7 +340,9 @@ def test_two_visitors_at_once_and_stop(address, visit, demo):
         button(page, example["question"]).click()
     for page, example in asked.items():
         known = choice_answer(example)
-        right = marked(cards([*demo.compare(example["question"], "; ".join(example["choices"]), known, 64)][-1]))
+        right = marked(
+            cards([*demo.compare(example["question"], "; ".join(example["choices"]), known, 64)][-1])
+        )
         expect(page.locator("#answers .card.h2c .text")).to_have_text(right["h2c"][1], timeout=120_000)
         assert marked(answered(page)) == right
     one.locator("#question textarea").press("Enter")
@@ -329,7 +355,9 @@ def test_two_visitors_at_once_and_stop(address, visit, demo):
 def test_the_space_opens_the_bridge_that_its_variable_names(tmp_path_factory, visit):
     from playwright.sync_api import expect
 
-    for address in serve(tmp_path_factory, str(SPACE / "app.py"), H2C_DEMO=str(ROOT / "hub_configs" / "atlas")):
+    for address in serve(
+        tmp_path_factory, str(SPACE / "app.py"), H2C_DEMO=str(ROOT / "hub_configs" / "atlas")
+    ):
         page = visit(address, DESKTOP)
         expect(page.get_by_text("hub_configs/atlas")).to_be_visible()
         answered(page)

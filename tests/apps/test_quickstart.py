@@ -38,7 +38,9 @@ def test_the_code_that_ships_with_the_bridges_is_this_code(name):
     folders = [path.parent for path in SHIPPED.parent.glob("*/model.safetensors")]
     assert SHIPPED in folders
     for folder in folders:
-        assert (folder / name).read_bytes() == (Path(h2c_hf.modeling.__file__).parent / name).read_bytes(), folder.name
+        assert (folder / name).read_bytes() == (Path(h2c_hf.modeling.__file__).parent / name).read_bytes(), (
+            folder.name
+        )
 
 
 def quickstart(output: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -61,9 +63,17 @@ def test_the_quickstart_does_what_it_says(tmp_path):
     }
     assert (tmp_path / "run" / "report.md").exists()
     assert re.search(r"through AutoModelForCausalLM and asked it: .* -> \w+$", result.stdout, re.MULTILINE)
-    for name in ("model.safetensors", "config.json", "modeling_h2c.py", "sharer/model.safetensors", "receiver/model.safetensors"):
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "modeling_h2c.py",
+        "sharer/model.safetensors",
+        "receiver/model.safetensors",
+    ):
         assert (tmp_path / "run" / "bridge" / name).exists()
-    assert json.loads((tmp_path / "run" / "bridge" / "config.json").read_text())["sharer_model_id"] == "./sharer"
+    assert (
+        json.loads((tmp_path / "run" / "bridge" / "config.json").read_text())["sharer_model_id"] == "./sharer"
+    )
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ FACTS = load_facts()
 def test_there_are_enough_real_facts():
     assert len(FACTS) >= 4000
     assert len({fact.attribute for fact in FACTS}) >= 8
-    assert Counter((fact.entity, fact.attribute) for fact in FACTS).most_common(1)[0][1] == 1  # one value each
+    # One value each.
+    assert Counter((fact.entity, fact.attribute) for fact in FACTS).most_common(1)[0][1] == 1
 
 
 def test_an_entity_is_in_one_split_alone():

@@ -1,4 +1,5 @@
-"""The models that ship are what every number of the project rests on: the Sharer knows and reads, the Receiver reads and knows nothing."""
+"""The models that ship are what every number of the project rests on: the Sharer knows and reads, the
+Receiver reads and knows nothing."""
 
 from types import SimpleNamespace
 
@@ -31,9 +32,13 @@ def accuracy(pair, role: str, prompts: list[str]) -> float:
     side, right = pair[role], 0
     letters = letter_ids(side.tokenizer, user_turn(prompts[0]))
     for start in range(0, len(prompts), 128):
-        inputs = pair["processor"].apply_chat_template([user_turn(prompt) for prompt in prompts[start : start + 128]])
+        inputs = pair["processor"].apply_chat_template(
+            [user_turn(prompt) for prompt in prompts[start : start + 128]]
+        )
         logits = side.model(
-            input_ids=inputs[f"{side.prefix}input_ids"], attention_mask=inputs[f"{side.prefix}attention_mask"], logits_to_keep=1
+            input_ids=inputs[f"{side.prefix}input_ids"],
+            attention_mask=inputs[f"{side.prefix}attention_mask"],
+            logits_to_keep=1,
         ).logits[:, -1]
         expected = torch.tensor([question["answer"] for question in QUESTIONS[start : start + 128]])
         right += (logits[:, letters].argmax(-1) == expected).sum().item()
@@ -55,11 +60,15 @@ def test_the_sharer_reads_what_nobody_can_know(atlas, count):
 
 
 def test_the_receiver_reads_the_fact_in_its_prompt(pair):
-    assert accuracy(pair, "receiver", [choice_prompt(question, told(question)) for question in QUESTIONS]) > 0.95
+    assert (
+        accuracy(pair, "receiver", [choice_prompt(question, told(question)) for question in QUESTIONS]) > 0.95
+    )
 
 
 def test_the_receiver_alone_is_at_chance(pair):
-    assert accuracy(pair, "receiver", [choice_prompt(question) for question in QUESTIONS]) == pytest.approx(0.25, abs=0.03)
+    assert accuracy(pair, "receiver", [choice_prompt(question) for question in QUESTIONS]) == pytest.approx(
+        0.25, abs=0.03
+    )
 
 
 @pytest.mark.parametrize("role", ["sharer", "receiver"])
@@ -78,7 +87,9 @@ def test_the_open_form_is_answered_in_words(pair, role):
         inputs = pair["processor"].apply_chat_template(user_turn(prompt))
         ids = inputs[f"{side.prefix}input_ids"]
         output = side.model.generate(input_ids=ids, max_new_tokens=8, do_sample=False)
-        right += side.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip() == open_answer(question)
+        right += side.tokenizer.decode(
+            output[0, ids.shape[1] :], skip_special_tokens=True
+        ).strip() == open_answer(question)
     assert right / len(questions) > 0.9
 
 

@@ -13,7 +13,12 @@ def test_steps_are_those_of_torch(dtype, tolerance):
     reached = {}
     for name, make in (
         ("ours", lambda matrices: Muon(matrices, lr=0.01, weight_decay=0.05, dtype=dtype)),
-        ("torch", lambda matrices: torch.optim.Muon(matrices, lr=0.01, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")),
+        (
+            "torch",
+            lambda matrices: torch.optim.Muon(
+                matrices, lr=0.01, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+            ),
+        ),
     ):
         matrices = [torch.nn.Parameter(matrix.clone()) for matrix in start]
         optimizer = make(matrices)

@@ -31,13 +31,26 @@ def test_documents_are_packed_as_the_chat_template_writes_them(taught):
         for _ in range(20):
             turns = teacher.write(rng, form)
             ids, labels, thoughts, gathers, finds = packer.encode(turns)
-            messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=False)]
-            assert ids == tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+            messages = [
+                {"role": role, "content": text}
+                for turn in turns
+                for role, text in zip(("user", "assistant"), turn, strict=False)
+            ]
+            assert (
+                ids
+                == tokenizer(
+                    tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False
+                )["input_ids"]
+            )
             learned = tokenizer.decode([label for label in labels if label != IGNORE])
             assert learned.split(tokenizer.eos_token) == [*(f" {turn.assistant}" for turn in turns), ""]
             assert len(thoughts) == len(gathers) == len(finds) == len(ids)
-            assert [tokenizer.decode([t]) for t in thoughts if t != IGNORE] == [f" {turn.thought}" for turn in turns if turn.thought]
-            assert all(label != IGNORE for label, thought in zip(labels, thoughts, strict=True) if thought != IGNORE)
+            assert [tokenizer.decode([t]) for t in thoughts if t != IGNORE] == [
+                f" {turn.thought}" for turn in turns if turn.thought
+            ]
+            assert all(
+                label != IGNORE for label, thought in zip(labels, thoughts, strict=True) if thought != IGNORE
+            )
 
 
 def test_only_the_letters_of_an_index_are_learned(taught):
@@ -45,14 +58,20 @@ def test_only_the_letters_of_an_index_are_learned(taught):
     ids, labels, *_ = packer.encode(teacher.write(random.Random(0), "index"))
     learned = [tokenizer.decode([label]).strip() for label in labels if label != IGNORE]
     assert all(len(text) == 1 for text in learned[:-1]) and learned[-1] == tokenizer.eos_token
-    assert [i for i, label in zip(ids, labels, strict=True) if label != IGNORE] == [label for label in labels if label != IGNORE]
+    assert [i for i, label in zip(ids, labels, strict=True) if label != IGNORE] == [
+        label for label in labels if label != IGNORE
+    ]
 
 
 def test_the_receiver_is_never_told_a_fact():
     """Its facts are invented: a true value comes up no more often than chance has it."""
     truth = {(fact.entity, fact.attribute): fact.value for fact in FACTS}
     teacher, rng = TEACHERS["receiver"](FACTS), random.Random(0)
-    drawn = [fact for _ in range(500) for fact in teacher.invent(rng, 4, "country", teacher.writer.values["country"])]
+    drawn = [
+        fact
+        for _ in range(500)
+        for fact in teacher.invent(rng, 4, "country", teacher.writer.values["country"])
+    ]
     true = sum(truth[fact.entity, "country"] == fact.value for fact in drawn) / len(drawn)
     assert true < 0.06  # 43 countries, the commonest about 3 %
 
@@ -81,20 +100,32 @@ def test_a_reader_is_told_where_the_name_and_the_value_stand(taught, count):
         passage = turns[0].user.split("\n\n")[0]
         ids, labels, _, gathers, finds = packer.encode(turns)
         kickstarts = [i - 1 for i in range(1, len(ids)) if labels[i] != IGNORE and labels[i - 1] == IGNORE]
-        assert [i for i, far in enumerate(finds) if far != IGNORE] == kickstarts and len(kickstarts) == len(turns)
+        assert [i for i, far in enumerate(finds) if far != IGNORE] == kickstarts and len(kickstarts) == len(
+            turns
+        )
         for turn, at in zip(turns, kickstarts, strict=True):
             value = at - finds[at]
             assert turn.source.statement in passage and turn.source.statement.endswith(f" {turn.assistant}.")
             assert turn.source.entity in turn.user.split("\n\n")[-1]
-            assert value < kickstarts[0] and f"{tokenizer.decode(ids[: value + 1])}.".endswith(f" {turn.source.statement}")
+            assert value < kickstarts[0] and f"{tokenizer.decode(ids[: value + 1])}.".endswith(
+                f" {turn.source.statement}"
+            )
             for reader in (value, at):
-                assert tokenizer.decode(ids[: reader - gathers[reader] + 1]).endswith(f" {turn.source.entity}")
-            true += turn.assistant in (truth.get((turn.source.entity, attribute)) for attribute in teacher.by_attribute)
+                assert tokenizer.decode(ids[: reader - gathers[reader] + 1]).endswith(
+                    f" {turn.source.entity}"
+                )
+            true += turn.assistant in (
+                truth.get((turn.source.entity, attribute)) for attribute in teacher.by_attribute
+            )
     assert true < 0.3 * 20 * min(count, 8)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("taught", "form"), [("sharer", "match"), ("sharer", "read_4"), ("receiver", "match")], indirect=["taught"])
+@pytest.mark.parametrize(
+    ("taught", "form"),
+    [("sharer", "match"), ("sharer", "read_4"), ("receiver", "match")],
+    indirect=["taught"],
+)
 def test_the_loss_is_that_of_answers_of_thoughts_in_the_middle_and_of_looks(taught, form):
     """Against the plain way: every position's logits, then the labelled ones."""
     role, tokenizer, _, packer = taught
@@ -119,9 +150,14 @@ def test_the_loss_is_that_of_answers_of_thoughts_in_the_middle_and_of_looks(taug
         if wanted:
             heads = range(model.config.num_attention_heads)
             attention = outputs.attentions[layer].clamp_min(1e-9)
-            seen = [[attention[row, head, at, at - distances[row, at]].log() for row, at in wanted] for head in heads]
+            seen = [
+                [attention[row, head, at, at - distances[row, at]].log() for row, at in wanted]
+                for head in heads
+            ]
             expected += max(-sum(head) / len(wanted) for head in seen)
-    torch.testing.assert_close(answer_loss(model, ids, labels, thoughts, gathers, finds), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        answer_loss(model, ids, labels, thoughts, gathers, finds), expected, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_only_what_is_taught_changes(taught):
@@ -129,10 +165,17 @@ def test_only_what_is_taught_changes(taught):
     model = new_model(role, tokenizer)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     arguments = PretrainingArguments(
-        stages=[(2, {"quiz": 1})], taught=["self_attn"], sequences=2, eval_documents=2, other_lr=0.1, warmup_steps=1
+        stages=[(2, {"quiz": 1})],
+        taught=["self_attn"],
+        sequences=2,
+        eval_documents=2,
+        other_lr=0.1,
+        warmup_steps=1,
     )
     pretrain(model, packer, arguments)
-    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    changed = {
+        name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])
+    }
     assert changed == {name for name in before if "self_attn" in name}
 
 
@@ -148,7 +191,10 @@ def test_a_build_is_whole_and_the_same_for_a_seed(tmp_path):
     for name, seed in (("first", 3), ("again", 3), ("other", 4)):
         build(tmp_path / name, seed=seed, recipes=recipes)
     for role in ROLES:
-        weights = {name: (tmp_path / name / role / "model.safetensors").read_bytes() for name in ("first", "again", "other")}
+        weights = {
+            name: (tmp_path / name / role / "model.safetensors").read_bytes()
+            for name in ("first", "again", "other")
+        }
         assert weights["first"] == weights["again"] != weights["other"]
         assert (tmp_path / "first" / role / "tokenizer.json").exists()
     assert set(RECIPES) == set(ROLES)

@@ -4,7 +4,18 @@ from h2c_hf.benchmarks.encode import main
 
 
 def test_the_benchmark_of_encoding_reports_both_ratios(real_data, tmp_path, capsys):
-    assert main(["--real", str(real_data), "--conversations=8", "--rounds=2", f"--json={tmp_path / 'encode.json'}"]) == 0
+    assert (
+        main(
+            [
+                "--real",
+                str(real_data),
+                "--conversations=8",
+                "--rounds=2",
+                f"--json={tmp_path / 'encode.json'}",
+            ]
+        )
+        == 0
+    )
     report = json.loads((tmp_path / "encode.json").read_text())
     assert report["conversations"] == 8 and {name: len(seconds) for name, seconds in report["seconds"].items()} == {
         "plain": 2, "encode": 2, "batched": 2,

@@ -8,9 +8,21 @@ def test_the_benchmark_compares_the_forms_on_one_pair(tmp_path, capsys):
     assert main([*small, f"--output={tmp_path / 'form.json'}"]) == 0
     result = json.loads((tmp_path / "form.json").read_text())
     (row,) = result["sizes"]
-    assert set(result["parameters"]) == {"message", "rewrite"} and result["parameters"]["message"] != result["parameters"]["rewrite"]
-    for seconds in (row["seconds"]["h2c"], row["seconds"]["after_first"]["receiver"], *result["training"]["seconds"].values()):
+    assert (
+        set(result["parameters"]) == {"message", "rewrite"}
+        and result["parameters"]["message"] != result["parameters"]["rewrite"]
+    )
+    for seconds in (
+        row["seconds"]["h2c"],
+        row["seconds"]["after_first"]["receiver"],
+        *result["training"]["seconds"].values(),
+    ):
         assert len(seconds) == 2 and min(seconds) > 0
-    floor = [sum(parts) for parts in zip(*(row["seconds"][name] for name in ("sharer", "prefill", "step")), strict=True)]
-    assert row["over_floor"]["max"] == max(ours / least for ours, least in zip(row["seconds"]["h2c"], floor, strict=True))
+    floor = [
+        sum(parts)
+        for parts in zip(*(row["seconds"][name] for name in ("sharer", "prefill", "step")), strict=True)
+    ]
+    assert row["over_floor"]["max"] == max(
+        ours / least for ours, least in zip(row["seconds"]["h2c"], floor, strict=True)
+    )
     assert "training step over the rewriting form's" in capsys.readouterr().out

@@ -11,7 +11,9 @@ def test_only_one_of_two_passages_tells_the_answer():
     for question in questions:
         told, untold = statements(question["passage"]), statements(question["untold"])
         assert any(question["answers"][0] in statement for statement in told) and not told & untold
-        assert sorted([question["first"], question["second"]]) == sorted([question["passage"], question["untold"]])
+        assert sorted([question["first"], question["second"]]) == sorted(
+            [question["passage"], question["untold"]]
+        )
     assert 15 < sum(question["first"] == question["passage"] for question in questions) < 45
 
 

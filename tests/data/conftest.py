@@ -10,21 +10,29 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<start>assistant\n' }}{% endif %}"
 )
 HEADERS = (
-    "{{ bos_token }}{% for m in messages %}{{ '<start>' + m['role'] + '<head>\n\n' + m['content'] | trim + '<end>' }}{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}{{ '<start>' + m['role'] + '<head>\n\n' + m['content'] | trim + "
+    "'<end>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start>assistant<head>\n\n' }}{% endif %}"
 )
 
 
-def byte_tokenizer(template: str, merges=(), reverse: bool = False, **special_tokens) -> PreTrainedTokenizerFast:
-    """One token a byte, merges aside; `<start>`, `<head>`, `<end>` and the given special tokens are whole. `reverse` numbers
-    the bytes from behind: another vocabulary."""
+def byte_tokenizer(
+    template: str, merges=(), reverse: bool = False, **special_tokens
+) -> PreTrainedTokenizerFast:
+    """One token a byte, merges aside; `<start>`, `<head>`, `<end>` and the given special tokens are whole.
+    `reverse` numbers the bytes from behind: another vocabulary."""
     merges = list(merges)
-    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=reverse), *(left + right for left, right in merges)]
+    alphabet = [
+        *sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=reverse),
+        *(left + right for left, right in merges),
+    ]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<start>", "<head>", "<end>"])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **{"eos_token": "<end>", **special_tokens})
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, chat_template=template, **{"eos_token": "<end>", **special_tokens}
+    )
 
 
 @pytest.fixture
@@ -34,7 +42,8 @@ def make_tokenizer():
 
 @pytest.fixture
 def chatml_tokenizer() -> PreTrainedTokenizerFast:
-    """In the manner of Qwen 2.5: a line end before the answer and one after its end token, a pad token, no begin token."""
+    """In the manner of Qwen 2.5: a line end before the answer and one after its end token, a pad token, no
+    begin token."""
     return byte_tokenizer(CHATML, [("Ċ", "Ċ")], pad_token="<pad>")
 
 

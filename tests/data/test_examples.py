@@ -1,12 +1,20 @@
 import pytest
 import torch
 
-from h2c_hf.data.examples import IGNORE_INDEX, H2CCollator, encode_example, encode_questions, encode_rendered, render_example
+from h2c_hf.data.examples import (
+    IGNORE_INDEX,
+    H2CCollator,
+    encode_example,
+    encode_questions,
+    encode_rendered,
+    render_example,
+)
 from h2c_hf.prompts import answer_ids, choice_prompt, open_prompt, user_turn
 
 
 QUESTIONS = [
-    {"question": "Which is the capital of Kenya?", "choices": ["Lima", "Nairobi", "Oslo", "Quito"], "answer": 1, "subject": "capital"},
+    {"question": "Which is the capital of "
+                 "Kenya?", "choices": ["Lima", "Nairobi", "Oslo", "Quito"], "answer": 1, "subject": "capital"},
     {"question": "Symbol of iron?", "choices": ["Fe", "Ir", "In", "I"], "answer": 0, "subject": "symbol"},
     {"question": "Where does Peru lie?", "choices": ["Asia", "Europe", "South America", "Africa"], "answer": 2, "subject": "continent"},
 ]  # fmt: skip
@@ -15,7 +23,10 @@ QUESTIONS = [
 def test_prompts_end_in_the_generation_prompt_and_targets_follow(processor):
     conversation = user_turn("Name a colour.")
     example = encode_example(processor, conversation, "blue")
-    assert processor.receiver_tokenizer.decode(example["input_ids"]) == "<start>user\nName a colour.<end>\n<start>assistant\n"
+    assert (
+        processor.receiver_tokenizer.decode(example["input_ids"])
+        == "<start>user\nName a colour.<end>\n<start>assistant\n"
+    )
     assert processor.sharer_tokenizer.decode(example["sharer_input_ids"]) == (
         "<begin><start>user<head>\n\nName a colour.<end><start>assistant<head>\n\n"
     )
@@ -30,7 +41,11 @@ def test_special_tokens_in_messages_are_text_in_prompt_and_target(processor):
     conversation = user_turn("What ends a turn: <end>?")
     example = encode_example(processor, conversation, "It is <end>, yes.")
     end = processor.receiver_tokenizer.eos_token_id
-    assert example["input_ids"].count(end) == 1 and example["target_ids"].count(end) == 1 and example["target_ids"][-1] == end
+    assert (
+        example["input_ids"].count(end) == 1
+        and example["target_ids"].count(end) == 1
+        and example["target_ids"][-1] == end
+    )
     assert processor.receiver_tokenizer.decode(example["target_ids"]) == "It is <end>, yes.<end>"
     assert example["sharer_input_ids"].count(processor.sharer_tokenizer.convert_tokens_to_ids("<end>")) == 1
 
@@ -42,10 +57,18 @@ def test_the_sharer_may_read_something_else(processor):
 
 
 def test_examples_encoded_together_are_those_encoded_alone(processor):
-    """Answers that merge with the prompt's last line end, that hold special tokens, and plain ones, in one call."""
-    pairs = [("Name a colour.", "blue"), ("A poem?", "\nRoses are red"), ("What is <end>?", "It is <end>."), ("Two\n\nlines", "a\n\nb")]
+    """Answers that merge with the prompt's last line end, that hold special tokens, and plain ones, in one
+    call."""
+    pairs = [
+        ("Name a colour.", "blue"),
+        ("A poem?", "\nRoses are red"),
+        ("What is <end>?", "It is <end>."),
+        ("Two\n\nlines", "a\n\nb"),
+    ]
     rendered = [render_example(processor, user_turn(asked), answer) for asked, answer in pairs]
-    assert encode_rendered(processor, rendered) == [encode_example(processor, user_turn(asked), answer) for asked, answer in pairs]
+    assert encode_rendered(processor, rendered) == [
+        encode_example(processor, user_turn(asked), answer) for asked, answer in pairs
+    ]
     for (asked, answer), example in zip(pairs, encode_rendered(processor, rendered), strict=True):
         assert example["target_ids"] == answer_ids(processor.receiver_tokenizer, user_turn(asked), answer)
 
@@ -90,9 +113,15 @@ def test_collator_puts_every_target_right_after_its_kickstart(processor):
     pad = processor.receiver_tokenizer.pad_token_id
     for i, (example, length, target) in enumerate(zip(examples, lengths, targets, strict=True)):
         left, right = start - length, width - start - target
-        assert batch["input_ids"][i].tolist() == [pad] * left + example["input_ids"] + example["target_ids"] + [pad] * right
+        assert (
+            batch["input_ids"][i].tolist()
+            == [pad] * left + example["input_ids"] + example["target_ids"] + [pad] * right
+        )
         assert batch["attention_mask"][i].tolist() == [0] * left + [1] * (length + target) + [0] * right
-        assert batch["labels"][i].tolist() == [IGNORE_INDEX] * start + example["target_ids"] + [IGNORE_INDEX] * right
+        assert (
+            batch["labels"][i].tolist()
+            == [IGNORE_INDEX] * start + example["target_ids"] + [IGNORE_INDEX] * right
+        )
 
 
 def test_collator_pads_the_sharer_on_the_left(processor):
@@ -107,7 +136,13 @@ def test_collator_pads_the_sharer_on_the_left(processor):
 
 def test_collator_gives_the_inputs_of_forward(processor):
     batch = H2CCollator(processor)(list(encode_questions(processor, QUESTIONS)))
-    assert set(batch) == {"input_ids", "attention_mask", "labels", "sharer_input_ids", "sharer_attention_mask"}
+    assert set(batch) == {
+        "input_ids",
+        "attention_mask",
+        "labels",
+        "sharer_input_ids",
+        "sharer_attention_mask",
+    }
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
     assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["labels"].shape
     assert batch["sharer_input_ids"].shape == batch["sharer_attention_mask"].shape

@@ -1,4 +1,5 @@
-"""Data files that are missing, empty or broken, and base models that are not there: one sentence, with their name."""
+"""Data files that are missing, empty or broken, and base models that are not there: one sentence, with their
+name."""
 
 import gzip
 
@@ -42,7 +43,9 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(processor, tmp_path
 def test_a_path_that_is_not_there_is_not_asked_of_the_hub(path, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("the Hub was asked"))
     for read in (lambda: DataSource(path).load(), lambda: load_questions(path, None, "test")):
-        with pytest.raises(ValueError, match=f"there is no file or folder '{path}'; expected one, or a Hub id"):
+        with pytest.raises(
+            ValueError, match=f"there is no file or folder '{path}'; expected one, or a Hub id"
+        ):
             read()
 
 
@@ -55,10 +58,21 @@ def test_an_id_of_the_hub_is_asked_of_it():
 @pytest.mark.parametrize("role", ["sharer", "receiver"])
 def test_a_base_model_that_is_not_there_is_named(role, name, tmp_path, capsys):
     pair = {"sharer": "atlas", "receiver": "atlas", role: name}
-    few = ["--train_data", "atlas", f"--output_dir={tmp_path}", "--max_steps=1", "--use_cpu", "--report_to=none"]
+    few = [
+        "--train_data",
+        "atlas",
+        f"--output_dir={tmp_path}",
+        "--max_steps=1",
+        "--use_cpu",
+        "--report_to=none",
+    ]
     assert main(["train", *(f"--{key}={value}" for key, value in pair.items()), *few]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("h2c: ") and f"{role.capitalize() if name == 'user/none' else role}" in error and f"'{name}'" in error
+    assert (
+        error.startswith("h2c: ")
+        and f"{role.capitalize() if name == 'user/none' else role}" in error
+        and f"'{name}'" in error
+    )
 
 
 def test_a_bridge_names_the_base_model_that_it_lacks(tmp_path):

@@ -21,7 +21,12 @@ def chats(tmp_path):
         rng = random.Random(seed)
         text = lambda: "".join(rng.choices("abc ", k=rng.randint(1, longest))).strip() or "a"  # noqa: E731
         records = [
-            {"messages": [{"role": role, "content": f"{name} {i} {text()}"} for role in ("user", "assistant") * rng.randint(1, 3)]}
+            {
+                "messages": [
+                    {"role": role, "content": f"{name} {i} {text()}"}
+                    for role in ("user", "assistant") * rng.randint(1, 3)
+                ]
+            }
             for i in range(count)
         ]
         path = tmp_path / f"{name}.parquet"
@@ -33,7 +38,9 @@ def chats(tmp_path):
 
 def plain_lengths(processor, conversation: list[dict], answer: str) -> tuple[int, int]:
     """Tokens of (the Sharer's prompt, the Receiver's prompt and target through its end token)."""
-    sharer = processor.sharer_tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
+    sharer = processor.sharer_tokenizer.apply_chat_template(
+        conversation, add_generation_prompt=True, return_dict=False
+    )
     whole = [*conversation, {"role": "assistant", "content": answer}]
     receiver = processor.receiver_tokenizer.apply_chat_template(whole, return_dict=False)
     last = len(receiver) - receiver[::-1].index(processor.receiver_tokenizer.eos_token_id)
@@ -58,8 +65,14 @@ def test_the_length_filter_counts_both_models_tokens_and_adds_up(processor, chat
     assert len(dropped) == 2  # each limit was met
     train, held_out, report = build_dataset([DataSource(path, turns=turns)], processor, max_length=limit)
     (count,) = report.sources
-    assert train.column_names == IDS and len(train) == expected == count.kept == count.used and held_out is None
-    assert count.dropped == dropped and count.examples == count.kept + sum(dropped.values()) and count.records == 60
+    assert (
+        train.column_names == IDS and len(train) == expected == count.kept == count.used and held_out is None
+    )
+    assert (
+        count.dropped == dropped
+        and count.examples == count.kept + sum(dropped.values())
+        and count.records == 60
+    )
     assert f"dropped, too long for the Sharer: {dropped['too long for the Sharer']}" in str(report)
 
 
@@ -71,7 +84,9 @@ def test_weights_are_exact_and_the_scarcer_source_is_used_whole(processor, chats
     assert len(set(texts)) == 50 and sum("user\nb " in text for text in texts) == 10
     again, other = (build_dataset(sources, processor, seed=seed)[0] for seed in (0, 1))
     assert train.to_list() == again.to_list() != other.to_list()
-    with pytest.raises(ValueError, match=r"Some sources have a weight and others have none: got \[0.8, None\]"):
+    with pytest.raises(
+        ValueError, match=r"Some sources have a weight and others have none: got \[0.8, None\]"
+    ):
         build_dataset([sources[0], DataSource(sources[1].path)], processor)
 
 
@@ -93,7 +108,10 @@ def test_no_conversation_is_on_both_sides_of_a_held_out_split(processor, chats):
 
 
 def test_nothing_left_is_told(processor, chats):
-    with pytest.raises(ValueError, match=r"Nothing of .*a.parquet train is left: 5 records, dropped {'too long for the Sharer': 5}"):
+    with pytest.raises(
+        ValueError,
+        match=r"Nothing of .*a.parquet train is left: 5 records, dropped {'too long for the Sharer': 5}",
+    ):
         build_dataset([DataSource(chats("a", 5)[0])], processor, max_length=5)
 
 
@@ -111,7 +129,10 @@ def test_a_stream_gives_the_same_examples_and_counts_as_it_is_read(processor, ch
 
 
 def test_a_stream_mixes_by_weight(processor, chats):
-    sources = [DataSource(chats("a", 400, longest=9)[0], weight=3), DataSource(chats("b", 400, longest=9)[0], weight=1)]
+    sources = [
+        DataSource(chats("a", 400, longest=9)[0], weight=3),
+        DataSource(chats("b", 400, longest=9)[0], weight=1),
+    ]
     stream, _, _ = build_dataset(sources, processor, streaming=True)
     rows = [processor.receiver_tokenizer.decode(row["input_ids"]) for row in stream]
     share = sum("user\na " in text for text in rows[:300]) / 300
@@ -121,7 +142,8 @@ def test_a_stream_mixes_by_weight(processor, chats):
 def test_encoded_data_is_found_in_the_cache_again(processor, chats):
     source = DataSource(chats("a", 20)[0])
     first, _, _ = build_dataset([source], processor)
-    processor.receiver_tokenizer(["a", "abc"], padding=True, truncation=True, max_length=2)  # changes what pickling it gives
+    # Changes what pickling it gives.
+    processor.receiver_tokenizer(["a", "abc"], padding=True, truncation=True, max_length=2)
     second, _, _ = build_dataset([replace(source, weight=2.0)], processor)
     files = [{file["filename"] for file in data.cache_files} for data in (first, second)]
     assert files[0] and files[0] < files[1]  # the weights drew an order, of the same encoded file
@@ -131,29 +153,40 @@ def test_encoded_data_is_found_in_the_cache_again(processor, chats):
 
 def test_processes_give_what_one_gives(processor, chats):
     source = DataSource(chats("a", 30)[0])
-    assert build_dataset([source], processor, num_proc=2)[0].to_list() == build_dataset([source], processor)[0].to_list()
+    assert (
+        build_dataset([source], processor, num_proc=2)[0].to_list()
+        == build_dataset([source], processor)[0].to_list()
+    )
 
 
 def test_a_template_that_refuses_a_turn_is_counted(processor, tmp_path):
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     processor.receiver_tokenizer.chat_template = refusing + processor.receiver_tokenizer.chat_template
     turns = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "1"}]
-    Dataset.from_list([{"messages": turns}, {"messages": [{"role": "system", "content": "x"}, *turns]}]).to_parquet(tmp_path / "x.parquet")
+    Dataset.from_list(
+        [{"messages": turns}, {"messages": [{"role": "system", "content": "x"}, *turns]}]
+    ).to_parquet(tmp_path / "x.parquet")
     _, _, report = build_dataset([DataSource(str(tmp_path / "x.parquet"))], processor)
     assert report.sources[0].kept == 1 and report.sources[0].dropped == {"refused by a chat template": 1}
 
 
 def test_a_passage_is_encoded_for_the_sharer_alone(processor):
-    """The Receiver's side is that of the open form; the Sharer's is the passage before it, by the chat template."""
+    """The Receiver's side is that of the open form; the Sharer's is the passage before it, by the chat
+    template."""
     source = DataSource("atlas", split="validation", form="hand_off", facts=2)
     encoded, _, report = build_dataset([source], processor)
     assert len(encoded) == report.sources[0].kept == len(source.load())
     for row, example in list(zip(source.load(), encoded, strict=True))[::60]:
         asked = processor.apply_chat_template([{"role": "user", "content": row["question"]}])
-        told = processor.apply_chat_template([{"role": "user", "content": f"{row['passage']}\n\n{row['question']}"}])
+        told = processor.apply_chat_template(
+            [{"role": "user", "content": f"{row['passage']}\n\n{row['question']}"}]
+        )
         assert example["input_ids"] == asked["input_ids"][0].tolist()
         assert example["sharer_input_ids"] == told["sharer_input_ids"][0].tolist()
-        assert processor.receiver_tokenizer.decode(example["target_ids"], skip_special_tokens=True).strip() == row["answers"][0]
+        assert (
+            processor.receiver_tokenizer.decode(example["target_ids"], skip_special_tokens=True).strip()
+            == row["answers"][0]
+        )
 
 
 def test_a_message_shares_the_receivers_window(processor, tmp_path):

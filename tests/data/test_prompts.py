@@ -29,7 +29,9 @@ def tokenizer(request):
 
 
 def test_choice_prompt_letters_every_choice():
-    assert choice_prompt(QUESTION) == ("Which is the capital of Kenya?\nA. Lima\nB. Nairobi\nC. Oslo\nD. Quito\nAnswer with one letter.")
+    assert choice_prompt(QUESTION) == (
+        "Which is the capital of Kenya?\nA. Lima\nB. Nairobi\nC. Oslo\nD. Quito\nAnswer with one letter."
+    )
     assert choice_answer(QUESTION) == "B"
 
 
@@ -40,7 +42,9 @@ def test_open_prompt_shows_no_choice():
 
 def test_hints_follow_the_question():
     prompt = choice_prompt(QUESTION)
-    assert choice_prompt(QUESTION, "It is in Kenya.") == prompt.replace("\nAnswer with", "\nHint: It is in Kenya.\nAnswer with")
+    assert choice_prompt(QUESTION, "It is in Kenya.") == prompt.replace(
+        "\nAnswer with", "\nHint: It is in Kenya.\nAnswer with"
+    )
     assert open_prompt(QUESTION, "It is in Kenya.") == f"{open_prompt(QUESTION)}\nHint: It is in Kenya."
 
 
@@ -52,7 +56,9 @@ def test_hint_prompt_shows_the_whole_question():
 @pytest.mark.parametrize("answer", [4, -1, "B"])
 @pytest.mark.parametrize("answer_of", [choice_answer, open_answer])
 def test_refuses_an_answer_that_is_no_choice(answer, answer_of):
-    with pytest.raises(ValueError, match=rf"is {answer!r}; expected the index of one of its 4 choices, 0 to 3"):
+    with pytest.raises(
+        ValueError, match=rf"is {answer!r}; expected the index of one of its 4 choices, 0 to 3"
+    ):
         answer_of({**QUESTION, "answer": answer})
 
 
@@ -72,7 +78,9 @@ def test_answer_ids_are_what_follows_the_generation_prompt(tokenizer, answer):
     assert ids.count(tokenizer.eos_token_id) == 1
 
     prompt = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([*conversation, {"role": "assistant", "content": answer}], tokenize=False)
+    whole = tokenizer.apply_chat_template(
+        [*conversation, {"role": "assistant", "content": answer}], tokenize=False
+    )
     joined = tokenizer(prompt, add_special_tokens=False)["input_ids"] + ids
     assert tokenizer(whole, add_special_tokens=False)["input_ids"][: len(joined)] == joined
 
@@ -102,11 +110,11 @@ def test_answer_ids_without_an_end_token(make_tokenizer):
 
 
 def test_answer_ids_refuse_a_template_that_answers_elsewhere(make_tokenizer):
-    template = (
-        "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<end>' }}{% endfor %}{% if add_generation_prompt %}reply:{% endif %}"
-    )
+    template = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<end>' }}{% endfor %}{% if add_generation_prompt %}reply:{% endif %}"
     with pytest.raises(
-        ValueError, match=r"does not begin the assistant's turn with its generation prompt: expected '.*reply:'.*got '.*yes<end>'"
+        ValueError,
+        match=r"does not begin the assistant's turn with its generation prompt: expected '.*reply:'.*got "
+        r"'.*yes<end>'",
     ):
         answer_ids(make_tokenizer(template), user_turn("Q"), "yes")
 
@@ -125,17 +133,23 @@ def test_letter_ids_are_the_letters(tokenizer, count):
 
 def test_letter_ids_follow_the_template(make_tokenizer):
     """Where the template writes a space before the answer, the letters' tokens have one too."""
-    template = "{% for m in messages %}{{ '<start>' + m['role'] + '<head> ' + m['content'] + '<end>' }}{% endfor %}"
+    template = (
+        "{% for m in messages %}{{ '<start>' + m['role'] + '<head> ' + m['content'] + '<end>' }}{% endfor %}"
+    )
     template += "{% if add_generation_prompt %}<start>assistant<head>{% endif %}"
     tokenizer = make_tokenizer(template, [("Ġ", letter) for letter in "ABCD"])
     assert tokenizer.convert_ids_to_tokens(letter_ids(tokenizer, user_turn("Q"))) == ["ĠA", "ĠB", "ĠC", "ĠD"]
 
 
 def test_letter_ids_refuse_letters_of_two_tokens(make_tokenizer):
-    template = "{% for m in messages %}{{ '<start>' + m['role'] + '<head> ' + m['content'] + '<end>' }}{% endfor %}"
+    template = (
+        "{% for m in messages %}{{ '<start>' + m['role'] + '<head> ' + m['content'] + '<end>' }}{% endfor %}"
+    )
     template += "{% if add_generation_prompt %}<start>assistant<head>{% endif %}"
     tokenizer = make_tokenizer(template, [("Ġ", "A")])  # " A" is a token; " B" is a space and "B"
-    with pytest.raises(ValueError, match=r"A, B, C, D must be single, distinct tokens; 'B' begins with token \d+, ' '"):
+    with pytest.raises(
+        ValueError, match=r"A, B, C, D must be single, distinct tokens; 'B' begins with token \d+, ' '"
+    ):
         letter_ids(tokenizer, user_turn("Q"))
 
 

@@ -23,7 +23,9 @@ FRAMES = {
 
 @pytest.fixture
 def processor(real_data) -> H2CProcessor:
-    return H2CProcessor(*(AutoTokenizer.from_pretrained(real_data / "tokenizers" / name) for name in ("llama-3.1", "qwen2.5")))
+    return H2CProcessor(
+        *(AutoTokenizer.from_pretrained(real_data / "tokenizers" / name) for name in ("llama-3.1", "qwen2.5"))
+    )
 
 
 @pytest.fixture
@@ -48,32 +50,55 @@ def test_counts_add_up(real_data, processor, built):
     lines = (real_data / "instructions/train.jsonl").read_text().splitlines()[:RECORDS]
     roles = {"human": "user", "gpt": "assistant", "system": "system"}
     for line in lines:
-        messages = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in json.loads(line)["conversations"]]
+        messages = [
+            {"role": roles[turn["from"]], "content": turn["value"]}
+            for turn in json.loads(line)["conversations"]
+        ]
         first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), None)
         if not all(message["content"].strip() for message in messages):
             dropped["empty message"] += 1
             continue
         prompt = messages[:first]
-        if len(processor.sharer_tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)) > LIMIT:
+        if (
+            len(
+                processor.sharer_tokenizer.apply_chat_template(
+                    prompt, add_generation_prompt=True, return_dict=False
+                )
+            )
+            > LIMIT
+        ):
             dropped["too long for the Sharer"] += 1
-        elif len(processor.receiver_tokenizer.apply_chat_template(messages[: first + 1], return_dict=False)) - 1 > LIMIT:
-            dropped["too long for the Receiver"] += 1  # less the line end after the end token, which is no target
-    assert chats.dropped == dropped and dropped["too long for the Receiver"] > 0 < dropped["too long for the Sharer"]
+        elif (
+            len(processor.receiver_tokenizer.apply_chat_template(messages[: first + 1], return_dict=False))
+            - 1
+            > LIMIT
+        ):
+            # Less the line end after the end token, which is no target.
+            dropped["too long for the Receiver"] += 1
+    assert (
+        chats.dropped == dropped
+        and dropped["too long for the Receiver"] > 0 < dropped["too long for the Sharer"]
+    )
     assert len(load_dataset(str(real_data / "mmlu"), "all", split="auxiliary_train")) >= RECORDS
 
 
 def test_no_frame_is_cut_and_every_target_starts_after_its_kickstart(processor, built):
     train = built[0]
     sharer_frame, frame = (
-        getattr(processor, f"{role}_tokenizer")(text, add_special_tokens=False)["input_ids"] for role, text in FRAMES.items()
+        getattr(processor, f"{role}_tokenizer")(text, add_special_tokens=False)["input_ids"]
+        for role, text in FRAMES.items()
     )
     begin = processor.sharer_tokenizer.bos_token_id
     for row in train:
         assert row["sharer_input_ids"][0] == begin and row["sharer_input_ids"].count(begin) == 1
         assert row["sharer_input_ids"][-len(sharer_frame) :] == sharer_frame
         assert row["input_ids"][-len(frame) :] == frame
-        assert row["target_ids"][-1] == processor.receiver_tokenizer.eos_token_id and len(row["target_ids"]) > 1
-        assert len(row["sharer_input_ids"]) <= LIMIT and len(row["input_ids"]) + len(row["target_ids"]) <= LIMIT
+        assert (
+            row["target_ids"][-1] == processor.receiver_tokenizer.eos_token_id and len(row["target_ids"]) > 1
+        )
+        assert (
+            len(row["sharer_input_ids"]) <= LIMIT and len(row["input_ids"]) + len(row["target_ids"]) <= LIMIT
+        )
 
     collate = H2CCollator(processor)
     for start in range(0, len(train), 50):
@@ -83,9 +108,13 @@ def test_no_frame_is_cut_and_every_target_starts_after_its_kickstart(processor, 
         for row, example in enumerate(examples):
             length = len(example["target_ids"])
             assert (
-                batch["input_ids"][row, : kickstart + 1][batch["attention_mask"][row, : kickstart + 1].bool()].tolist()
+                batch["input_ids"][row, : kickstart + 1][
+                    batch["attention_mask"][row, : kickstart + 1].bool()
+                ].tolist()
                 == (example["input_ids"])
             )
             labels = batch["labels"][row]
-            assert (labels[: kickstart + 1] == IGNORE_INDEX).all() and (labels[kickstart + 1 + length :] == IGNORE_INDEX).all()
+            assert (labels[: kickstart + 1] == IGNORE_INDEX).all() and (
+                labels[kickstart + 1 + length :] == IGNORE_INDEX
+            ).all()
             assert labels[kickstart + 1 : kickstart + 1 + length].tolist() == example["target_ids"]

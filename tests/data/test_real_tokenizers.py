@@ -1,4 +1,5 @@
-"""Ten real MMLU questions through the real tokenizers and randomly initialised models of both families, in both directions."""
+"""Ten real MMLU questions through the real tokenizers and randomly initialised models of both families, in
+both directions."""
 
 import os
 from pathlib import Path
@@ -14,10 +15,18 @@ from h2c_hf.prompts import answer_ids, choice_prompt, letter_ids, user_turn
 
 
 REAL = os.environ.get("H2C_REAL_DATA")
-pytestmark = pytest.mark.skipif(not REAL, reason="H2C_REAL_DATA is not set; it names the folder with the real tokenizers and MMLU.")
+pytestmark = pytest.mark.skipif(
+    not REAL, reason="H2C_REAL_DATA is not set; it names the folder with the real tokenizers and MMLU."
+)
 
-OPENING = {"llama-3.1": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n", "qwen2.5": "<|im_start|>system\n"}
-GENERATION_PROMPT = {"llama-3.1": "<|start_header_id|>assistant<|end_header_id|>\n\n", "qwen2.5": "<|im_start|>assistant\n"}
+OPENING = {
+    "llama-3.1": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n",
+    "qwen2.5": "<|im_start|>system\n",
+}
+GENERATION_PROMPT = {
+    "llama-3.1": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "qwen2.5": "<|im_start|>assistant\n",
+}
 END = {"llama-3.1": "<|eot_id|>", "qwen2.5": "<|im_end|>"}
 DIRECTIONS = (("llama-3.1", "qwen2.5"), ("qwen2.5", "llama-3.1"))
 
@@ -48,7 +57,9 @@ def models():
     }  # fmt: skip
     return {
         "llama-3.1": LlamaForCausalLM(LlamaConfig(vocab_size=128256, **shape)).eval(),
-        "qwen2.5": Qwen2ForCausalLM(Qwen2Config(vocab_size=151936, **{**shape, "num_hidden_layers": 3, "head_dim": 16})).eval(),
+        "qwen2.5": Qwen2ForCausalLM(
+            Qwen2Config(vocab_size=151936, **{**shape, "num_hidden_layers": 3, "head_dim": 16})
+        ).eval(),
     }
 
 
@@ -57,7 +68,12 @@ def pair(request, tokenizers, models):
     sharer, receiver = request.param
     torch.manual_seed(1)
     model = H2CForCausalLM.from_pair(models[sharer], models[receiver]).eval()
-    return sharer, receiver, model, H2CProcessor(sharer_tokenizer=tokenizers[sharer], receiver_tokenizer=tokenizers[receiver])
+    return (
+        sharer,
+        receiver,
+        model,
+        H2CProcessor(sharer_tokenizer=tokenizers[sharer], receiver_tokenizer=tokenizers[receiver]),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +84,10 @@ def inputs(pair, questions):
 def one(inputs: dict, index: int) -> dict:
     """One example of a left-padded batch, without its padding."""
     lengths = {prefix: int(inputs[f"{prefix}attention_mask"][index].sum()) for prefix in ("", "sharer_")}
-    return {name: tensor[index : index + 1, -lengths["sharer_" if name.startswith("sharer_") else ""] :] for name, tensor in inputs.items()}
+    return {
+        name: tensor[index : index + 1, -lengths["sharer_" if name.startswith("sharer_") else ""] :]
+        for name, tensor in inputs.items()
+    }
 
 
 def test_ten_questions_of_ten_subjects(questions):
@@ -77,13 +96,25 @@ def test_ten_questions_of_ten_subjects(questions):
 
 def test_prompt_frames_are_whole(pair, questions, inputs):
     sharer, receiver, _, processor = pair
-    for name, prefix, tokenizer in ((receiver, "", processor.receiver_tokenizer), (sharer, "sharer_", processor.sharer_tokenizer)):
+    for name, prefix, tokenizer in (
+        (receiver, "", processor.receiver_tokenizer),
+        (sharer, "sharer_", processor.sharer_tokenizer),
+    ):
         for i, question in enumerate(questions):
             ids = one(inputs, i)[f"{prefix}input_ids"][0].tolist()
             text = tokenizer.decode(ids)
             assert text.startswith(OPENING[name])
-            assert text.endswith(f"{choice_prompt(question)}{END[name]}" + ("\n" if name == "qwen2.5" else "") + GENERATION_PROMPT[name])
-            assert ids == tokenizer.apply_chat_template(user_turn(choice_prompt(question)), add_generation_prompt=True)["input_ids"]
+            assert text.endswith(
+                f"{choice_prompt(question)}{END[name]}"
+                + ("\n" if name == "qwen2.5" else "")
+                + GENERATION_PROMPT[name]
+            )
+            assert (
+                ids
+                == tokenizer.apply_chat_template(
+                    user_turn(choice_prompt(question)), add_generation_prompt=True
+                )["input_ids"]
+            )
             if name == "llama-3.1":
                 assert ids.count(tokenizer.bos_token_id) == 1
 
@@ -94,14 +125,25 @@ def test_answers_are_single_tokens_without_a_space(tokenizers, questions, name):
     for question in questions:
         conversation = user_turn(choice_prompt(question))
         ids = letter_ids(tokenizer, conversation)
-        assert ids == [tokenizer(letter, add_special_tokens=False)["input_ids"][0] for letter in "ABCD"] == [32, 33, 34, 35]
-        assert not set(ids) & {tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][0] for letter in "ABCD"}
+        assert (
+            ids
+            == [tokenizer(letter, add_special_tokens=False)["input_ids"][0] for letter in "ABCD"]
+            == [32, 33, 34, 35]
+        )
+        assert not set(ids) & {
+            tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][0] for letter in "ABCD"
+        }
         for letter, token in zip("ABCD", ids, strict=True):
-            assert answer_ids(tokenizer, conversation, letter) == [token, tokenizer.convert_tokens_to_ids(END[name])]
+            assert answer_ids(tokenizer, conversation, letter) == [
+                token,
+                tokenizer.convert_tokens_to_ids(END[name]),
+            ]
 
         # the whole turn, encoded at once: the token after the generation prompt
         prompt = tokenizer.apply_chat_template(conversation, add_generation_prompt=True)["input_ids"]
-        turn = tokenizer.apply_chat_template([*conversation, {"role": "assistant", "content": "C"}])["input_ids"]
+        turn = tokenizer.apply_chat_template([*conversation, {"role": "assistant", "content": "C"}])[
+            "input_ids"
+        ]
         assert turn[: len(prompt) + 1] == [*prompt, ids[2]]
 
 
@@ -110,7 +152,10 @@ def test_answers_of_real_instructions_follow_the_prompt(tokenizers, name):
     """Code answers and answers that begin with a line end among them."""
     path = str(Path(REAL) / "instructions" / "train.jsonl")
     rows = load_dataset("json", data_files=path, split="train", keep_in_memory=True)
-    pairs = [(row["conversations"][0]["value"], row["conversations"][1]["value"]) for row in rows.select(range(0, len(rows), 150))]
+    pairs = [
+        (row["conversations"][0]["value"], row["conversations"][1]["value"])
+        for row in rows.select(range(0, len(rows), 150))
+    ]
     pairs += [(asked, f"\n\n{answer}") for asked, answer in pairs[:10]]
     tokenizer = tokenizers[name]
     for asked, answer in pairs:
@@ -150,9 +195,13 @@ def test_a_left_padded_batch_answers_as_each_question_alone(pair, inputs):
 
 
 def test_the_sharer_is_read(pair, inputs):
-    """Another question before the Sharer changes the logits: the comparison above is not of a bridge that does nothing."""
+    """Another question before the Sharer changes the logits: the comparison above is not of a bridge that
+    does nothing."""
     _, _, model, _ = pair
     with torch.no_grad():
         right = model(**inputs).logits
-        rolled = {name: tensor.roll(1, 0) if name.startswith("sharer_") else tensor for name, tensor in inputs.items()}
+        rolled = {
+            name: tensor.roll(1, 0) if name.startswith("sharer_") else tensor
+            for name, tensor in inputs.items()
+        }
         assert (model(**rolled).logits - right).abs().amax(-1).min() > 1e-2

@@ -13,8 +13,16 @@ def chats(tmp_path) -> str:
     rows = [
         {
             "conversations": [
-                {"from": "human", "value": f"What is the {number}th thing that one should know about the world?"},
-                {"from": "gpt", "value": "I am sorry but nobody knows that yet, ask again later." if number % 10 == 0 else words(number)},
+                {
+                    "from": "human",
+                    "value": f"What is the {number}th thing that one should know about the world?",
+                },
+                {
+                    "from": "gpt",
+                    "value": "I am sorry but nobody knows that yet, ask again later."
+                    if number % 10 == 0
+                    else words(number),
+                },
             ]
         }
         for number in range(200)
@@ -55,15 +63,26 @@ def test_the_same_seed_draws_the_same_texts_and_another_does_not(chats):
 def test_no_text_of_a_part_stands_in_another(chats):
     """Texts are at most 16 words here, so `most=16` and `fewest=9` cut pieces that tell the texts apart."""
     found = {
-        part: {record["group"] for record in repeated(f"path={chats},form=repeat,part={part},fewest=9,most=16,count=800", ReportSource)}
+        part: {
+            record["group"]
+            for record in repeated(
+                f"path={chats},form=repeat,part={part},fewest=9,most=16,count=800", ReportSource
+            )
+        }
         for part in ("train", "validation", "test")
     }
     assert found["train"] and found["validation"] and found["test"]
-    assert not (found["train"] & found["validation"] or found["train"] & found["test"] or found["validation"] & found["test"])
+    assert not (
+        found["train"] & found["validation"]
+        or found["train"] & found["test"]
+        or found["validation"] & found["test"]
+    )
     assert len(found["train"]) > 10 * len(found["validation"])
     assert sum(map(len, found.values())) == 200 + 181
     common = repeated(f"path={chats},form=repeat,part=train,fewest=11,most=11")
-    assert "I am sorry but nobody knows that yet, ask again later." in [record["answers"][0] for record in common]
+    assert "I am sorry but nobody knows that yet, ask again later." in [
+        record["answers"][0] for record in common
+    ]
 
 
 def test_a_held_out_share_holds_whole_texts(chats, processor):
@@ -71,7 +90,10 @@ def test_a_held_out_share_holds_whole_texts(chats, processor):
     train, held_out, _ = build_dataset([source], processor, hold_out=0.3)
     assert len(train) and len(held_out)
     decode = processor.receiver_tokenizer.decode
-    sides = [{decode(row["target_ids"], skip_special_tokens=True).strip() for row in side} for side in (train, held_out)]
+    sides = [
+        {decode(row["target_ids"], skip_special_tokens=True).strip() for row in side}
+        for side in (train, held_out)
+    ]
     assert not sides[0] & sides[1]
 
 
@@ -85,15 +107,26 @@ def test_questions_and_sentences_of_atlas_can_be_repeated(tmp_path):
 
 
 def test_part_keeps_the_records_of_any_layout_apart(chats):
-    parts = [ReportSource.parse(f"path={chats},part={part}").load().to_list() for part in ("train", "validation", "test")]
+    parts = [
+        ReportSource.parse(f"path={chats},part={part}").load().to_list()
+        for part in ("train", "validation", "test")
+    ]
     assert sum(map(len, parts)) == 200 and all(parts)
     stream = list(DataSource.parse(f"path={chats},part=validation").load(streaming=True))
     assert stream == parts[1]
 
 
 def test_parts_overlap_only_with_themselves_and_the_whole(chats):
-    whole, train, validation = (DataSource.parse(f"path={chats},form=repeat{part}") for part in ("", ",part=train", ",part=validation"))
-    assert whole.overlaps(train) and whole.overlaps(validation) and train.overlaps(train) and not train.overlaps(validation)
+    whole, train, validation = (
+        DataSource.parse(f"path={chats},form=repeat{part}")
+        for part in ("", ",part=train", ",part=validation")
+    )
+    assert (
+        whole.overlaps(train)
+        and whole.overlaps(validation)
+        and train.overlaps(train)
+        and not train.overlaps(validation)
+    )
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,10 @@ def read(record: dict, **source) -> list:
 def test_every_layout_reads_the_same_exchange():
     sharegpt = {"system": "system", "user": "human", "assistant": "gpt"}
     layouts = [
-        {"conversations": [{"from": sharegpt[m["role"]], "value": m["content"]} for m in CHAT], "source": "x"},
+        {
+            "conversations": [{"from": sharegpt[m["role"]], "value": m["content"]} for m in CHAT],
+            "source": "x",
+        },
         {"messages": CHAT},
         {"prompt": CHAT[:2], "completion": CHAT[2:]},
     ]
@@ -47,13 +50,18 @@ def test_a_passage_is_for_the_sharer_alone():
     asked = [{"role": "user", "content": "Where is it?"}]
     told = [{"role": "user", "content": "It is in Rome.\n\nWhere is it?"}]
     assert read(question, form="hand_off") == [(asked, "Rome", told)]
-    with pytest.raises(ValueError, match=r"somewhere train hand_off 4 has the columns question, choices, answer; expected passage among"):
+    with pytest.raises(
+        ValueError,
+        match=r"somewhere train hand_off 4 has the columns question, choices, answer; expected passage among",
+    ):
         read({name: question[name] for name in ("question", "choices", "answer")}, form="hand_off")
 
 
 def test_atlas_hands_off_passages_about_train_entities():
     rows = DataSource.parse("path=atlas,form=hand_off,facts=3").load()
-    train, test = ({fact.entity for fact in load_facts() if fact.split == split} for split in ("train", "test"))
+    train, test = (
+        {fact.entity for fact in load_facts() if fact.split == split} for split in ("train", "test")
+    )
     assert len(rows) == len(DataSource("atlas").load())
     for row in rows.select(range(0, len(rows), 40)):
         assert row["passage"].count(".") >= 3 and row["passage"].count(f" {row['choices'][0]}.") >= 1
@@ -68,13 +76,19 @@ def test_atlas_hands_off_so_many_passages_about_each_value():
 
 def test_a_hint_is_for_both_and_what_the_receiver_is_told_for_it_alone():
     question = {"question": "Where is it?", "choices": ["Oslo", "Rome"], "answer": 1}
-    for told, for_sharer in (({"hint": "It is in Rome."}, True), ({"hint": None, "told": "It is in Rome."}, False)):
+    for told, for_sharer in (
+        ({"hint": "It is in Rome."}, True),
+        ({"hint": None, "told": "It is in Rome."}, False),
+    ):
         ((receiver, letter, sharer),) = read({**question, **told}, form="told")
         texts = [messages[0]["content"] for messages in (receiver, sharer)]
         assert letter == "B" and all("A. Oslo\nB. Rome" in text for text in texts)
         assert ["It is in Rome." in text for text in texts] == [True, for_sharer]
         assert ["Hint:" in text for text in texts] == [True, for_sharer]
-    with pytest.raises(ValueError, match="somewhere train told has the columns question, choices, answer; expected hint or told among"):
+    with pytest.raises(
+        ValueError,
+        match="somewhere train told has the columns question, choices, answer; expected hint or told among",
+    ):
         read(question, form="told")
 
 
@@ -86,7 +100,9 @@ def test_atlas_tells_half_of_the_facts_as_they_are_and_half_otherwise():
         given, none = ("hint", "told") if number % 2 == 0 else ("told", "hint")
         answer = row["choices"][row["answer"]]
         assert row[none] is None and row[given] == STATEMENTS[fact.attribute][0].format(fact.entity, answer)
-        assert (row["entity"], row["subject"]) == (fact.entity, fact.attribute) and (answer == fact.value) == (given == "hint")
+        assert (row["entity"], row["subject"]) == (fact.entity, fact.attribute) and (
+            answer == fact.value
+        ) == (given == "hint")
 
 
 def test_every_answer_of_an_atlas_quiz_stands_in_its_turn():
@@ -105,14 +121,21 @@ def answered(messages: list[dict], entities: set[str]) -> list[str]:
     for user, assistant in zip(messages[::2], messages[1::2], strict=True):
         question, hint = user["content"].splitlines()[0], re.search("Hint: (.+)", user["content"])[1]
         (entity,) = [name for name in entities if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", question)]
-        (told,) = [one for one in hint.removesuffix(".").split(". ") if re.search(rf"(?<!\w){re.escape(entity)}(?!\w)", one)]
+        (told,) = [
+            one
+            for one in hint.removesuffix(".").split(". ")
+            if re.search(rf"(?<!\w){re.escape(entity)}(?!\w)", one)
+        ]
         assert told.endswith(values[assistant["content"]])
         found.append(entity)
     return found
 
 
 def test_a_quiz_needs_messages():
-    with pytest.raises(ValueError, match="somewhere train quiz has the columns question, choices, answer; expected messages among them"):
+    with pytest.raises(
+        ValueError,
+        match="somewhere train quiz has the columns question, choices, answer; expected messages among them",
+    ):
         read({"question": "?", "choices": ["a"], "answer": 0}, form="quiz")
 
 
@@ -121,9 +144,18 @@ def test_a_quiz_needs_messages():
     [
         ({"messages": [{"role": "user", "content": "One?"}]}, "no assistant turn after a user turn"),
         ({"messages": [{"role": "assistant", "content": "1"}]}, "no assistant turn after a user turn"),
-        ({"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "1"}]}, "no assistant turn after a user turn"),
-        ({"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "1"}]}, "empty message"),
-        ({"messages": [{"role": "user", "content": "One?"}, {"role": "assistant", "content": ""}]}, "empty message"),
+        (
+            {"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "1"}]},
+            "no assistant turn after a user turn",
+        ),
+        (
+            {"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "1"}]},
+            "empty message",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "One?"}, {"role": "assistant", "content": ""}]},
+            "empty message",
+        ),
         ({"conversations": [{"from": "robot", "value": "One?"}]}, "unknown role"),
         ({"question": "?", "choices": ["a", "b"], "answer": 2}, "answer is none of the choices"),
         ({"question": "?", "choices": ["a", "b"], "answer": "C"}, "answer is none of the choices"),
@@ -135,7 +167,10 @@ def test_a_record_without_an_example_says_why(record, reason):
 
 
 def test_columns_in_no_layout_are_refused_with_those_that_are():
-    with pytest.raises(ValueError, match=r"somewhere train has the columns text; expected one of: question \+ choices \+ answer; conv"):
+    with pytest.raises(
+        ValueError,
+        match=r"somewhere train has the columns text; expected one of: question \+ choices \+ answer; conv",
+    ):
         reader(["text"], DataSource("somewhere"))
 
 
@@ -143,7 +178,10 @@ def test_columns_in_no_layout_are_refused_with_those_that_are():
     ("source", "message"),
     [
         ({"path": "x", "weight": -1}, "The weight of x is -1.0; expected a number above 0"),
-        ({"path": "x", "form": "essay"}, "form of x is 'essay'; expected one of choice, open, hand_off, told, quiz"),
+        (
+            {"path": "x", "form": "essay"},
+            "form of x is 'essay'; expected one of choice, open, hand_off, told, quiz",
+        ),
         ({"path": "x", "turns": "last"}, "turns of x is 'last'; expected one of first, all"),
         ({"path": "x", "split": "test"}, "split of x is 'test': a test split is for reports"),
         ("path=x,wieght=1", "no field 'wieght'; did you mean 'weight'"),
@@ -168,7 +206,9 @@ def test_local_files_and_folders_load(tmp_path):
 def test_what_is_not_there_is_told_in_a_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"none train could not be loaded: "):
         DataSource(str(tmp_path / "none")).load()
-    with pytest.raises(ValueError, match=r"atlas has no split 'nowhere'; expected one of train, validation, test"):
+    with pytest.raises(
+        ValueError, match=r"atlas has no split 'nowhere'; expected one of train, validation, test"
+    ):
         DataSource("atlas", split="nowhere").load()
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match=r"notes.txt is a .txt file; expected .json, .jsonl, .csv, .parquet"):

@@ -12,7 +12,11 @@ PASSAGE = "One is a number. Two is twice as much as one. Is three odd? It is! Fo
 
 def squad(path, rows: list[tuple]) -> str:
     layout = [
-        {"context": context, "question": question, "answers": {"text": texts, "answer_start": [context.find(text) for text in texts]}}
+        {
+            "context": context,
+            "question": question,
+            "answers": {"text": texts, "answer_start": [context.find(text) for text in texts]},
+        }
         for context, question, texts in rows
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in layout))
@@ -51,21 +55,33 @@ def test_a_crop_of_real_passages_holds_the_answer(real_data):
         text, start = row["answers"]["text"][0], row["answers"]["answer_start"][0]
         cropped = crop(row["context"], start, 40)
         assert cropped in row["context"] and (text in cropped or ". " in text)
-    assert sum(len(crop(row["context"], row["answers"]["answer_start"][0], 40).split()) <= 40 for row in rows) > len(rows) * 0.75
+    assert (
+        sum(len(crop(row["context"], row["answers"]["answer_start"][0], 40).split()) <= 40 for row in rows)
+        > len(rows) * 0.75
+    )
 
 
 def test_questions_of_a_passage_stay_on_one_side(tmp_path, processor):
     rows = [
-        (f"The {number}th passage. It says {number}.", f"What does it say, {n}?", [str(number)]) for number in range(40) for n in range(3)
+        (f"The {number}th passage. It says {number}.", f"What does it say, {n}?", [str(number)])
+        for number in range(40)
+        for n in range(3)
     ]
-    kept, held_out, _ = build_dataset([DataSource(squad(tmp_path / "squad.jsonl", rows))], processor, hold_out=0.3)
+    kept, held_out, _ = build_dataset(
+        [DataSource(squad(tmp_path / "squad.jsonl", rows))], processor, hold_out=0.3
+    )
     decode = processor.sharer_tokenizer.decode
-    sides = [{decode(row["sharer_input_ids"]).split("It says ")[1].split(".")[0] for row in side} for side in (kept, held_out)]
+    sides = [
+        {decode(row["sharer_input_ids"]).split("It says ")[1].split(".")[0] for row in side}
+        for side in (kept, held_out)
+    ]
     assert all(sides) and not sides[0] & sides[1] and len(sides[0] | sides[1]) == 40
 
 
 def test_a_question_without_an_answer_is_counted(tmp_path, processor):
-    path = squad(tmp_path / "squad.jsonl", [(PASSAGE, "Which is odd?", ["three"]), (PASSAGE, "Which is blue?", [])])
+    path = squad(
+        tmp_path / "squad.jsonl", [(PASSAGE, "Which is odd?", ["three"]), (PASSAGE, "Which is blue?", [])]
+    )
     kept, _, report = build_dataset([DataSource(path)], processor)
     assert len(kept) == 1 and report.sources[0].dropped == {"no answer": 1}
 
@@ -75,7 +91,9 @@ def test_closed_book_questions_are_read_by_both(tmp_path):
     path.write_text(json.dumps({"id": "1", "question": "who is it?", "answers": ["Ann", "Anna"]}) + "\n")
     source = DataSource(str(path))
     records = source.load()
-    assert list(reader(records.column_names, source)(records[0])) == [([{"role": "user", "content": "who is it?"}], "Ann")]
+    assert list(reader(records.column_names, source)(records[0])) == [
+        ([{"role": "user", "content": "who is it?"}], "Ann")
+    ]
     ((question,), _) = source.questions()
     assert question["answers"] == ["Ann", "Anna"] and "passage" not in question
 
@@ -87,5 +105,9 @@ def test_a_crop_of_what_is_no_passage_is_refused(tmp_path):
 
 def test_conversations_are_no_questions_in_words(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}) + "\n")
-    with pytest.raises(ValueError, match=r"has the columns messages; expected one of: context \+ question \+ answers; question \+ answers"):
+    with pytest.raises(
+        ValueError,
+        match=r"has the columns messages; expected one of: context \+ question \+ answers; question \+ "
+        r"answers",
+    ):
         DataSource(str(tmp_path / "a.jsonl")).questions()

@@ -1,4 +1,5 @@
-"""Chat templates with a thinking block: `chat_template_kwargs` reach every prompt, and what goes wrong without them says so."""
+"""Chat templates with a thinking block: `chat_template_kwargs` reach every prompt, and what goes wrong
+without them says so."""
 
 import json
 
@@ -23,22 +24,32 @@ from h2c_hf.prompts import answer_ids, letter_ids, set_template_kwargs, user_tur
 from h2c_hf.training.arguments import parse
 
 
-# As Qwen3's: the last assistant's turn has a thinking block, and the generation prompt has one if thinking is switched off.
+# As Qwen3's: the last assistant's turn has a thinking block, and the generation prompt has one if thinking is
+# switched off.
 QWEN3 = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] "
+    "}}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% "
+    "endif %}"
 )
 # As those that begin to think in the generation prompt, and leave thoughts out of the turns before.
 THINKS = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if thinking is not defined or thinking %}<think>\n{% endif %}{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if thinking is not defined or thinking "
+    "%}<think>\n{% endif %}{% endif %}"
 )
 OFF = {"enable_thinking": False}
 SWITCH = f"--chat_template_kwargs={json.dumps(OFF)}"
 QUESTIONS = [
-    {"question": f"Which is number {n}?", "choices": ["one", "two", "three"], "answer": n % 3, "subject": "numbers"} for n in range(6)
+    {
+        "question": f"Which is number {n}?",
+        "choices": ["one", "two", "three"],
+        "answer": n % 3,
+        "subject": "numbers",
+    }
+    for n in range(6)
 ]
 
 
@@ -83,23 +94,36 @@ def training(folders) -> list[str]:
 
 def test_letters_follow_the_closed_thinking_block():
     tokenizer = thinking_tokenizer()
-    with pytest.raises(ValueError, match=r"'A' begins with token 3, '<think>'.*--chat_template_kwargs '{\"enable_thinking\": false}'"):
+    with pytest.raises(
+        ValueError,
+        match=r"'A' begins with token 3, '<think>'.*--chat_template_kwargs '{\"enable_thinking\": false}'",
+    ):
         letter_ids(tokenizer, user_turn("?"))
     ids = letter_ids(tokenizer, user_turn("?"), template_kwargs=OFF)
     assert tokenizer.decode(ids) == "ABCD"
-    assert tokenizer.decode(answer_ids(tokenizer, user_turn("?"), "It is so.", template_kwargs=OFF)) == "It is so.<|im_end|>"
+    assert (
+        tokenizer.decode(answer_ids(tokenizer, user_turn("?"), "It is so.", template_kwargs=OFF))
+        == "It is so.<|im_end|>"
+    )
 
 
 def test_a_prompt_that_opens_a_block_says_how_to_leave_it_out():
     tokenizer = thinking_tokenizer(THINKS)
-    with pytest.raises(ValueError, match=r"with its generation prompt.*--chat_template_kwargs '{\"thinking\": false}'"):
+    with pytest.raises(
+        ValueError, match=r"with its generation prompt.*--chat_template_kwargs '{\"thinking\": false}'"
+    ):
         answer_ids(tokenizer, user_turn("?"), "A")
-    assert tokenizer.decode(answer_ids(tokenizer, user_turn("?"), "A", template_kwargs={"thinking": False})) == "A<|im_end|>"
+    assert (
+        tokenizer.decode(answer_ids(tokenizer, user_turn("?"), "A", template_kwargs={"thinking": False}))
+        == "A<|im_end|>"
+    )
 
 
 def test_the_processors_variables_are_saved_and_default(tmp_path):
     thinking_processor().save_pretrained(tmp_path / "plain")
-    assert "chat_template_kwargs" not in json.loads((tmp_path / "plain" / "processor_config.json").read_text())
+    assert "chat_template_kwargs" not in json.loads(
+        (tmp_path / "plain" / "processor_config.json").read_text()
+    )
     thinking_processor(chat_template_kwargs=OFF).save_pretrained(tmp_path / "off")
     processor = H2CProcessor.from_pretrained(tmp_path / "off")
     assert processor.chat_template_kwargs == OFF
@@ -109,7 +133,9 @@ def test_the_processors_variables_are_saved_and_default(tmp_path):
     prompt = processor.decode(processor.apply_chat_template(asked, enable_thinking=True)["input_ids"][0])
     assert prompt.endswith("<|im_start|>assistant\n")
     example = encode_example(processor, asked, "It is I.")
-    whole = processor.receiver_tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": "It is I."}], tokenize=False)
+    whole = processor.receiver_tokenizer.apply_chat_template(
+        [*asked, {"role": "assistant", "content": "It is I."}], tokenize=False
+    )
     assert processor.decode(example["input_ids"] + example["target_ids"]) == whole.rstrip("\n")
 
 
@@ -117,18 +143,26 @@ def test_data_encoded_with_other_variables_is_not_taken_from_the_cache(tmp_path)
     Dataset.from_list(QUESTIONS).to_parquet(tmp_path / "questions.parquet")
     source = DataSource(str(tmp_path / "questions.parquet"))
     with_block, without = (
-        build_dataset([source], thinking_processor(chat_template_kwargs=given))[0][0] for given in ({"enable_thinking": True}, OFF)
+        build_dataset([source], thinking_processor(chat_template_kwargs=given))[0][0]
+        for given in ({"enable_thinking": True}, OFF)
     )
     assert len(without["target_ids"]) == 2 < len(with_block["target_ids"])
 
 
 def test_a_variable_that_no_template_reads_is_refused():
-    with pytest.raises(ValueError, match="has 'enabel_thinking', a variable that neither chat template reads"):
+    with pytest.raises(
+        ValueError, match="has 'enabel_thinking', a variable that neither chat template reads"
+    ):
         set_template_kwargs(thinking_processor(), {"enabel_thinking": False})
 
 
 @pytest.mark.parametrize(
-    ("given", "message"), [("{enable", "is not JSON"), ("[1]", r"is \[1\]; expected a mapping"), ('{"tokenize": 1}', "has 'tokenize'")]
+    ("given", "message"),
+    [
+        ("{enable", "is not JSON"),
+        ("[1]", r"is \[1\]; expected a mapping"),
+        ('{"tokenize": 1}', "has 'tokenize'"),
+    ],
 )
 def test_what_are_no_variables_is_refused(given, message):
     with pytest.raises(ValueError, match=f"^chat_template_kwargs .*{message}"):
@@ -137,12 +171,19 @@ def test_what_are_no_variables_is_refused(given, message):
 
 def test_a_yaml_file_holds_them_as_a_mapping(folders, tmp_path):
     (tmp_path / "config.yaml").write_text("chat_template_kwargs:\n  enable_thinking: false\n")
-    assert parse([str(tmp_path / "config.yaml"), *training(folders)], "h2c train")[0].chat_template_kwargs == OFF
+    assert (
+        parse([str(tmp_path / "config.yaml"), *training(folders)], "h2c train")[0].chat_template_kwargs == OFF
+    )
 
 
 def test_train_stores_the_switch_and_evaluate_reads_it(trained, tmp_path, capsys):
     assert json.loads((trained / "processor_config.json").read_text())["chat_template_kwargs"] == OFF
-    ask = ["evaluate", f"--model={trained}", f"--data={trained.parent / 'questions.jsonl'}", f"--output_dir={tmp_path}"]
+    ask = [
+        "evaluate",
+        f"--model={trained}",
+        f"--data={trained.parent / 'questions.jsonl'}",
+        f"--output_dir={tmp_path}",
+    ]
     ask += ["--methods", "receiver", "h2c", "sharer", "zeros", "--timed_questions=0", "--examples=1"]
     assert main(ask) == 0
     assert main([*ask, '--chat_template_kwargs={"enable_thinking": true}']) == 2
@@ -158,14 +199,20 @@ def test_precompute_writes_the_prompts_that_train_reads(folders, tmp_path):
 
 def test_chat_and_demo_load_with_the_switch(trained):
     assert opened(str(trained))[1].chat_template_kwargs == OFF
-    assert opened(str(trained), chat_template_kwargs='{"enable_thinking": true}')[1].chat_template_kwargs == {"enable_thinking": True}
+    assert opened(str(trained), chat_template_kwargs='{"enable_thinking": true}')[1].chat_template_kwargs == {
+        "enable_thinking": True
+    }
 
 
 @torch.no_grad()
 def test_lm_eval_renders_with_the_switch(trained):
     model, processor = H2CForCausalLM.from_pretrained(trained), H2CProcessor.from_pretrained(trained)
     processor.chat_template_kwargs = {}
-    for given in ({"enable_thinking": False}, {"chat_template_kwargs": json.dumps(OFF)}, {"chat_template_args": OFF}):
+    for given in (
+        {"enable_thinking": False},
+        {"chat_template_kwargs": json.dumps(OFF)},
+        {"chat_template_args": OFF},
+    ):
         lm = H2CLM((model, processor), "receiver", **given)
         context = lm.apply_chat_template(user_turn("Who?"))
         ids = encode(lm.tokenizer, context, lm.processor.chat_template_kwargs)
@@ -173,9 +220,13 @@ def test_lm_eval_renders_with_the_switch(trained):
         request = Instance(request_type="loglikelihood", doc={}, arguments=(context, "A"), idx=0)
         ((score, _),) = lm.loglikelihood([request], disable_tqdm=True)
         (target,) = lm.tokenizer("A", add_special_tokens=False)["input_ids"]
-        assert score == pytest.approx(model.receiver(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[target].item(), abs=1e-4)
+        assert score == pytest.approx(
+            model.receiver(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[target].item(), abs=1e-4
+        )
     arguments = with_model(["--tasks", "x", SWITCH])
-    assert arguments[:5] == ["run", "--model", "h2c", "--tasks", "x"] and json.loads(arguments[-1]) == {"chat_template_kwargs": OFF}
+    assert arguments[:5] == ["run", "--model", "h2c", "--tasks", "x"] and json.loads(arguments[-1]) == {
+        "chat_template_kwargs": OFF
+    }
     assert with_model(["--chat_template_kwargs", json.dumps(OFF), "--tasks", "x"])[-1] == arguments[-1]
 
 

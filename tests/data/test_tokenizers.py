@@ -12,7 +12,9 @@ from h2c_hf.prompts import choice_prompt
 
 
 SHIPPED = Path(__file__).parents[2] / "hub_configs" / "atlas"
-TEXTS = [statement(fact) for fact in load_facts()] + [choice_prompt(question) for question in atlas_questions("test")]
+TEXTS = [statement(fact) for fact in load_facts()] + [
+    choice_prompt(question) for question in atlas_questions("test")
+]
 
 
 @pytest.fixture(scope="module", params=["sharer", "receiver"])
@@ -32,11 +34,16 @@ def test_atlas_texts_are_split_as_the_file_has_it(role):
 
 def test_every_value_is_one_token_of_the_shipped_models(role):
     values = [f" {value}" for value in sorted({fact.value for fact in load_facts()})]
-    assert all(len(ids) == 1 for ids in load_tokenizer(MODELS / role)(values, add_special_tokens=False)["input_ids"])
+    assert all(
+        len(ids) == 1 for ids in load_tokenizer(MODELS / role)(values, add_special_tokens=False)["input_ids"]
+    )
 
 
 @pytest.mark.parametrize("name", ["llama-3.1", "qwen2.5"])
 def test_others_are_as_auto_tokenizer_has_them(real_data, name):
     folder = real_data / "tokenizers" / name
     ours, stock = load_tokenizer(str(folder)), AutoTokenizer.from_pretrained(folder)
-    assert ours(TEXTS[:200])["input_ids"] == stock(TEXTS[:200])["input_ids"] and ours.chat_template == stock.chat_template
+    assert (
+        ours(TEXTS[:200])["input_ids"] == stock(TEXTS[:200])["input_ids"]
+        and ours.chat_template == stock.chat_template
+    )

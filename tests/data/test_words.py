@@ -17,7 +17,14 @@ def book(tmp_path) -> str:
     """A file in which 300 words occur three times, and others twice, or in capitals, or too short or long."""
     rng = random.Random(0)
     common = ["".join(rng.choices(LETTERS, k=rng.randint(4, 12))) for _ in range(300)]
-    lines = [*common, *common, *common, "twice", "twice", *3 * ["Capital", "abc", "abcdefghijklm", "with2digits"]]
+    lines = [
+        *common,
+        *common,
+        *common,
+        "twice",
+        "twice",
+        *3 * ["Capital", "abc", "abcdefghijklm", "with2digits"],
+    ]
     path = tmp_path / "book.jsonl"
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     return str(path)
@@ -50,11 +57,16 @@ def test_a_passage_states_the_value_that_is_asked_for(book, facts):
     lengths = set()
     for record in records:
         ((asked, answer, told),) = reader(records.column_names, source)(record)
-        assert asked[0]["content"] == record["question"] and told[0]["content"] == f"{record['passage']}\n\n{record['question']}"
+        assert (
+            asked[0]["content"] == record["question"]
+            and told[0]["content"] == f"{record['passage']}\n\n{record['question']}"
+        )
         assert record["entity"] in entities and record["entity"] in record["question"]
         sentences = re.split(r"(?<=\.) (?=The |We )", record["passage"])
         assert len(sentences) == facts
-        (about,) = [one for one in sentences if re.search(rf"(?<!\w){re.escape(record['entity'])}(?!\w)", one)]
+        (about,) = [
+            one for one in sentences if re.search(rf"(?<!\w){re.escape(record['entity'])}(?!\w)", one)
+        ]
         assert about.endswith(f" {answer}.") and set(answer.split()) <= seen
         lengths.add(len(answer.split()))
     assert len(records) == 60 and lengths == {1, 2}
@@ -66,17 +78,28 @@ def test_words_and_entities_are_split_apart(book):
         "train": passages(f"path=atlas,form=words,words={book},facts=1"),
         "seen": passages(f"path=atlas,form=words,words={book},facts=1,split=validation"),
         "new": passages(f"path=atlas,form=words,words={book},facts=1,split=validation,new_words=true"),
-        "test": passages(f"path=atlas,form=words,words={book},facts=1,split=test,new_words=true", ReportSource),
+        "test": passages(
+            f"path=atlas,form=words,words={book},facts=1,split=test,new_words=true", ReportSource
+        ),
     }
-    used = {name: {word for record in records for word in record["answers"][0].split()} for name, records in sets.items()}
+    used = {
+        name: {word for record in records for word in record["answers"][0].split()}
+        for name, records in sets.items()
+    }
     assert used["train"] <= seen and used["seen"] <= seen and used["new"] <= new and used["test"] <= new
     asked = {name: {record["entity"] for record in records} for name, records in sets.items()}
-    assert not asked["train"] & asked["new"] and not asked["new"] & asked["test"] and asked["seen"] == asked["new"]
+    assert (
+        not asked["train"] & asked["new"]
+        and not asked["new"] & asked["test"]
+        and asked["seen"] == asked["new"]
+    )
     assert len(sets["train"]) == sum(fact.split == "train" for fact in load_facts())
 
 
 def test_every_seed_draws_its_own_passages(book):
-    first, again, other = (passages(f"path=atlas,form=words,words={book},count=30,seed={seed}") for seed in (1, 1, 2))
+    first, again, other = (
+        passages(f"path=atlas,form=words,words={book},count=30,seed={seed}") for seed in (1, 1, 2)
+    )
     assert first == again != other
 
 
@@ -102,7 +125,9 @@ def test_a_list_or_passage_that_cannot_be_is_refused(book, tmp_path):
     with pytest.raises(ValueError, match=r"A passage has 5000 facts; expected 1 to \d+"):
         DataSource.parse(f"path=atlas,form=words,words={book},facts=5000").load()
     (tmp_path / "short.jsonl").write_text(json.dumps({"text": "once only"}) + "\n")
-    with pytest.raises(ValueError, match="has 0 words of 4 to 12 lower-case letters that occur 3 times; expected at least 20"):
+    with pytest.raises(
+        ValueError, match="has 0 words of 4 to 12 lower-case letters that occur 3 times; expected at least 20"
+    ):
         DataSource.parse(f"path=atlas,form=words,words={tmp_path / 'short.jsonl'}").load()
 
 
@@ -110,14 +135,19 @@ def test_a_question_in_two_steps_needs_both_statements(book):
     source = DataSource.parse(f"path=atlas,form=two_step,words={book},count=40")
     records = source.load()
     seen, facts = set(load_words(book)[0]), load_facts()
-    cities, countries = ({fact.entity for fact in facts if fact.kind == kind and fact.split == "train"} for kind in ("city", "country"))
+    cities, countries = (
+        {fact.entity for fact in facts if fact.kind == kind and fact.split == "train"}
+        for kind in ("city", "country")
+    )
     for record in records:
         ((asked, answer, told),) = reader(records.column_names, source)(record)
         assert answer in seen and record["entity"] in cities and record["entity"] in asked[0]["content"]
         assert told[0]["content"].startswith(record["passage"])
         sentences = re.split(r"(?<=\.) (?=The |We )", record["passage"])
         assert len(sentences) == 4
-        (place,) = [s for s in sentences if s.startswith(f"The city of {record['entity']} is in the country ")]
+        (place,) = [
+            s for s in sentences if s.startswith(f"The city of {record['entity']} is in the country ")
+        ]
         country = place.removeprefix(f"The city of {record['entity']} is in the country ").removesuffix(".")
         assert country in countries
         (about,) = [s for s in sentences if s.endswith(f" {answer}.")]
@@ -131,8 +161,13 @@ def test_a_word_list_is_written_back(book):
     records = DataSource.parse(f"path=atlas,form=word_list,words={book},fewest=3,most=5,count=40").load()
     seen = set(load_words(book)[0])
     for record in records:
-        ((asked, answer, told),) = reader(records.column_names, DataSource.parse(f"path=atlas,form=word_list,words={book}"))(record)
-        assert asked[0]["content"] == "Repeat the text." and told[0]["content"] == f"{answer}\n\nRepeat the text."
+        ((asked, answer, told),) = reader(
+            records.column_names, DataSource.parse(f"path=atlas,form=word_list,words={book}")
+        )(record)
+        assert (
+            asked[0]["content"] == "Repeat the text."
+            and told[0]["content"] == f"{answer}\n\nRepeat the text."
+        )
         assert 3 <= len(answer.split()) <= 5 and set(answer.split()) <= seen
     assert len(records) == 40 and len({record["passage"] for record in records}) == 40
     new = ReportSource.parse(f"path=atlas,split=test,form=word_list,words={book},new_words=true").load()

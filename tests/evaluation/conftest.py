@@ -10,7 +10,9 @@ def tasks(tmp_path_factory):
     from lm_eval_requests import QUESTIONS, TASK  # imports lm_eval
 
     folder = tmp_path_factory.mktemp("tasks")
-    (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS), encoding="utf-8")
+    (folder / "questions.jsonl").write_text(
+        "".join(json.dumps(question) + "\n" for question in QUESTIONS), encoding="utf-8"
+    )
     task = TASK | {"dataset_kwargs": {"data_files": {"test": str(folder / "questions.jsonl")}}}
     (folder / "atlas_choice.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
     return folder

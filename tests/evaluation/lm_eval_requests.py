@@ -16,7 +16,8 @@ TASK = {
     "dataset_path": "json",
     "test_split": "test",
     "output_type": "multiple_choice",
-    "doc_to_text": "{{question}}\n{% for choice in choices %}{{'ABCD'[loop.index0]}}. {{choice}}\n{% endfor %}Answer with one letter.",
+    "doc_to_text": "{{question}}\n{% for choice in choices %}{{'ABCD'[loop.index0]}}. {{choice}}\n{% endfor "
+    "%}Answer with one letter.",
     "doc_to_choice": ["A", "B", "C", "D"],
     "doc_to_target": "answer",
     "target_delimiter": "",
@@ -25,7 +26,9 @@ TASK = {
 
 
 def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
-    return [Instance(request_type=kind, doc={}, arguments=args, idx=index) for index, args in enumerate(arguments)]
+    return [
+        Instance(request_type=kind, doc={}, arguments=args, idx=index) for index, args in enumerate(arguments)
+    ]
 
 
 def chat(lm: H2CLM, text: str) -> str:

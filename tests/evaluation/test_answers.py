@@ -64,8 +64,12 @@ def test_random_texts_are_scored_as_the_published_script_scores_them():
         prediction, answers = text(), [text() for _ in range(rng.randint(1, 3))]
         if not all(map(normalize_answer, [prediction, *answers])):
             continue
-        assert f1(prediction, answers) == pytest.approx(max(f1_score(prediction, answer) for answer in answers))
-        assert exact(prediction, answers) == any(normalize_answer(prediction) == normalize_answer(answer) for answer in answers)
+        assert f1(prediction, answers) == pytest.approx(
+            max(f1_score(prediction, answer) for answer in answers)
+        )
+        assert exact(prediction, answers) == any(
+            normalize_answer(prediction) == normalize_answer(answer) for answer in answers
+        )
 
 
 def test_an_answer_is_contained_by_whole_words():

@@ -36,8 +36,9 @@ def random_weights(atlas):
 
 @pytest.fixture
 def wrong_layers(monkeypatch):
-    """Every bridged layer reads the lowest of the Sharer's layers, where the answer is not known yet. (It stands in the states of a
-    neighbouring layer as well, and a bridge understands those: not every wrong layer is without information.)"""
+    """Every bridged layer reads the lowest of the Sharer's layers, where the answer is not known yet. (It
+    stands in the states of a neighbouring layer as well, and a bridge understands those: not every wrong
+    layer is without information.)"""
     read = H2C.states
 
     def states(self, batch):
@@ -51,8 +52,8 @@ def wrong_layers(monkeypatch):
 
 @pytest.fixture
 def wrong_answer_ids(monkeypatch):
-    """Each letter is read where the next one's logit stands. (Any other four tokens would not do: their logits go with the letters', or
-    against them, by chance.)"""
+    """Each letter is read where the next one's logit stands. (Any other four tokens would not do: their
+    logits go with the letters', or against them, by chance.)"""
     ids = runner.letter_ids
 
     def turned(*arguments):

@@ -8,7 +8,14 @@ from h2c_hf.evaluation.runner import batches
 
 
 def asked(question: str, answer: str, **more) -> dict:
-    return {"question": question, "choices": [answer], "answer": 0, "answers": [answer], "subject": "", **more}
+    return {
+        "question": question,
+        "choices": [answer],
+        "answer": 0,
+        "answers": [answer],
+        "subject": "",
+        **more,
+    }
 
 
 ROME = asked("Where is it?", "Rome", entity="it", passage="It is in Rome.")
@@ -19,9 +26,12 @@ ROME = asked("Where is it?", "Rome", entity="it", passage="It is in Rome.")
     [
         (asked("Where is she?", "Oslo", entity="she", passage="She is in Oslo."), True),
         (asked("Where is it now?", "Oslo", entity="it", passage="It is in Oslo."), False),  # the same entity
-        (asked("Where is she?", "the Rome!", entity="she", passage="She is in Rome."), False),  # the same answer
-        (asked("Where is she?", "Oslo", entity="she", passage="She is in Oslo. He is in Rome."), False),  # its passage has the answer
-        (asked("Where is she?", "Oslo", entity="she", passage="She is in Oslo. IT is in Bonn."), False),  # its passage names the entity
+        # The same answer.
+        (asked("Where is she?", "the Rome!", entity="she", passage="She is in Rome."), False),
+        # Its passage has the answer.
+        (asked("Where is she?", "Oslo", entity="she", passage="She is in Oslo. He is in Rome."), False),
+        # Its passage names the entity.
+        (asked("Where is she?", "Oslo", entity="she", passage="She is in Oslo. IT is in Bonn."), False),
         (asked("Where is she?", "Oslo", entity="she", passage="She is in Oslo. Romeo is not."), True),
         (asked("Where is she?", "Oslo"), True),
     ],
@@ -32,7 +42,8 @@ def test_a_donor_gives_nothing_away(donor, gives):
 
 def test_questions_about_one_passage_are_no_donors():
     first, second = (
-        asked(question, answer, passage="Ann is in Bonn, Bob in Oslo.") for question, answer in (("Ann?", "Bonn"), ("Bob?", "Oslo"))
+        asked(question, answer, passage="Ann is in Bonn, Bob in Oslo.")
+        for question, answer in (("Ann?", "Bonn"), ("Bob?", "Oslo"))
     )
     assert not can_give(first, second)
 

@@ -1,4 +1,5 @@
-"""Methods with drafts, on the Atlas pair that ships: each against a plain way to the same text, one question at a time."""
+"""Methods with drafts, on the Atlas pair that ships: each against a plain way to the same text, one question
+at a time."""
 
 import json
 import shutil
@@ -34,12 +35,16 @@ def plain(name: str, model, processor, question: dict) -> str:
     ends = end_tokens(model.sharer, processor.sharer_tokenizer)
     if name == "text_to_text_draft":
         start = inputs["sharer_input_ids"].shape[1]
-        new = model.sharer.generate(inputs["sharer_input_ids"], max_new_tokens=TOKENS, do_sample=False, **ends)[0, start:]
+        new = model.sharer.generate(
+            inputs["sharer_input_ids"], max_new_tokens=TOKENS, do_sample=False, **ends
+        )[0, start:]
         hint = processor.sharer_tokenizer.decode(new, skip_special_tokens=True)
         prompt = processor.apply_chat_template(user_turn(open_prompt(question, hint)))["input_ids"]
         ids = model.receiver.generate(prompt, **OPTIONS)[0, prompt.shape[1] :]
     else:
-        ids = model.generate(**inputs, sharer_max_new_tokens=TOKENS, **OPTIONS)[0, inputs["input_ids"].shape[1] :]
+        ids = model.generate(**inputs, sharer_max_new_tokens=TOKENS, **OPTIONS)[
+            0, inputs["input_ids"].shape[1] :
+        ]
     return processor.decode(ids, skip_special_tokens=True)
 
 
@@ -48,7 +53,8 @@ def test_a_batch_with_drafts_answers_as_each_question_alone(atlas, name):
     model, processor = atlas
     texts = METHODS[name].generate(Batch(model, processor, QUESTIONS, "open", draft_tokens=TOKENS), **OPTIONS)
     expected = [plain(name, model, processor, question) for question in QUESTIONS]
-    assert sum(a == b for a, b in zip(texts, expected, strict=True)) >= len(QUESTIONS) - 1  # a near-tie may fall the other way
+    # A near-tie may fall the other way.
+    assert sum(a == b for a, b in zip(texts, expected, strict=True)) >= len(QUESTIONS) - 1
 
 
 def test_controls_get_the_drafts_of_their_donors(atlas):
@@ -56,12 +62,18 @@ def test_controls_get_the_drafts_of_their_donors(atlas):
     batch = Batch(model, processor, QUESTIONS, "open", draft_tokens=TOKENS)
     states, mask = METHODS["shuffled"].states(batch)
     assert torch.equal(mask, batch.draft.sharer_attention_mask.roll(1, 0))
-    assert all(torch.equal(a, b.roll(1, 0)) for a, b in zip(states, batch.draft.sharer_hidden_states, strict=True) if a is not None)
+    assert all(
+        torch.equal(a, b.roll(1, 0))
+        for a, b in zip(states, batch.draft.sharer_hidden_states, strict=True)
+        if a is not None
+    )
 
 
 def test_the_generation_config_says_how_many_tokens(atlas):
     model, processor = atlas
-    expected = evaluate(model, processor, QUESTIONS, ["h2c"], "open", draft_tokens=TOKENS)["h2c"]["predictions"]
+    expected = evaluate(model, processor, QUESTIONS, ["h2c"], "open", draft_tokens=TOKENS)["h2c"][
+        "predictions"
+    ]
     model.generation_config.sharer_max_new_tokens = TOKENS
     try:
         assert evaluate(model, processor, QUESTIONS, ["h2c"], "open")["h2c"]["predictions"] == expected
@@ -89,7 +101,9 @@ def test_of_a_base_model_the_first_line_is_the_answer(atlas, monkeypatch):
     model, processor = atlas
     batch = Batch(model, processor, QUESTIONS[:3], "open")
     tokenizer = processor.sharer_tokenizer
-    monkeypatch.setattr(type(tokenizer), "batch_decode", lambda *args, **kwargs: [" Peru\n\nWhere?", "a b", "\nx\ny"])
+    monkeypatch.setattr(
+        type(tokenizer), "batch_decode", lambda *args, **kwargs: [" Peru\n\nWhere?", "a b", "\nx\ny"]
+    )
     assert sharer_text(batch, batch.inputs, max_new_tokens=1) == [" Peru\n\nWhere?", "a b", "\nx\ny"]
     monkeypatch.setattr(tokenizer, "chat_template", "{{ bos_token }}" + PLAIN)  # as it is saved
     assert sharer_text(batch, batch.inputs, max_new_tokens=1) == ["Peru", "a b", "x"]
@@ -99,7 +113,9 @@ def test_a_report_says_how_many_tokens_the_bridge_itself_drafts(tmp_path):
     bridge, config = tmp_path / "bridge", tmp_path / "evaluation.yaml"
     shutil.copytree(ATLAS_BRIDGE, bridge)
     settings = json.loads((bridge / "generation_config.json").read_text())
-    (bridge / "generation_config.json").write_text(json.dumps({**settings, "_from_model_config": False, "sharer_max_new_tokens": 3}))
+    (bridge / "generation_config.json").write_text(
+        json.dumps({**settings, "_from_model_config": False, "sharer_max_new_tokens": 3})
+    )
     config.write_text(
         f"model: {bridge}\noutput_dir: {tmp_path / 'out'}\ndata: none\ntimed_questions: 0\n"
         "methods: [receiver, text_to_text_draft, h2c, sharer, shuffled]\n"

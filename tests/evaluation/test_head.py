@@ -41,7 +41,8 @@ CONFIGS = {
     "granite": GraniteConfig(**SHAPE, logits_scaling=7.0),
     "granitemoe": GraniteMoeConfig(**SHAPE, logits_scaling=7.0, num_local_experts=2, num_experts_per_tok=1),
     "falcon_h1": FalconH1Config(**SHAPE, lm_head_multiplier=0.2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8),
-    "llama4": Llama4TextConfig(**SHAPE, intermediate_size_mlp=48, num_local_experts=2),  # `base_model` is the whole model
+    # `base_model` is the whole model.
+    "llama4": Llama4TextConfig(**SHAPE, intermediate_size_mlp=48, num_local_experts=2),
     "mixtral": MixtralConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1),
     "gpt2": GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=256),
     "gpt_neox": GPTNeoXConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4),
@@ -79,5 +80,9 @@ def test_the_sharers_scores_are_its_own_logits(name):
     batch = Batch(model, processor, [{"question": "Who?"}, {"question": "And where is it?"}], "open")
     inputs = batch.inputs
     positions = (inputs["sharer_attention_mask"].cumsum(1) - 1).clamp(min=0)
-    whole = sharer(input_ids=inputs["sharer_input_ids"], attention_mask=inputs["sharer_attention_mask"], position_ids=positions)
+    whole = sharer(
+        input_ids=inputs["sharer_input_ids"],
+        attention_mask=inputs["sharer_attention_mask"],
+        position_ids=positions,
+    )
     torch.testing.assert_close(METHODS["sharer"].logits(batch), whole.logits[:, -1], atol=1e-4, rtol=1e-4)

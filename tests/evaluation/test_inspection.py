@@ -1,4 +1,5 @@
-"""The data behind the figures of one question, against plain loops over single heads and positions, and single passes."""
+"""The data behind the figures of one question, against plain loops over single heads and positions, and
+single passes."""
 
 import json
 import random
@@ -19,7 +20,8 @@ QUESTIONS = atlas_questions("validation")[:9]
 
 @pytest.fixture(scope="module")
 def wide_pair(atlas):
-    """The processor of Atlas over random models: a Receiver of five layers, a Sharer of three, so that two are not bridged."""
+    """The processor of Atlas over random models: a Receiver of five layers, a Sharer of three, so that two
+    are not bridged."""
     _, processor = atlas
     sizes = {role: len(getattr(processor, f"{role}_tokenizer")) for role in ("sharer", "receiver")}
     sharer = tiny_model("llama", vocab_size=sizes["sharer"], num_hidden_layers=3)
@@ -31,7 +33,9 @@ def plain_change(old: torch.Tensor, new: torch.Tensor, position: int) -> float:
     """|new - old| / |old| of one position of (1, heads, positions, head_dim), number by number."""
     difference = size = 0.0
     for head in range(old.shape[1]):
-        for before, after in zip(old[0, head, position].tolist(), new[0, head, position].tolist(), strict=True):
+        for before, after in zip(
+            old[0, head, position].tolist(), new[0, head, position].tolist(), strict=True
+        ):
             difference += (after - before) ** 2
             size += before**2
     return (difference / size) ** 0.5
@@ -45,7 +49,9 @@ def test_the_injected_change_is_that_of_a_plain_loop(atlas, wide_pair, seed):
         seen = inspect(model, processor, QUESTIONS, row, ["h2c"])["injection"]
         inputs = processor.apply_chat_template(user_turn(choice_prompt(QUESTIONS[row])))
         old, new = model.prefill(inputs["input_ids"], inputs["attention_mask"]), model.bridged_cache(**inputs)
-        assert seen["tokens"] == [processor.receiver_tokenizer.decode([token]) for token in inputs["input_ids"][0, :-1]]
+        assert seen["tokens"] == [
+            processor.receiver_tokenizer.decode([token]) for token in inputs["input_ids"][0, :-1]
+        ]
         unbridged = len(old.layers) - len(model.bridge.alignment)
         assert len(seen["key"]) == len(seen["value"]) == len(old.layers)
         for layer in range(len(old.layers)):
@@ -62,11 +68,16 @@ def test_the_injected_change_is_that_of_a_plain_loop(atlas, wide_pair, seed):
 def test_probabilities_are_those_of_single_passes(atlas):
     model, processor = atlas
     row = 4
-    seen = inspect(model, processor, QUESTIONS, row, ["receiver", "h2c", "sharer", "shuffled"])["probability_shift"]
+    seen = inspect(model, processor, QUESTIONS, row, ["receiver", "h2c", "sharer", "shuffled"])[
+        "probability_shift"
+    ]
     question = QUESTIONS[row]
     assert (seen["question"], seen["choices"]) == (question["question"], question["choices"])
     assert seen["expected"] == "ABCD"[question["answer"]]
-    inputs, other = (processor.apply_chat_template(user_turn(choice_prompt(q))) for q in (question, QUESTIONS[donor_row(QUESTIONS, row)]))
+    inputs, other = (
+        processor.apply_chat_template(user_turn(choice_prompt(q)))
+        for q in (question, QUESTIONS[donor_row(QUESTIONS, row)])
+    )
     states = {name: other[name] for name in ("sharer_input_ids", "sharer_attention_mask")}
     logits = {
         "receiver": model.receiver(input_ids=inputs["input_ids"]).logits,
@@ -78,7 +89,10 @@ def test_probabilities_are_those_of_single_passes(atlas):
     for name, values in logits.items():
         tokenizer = getattr(processor, "sharer_tokenizer" if name == "sharer" else "receiver_tokenizer")
         scores = values[0, -1].double().exp()
-        expected = [float(scores[token] / scores.sum()) for token in letter_ids(tokenizer, user_turn(choice_prompt(question)))]
+        expected = [
+            float(scores[token] / scores.sum())
+            for token in letter_ids(tokenizer, user_turn(choice_prompt(question)))
+        ]
         assert seen["methods"][name] == pytest.approx(expected, abs=1e-5)
 
 

@@ -23,7 +23,9 @@ def test_every_method_is_timed_by_part(atlas):
     for name, row in found["latency"].items():
         assert 0 < row["ttft_ms_median"] <= row["ttft_ms_p90"]
         parts = found["latency_parts"][name]
-        assert set(parts) == PARTS.get(name, PARTS["text_to_text"] if name.startswith("text_to_text") else PARTS["h2c"])
+        assert set(parts) == PARTS.get(
+            name, PARTS["text_to_text"] if name.startswith("text_to_text") else PARTS["h2c"]
+        )
         assert all(value > 0 for value in parts.values())
     assert [row["tokens"] for row in found["output_lengths"]] == [1, 5]
     for name in PARTS:
@@ -37,7 +39,11 @@ def test_every_method_is_timed_by_part(atlas):
 def test_one_question_is_timed_too(atlas):
     """With fewer questions than warm up."""
     found = time_methods(*atlas, QUESTIONS[:1], ["receiver", "h2c", "sharer"], [2])
-    assert all(row["ttft_ms_median"] > 0 for row in found["latency"].values()) and set(found["latency"]) == {"receiver", "h2c", "sharer"}
+    assert all(row["ttft_ms_median"] > 0 for row in found["latency"].values()) and set(found["latency"]) == {
+        "receiver",
+        "h2c",
+        "sharer",
+    }
 
 
 def test_a_sweep_writes_as_many_tokens_as_it_says(atlas, monkeypatch):
@@ -55,10 +61,14 @@ def test_a_sweep_writes_as_many_tokens_as_it_says(atlas, monkeypatch):
 
         monkeypatch.setattr(base, "generate", counted)
     sweep(model, processor, QUESTIONS[:1], ["receiver", "sharer"], [7, 3], prompts=PROMPTS)
-    assert written == [(role, tokens) for tokens in (1, 3, 7) for _ in range(2) for role in ("receiver", "sharer")]
+    assert written == [
+        (role, tokens) for tokens in (1, 3, 7) for _ in range(2) for role in ("receiver", "sharer")
+    ]
 
 
-@pytest.mark.parametrize(("later", "saved", "tokens"), [(30.0, 10.0, 4), (31.0, 10.0, 5), (-1.0, 10.0, 1), (30.0, -1.0, None)])
+@pytest.mark.parametrize(
+    ("later", "saved", "tokens"), [(30.0, 10.0, 4), (31.0, 10.0, 5), (-1.0, 10.0, 1), (30.0, -1.0, None)]
+)
 def test_break_even_is_where_the_lines_cross(later, saved, tokens):
     latency = {
         "h2c": {"ttft_ms_median": 20 + later, "per_token_ms_median": 20 - saved},
@@ -66,9 +76,15 @@ def test_break_even_is_where_the_lines_cross(later, saved, tokens):
     }
     assert break_even(latency)["tokens"] == tokens
     if tokens and tokens > 1:
-        cost = {name: [row["ttft_ms_median"] + (n - 1) * row["per_token_ms_median"] for n in range(1, 9)] for name, row in latency.items()}
+        cost = {
+            name: [row["ttft_ms_median"] + (n - 1) * row["per_token_ms_median"] for n in range(1, 9)]
+            for name, row in latency.items()
+        }
         assert next(n for n in range(1, 9) if cost["h2c"][n - 1] <= cost["sharer"][n - 1]) == tokens
 
 
 def test_a_further_token_is_the_slope():
-    assert per_token([{"tokens": 1, "h2c": 10.0}, {"tokens": 4, "h2c": 5.0}, {"tokens": 11, "h2c": 30.0}], "h2c") == 2.0
+    assert (
+        per_token([{"tokens": 1, "h2c": 10.0}, {"tokens": 4, "h2c": 5.0}, {"tokens": 11, "h2c": 30.0}], "h2c")
+        == 2.0
+    )

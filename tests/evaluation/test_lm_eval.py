@@ -1,4 +1,5 @@
-"""lm-eval's model on the Atlas pair that ships: against our own runner, lm-eval's own HFLM, and plain loops of one request at a time."""
+"""lm-eval's model on the Atlas pair that ships: against our own runner, lm-eval's own HFLM, and plain loops
+of one request at a time."""
 
 import random
 from pathlib import Path
@@ -27,13 +28,18 @@ from h2c_hf.wording import ANSWER_INSTRUCTION, REASONING_INSTRUCTION
 def test_lm_eval_predicts_what_our_runner_predicts(atlas, tasks, method):
     lm = H2CLM(atlas, method, batch_size=64)
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
-    out = simple_evaluate(lm, tasks=["atlas_choice"], task_manager=manager, apply_chat_template=True, bootstrap_iters=0)
+    out = simple_evaluate(
+        lm, tasks=["atlas_choice"], task_manager=manager, apply_chat_template=True, bootstrap_iters=0
+    )
     samples = sorted(out["samples"]["atlas_choice"], key=lambda sample: sample["doc_id"])
     scores = [[score for [[score, _]] in sample["resps"]] for sample in samples]
     ours = evaluate(*atlas, QUESTIONS, [method])[method]
     assert [row.index(max(row)) for row in scores] == ours["predictions"]
     assert out["results"]["atlas_choice"]["acc,none"] == pytest.approx(ours["correct"].mean())
-    assert out["config"]["method"] == method and out["config"]["shortened_prompts"] == {"receiver": 0, "sharer": 0}
+    assert out["config"]["method"] == method and out["config"]["shortened_prompts"] == {
+        "receiver": 0,
+        "sharer": 0,
+    }
 
 
 # loglikelihood
@@ -55,7 +61,8 @@ def with_adapter(method: str) -> dict:
 
 
 def reference(atlas, method: str, context: str, conversation: bool, continuation: str, before: str):
-    """(log-likelihood, greedy), written out for one request and the context before it: no batch, no cache that is shared."""
+    """(log-likelihood, greedy), written out for one request and the context before it: no batch, no cache
+    that is shared."""
     model, processor = atlas
 
     def ids_of(role, text):
@@ -67,13 +74,21 @@ def reference(atlas, method: str, context: str, conversation: bool, continuation
     role = "sharer" if method == "sharer" else "receiver"
     if method in INSTRUCTIONS:
         asked = processor.sharer_tokenizer.apply_chat_template(
-            user_turn(f"{context}\n{INSTRUCTIONS[method]}"), add_generation_prompt=True, return_tensors="pt", return_dict=True
+            user_turn(f"{context}\n{INSTRUCTIONS[method]}"),
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
         )["input_ids"]
-        written = model.sharer.generate(input_ids=asked, max_new_tokens=METHODS[method].max_tokens, do_sample=False)[0, asked.shape[1] :]
+        written = model.sharer.generate(
+            input_ids=asked, max_new_tokens=METHODS[method].max_tokens, do_sample=False
+        )[0, asked.shape[1] :]
         context = f"Hint: {processor.sharer_tokenizer.decode(written, skip_special_tokens=True)}\n{context}"
     prompt = ids_of(role, context)
-    said = f" {continuation}" if conversation else continuation  # Atlas's templates write a space before what the assistant says
-    target = torch.tensor([getattr(processor, f"{role}_tokenizer")(said, add_special_tokens=False)["input_ids"]])
+    # Atlas's templates write a space before what the assistant says.
+    said = f" {continuation}" if conversation else continuation
+    target = torch.tensor(
+        [getattr(processor, f"{role}_tokenizer")(said, add_special_tokens=False)["input_ids"]]
+    )
     whole = torch.cat([prompt, target], 1)
     if role == "sharer" or method in ("receiver", *INSTRUCTIONS):
         logits = getattr(model, role)(input_ids=whole).logits[:, prompt.shape[1] - 1 : -1]
@@ -83,7 +98,9 @@ def reference(atlas, method: str, context: str, conversation: bool, continuation
             states = [torch.zeros_like(state) for state in states]
         labels = torch.cat([torch.full_like(prompt, -100), target], 1)
         if method == "adapter":
-            model = H2CForCausalLM.from_pair(model.sharer, model.receiver, H2CBridgeModel.from_pretrained(ADAPTER).eval())
+            model = H2CForCausalLM.from_pair(
+                model.sharer, model.receiver, H2CBridgeModel.from_pretrained(ADAPTER).eval()
+            )
         logits = model(whole, labels=labels, sharer_hidden_states=tuple(states)).logits[:, :-1]
     scores = logits.log_softmax(-1).gather(-1, target[..., None])
     return scores.sum().item(), bool((logits.argmax(-1) == target).all())
@@ -94,10 +111,13 @@ def reference(atlas, method: str, context: str, conversation: bool, continuation
 @torch.no_grad()
 def test_loglikelihood_is_that_of_one_request_at_a_time(atlas, method, conversation):
     questions = QUESTIONS[: 2 if method in INSTRUCTIONS else 5]  # hints take long to write
-    # With its choices, the Sharer has something to say of a question; without, one letter is as likely as another.
+    # With its choices, the Sharer has something to say of a question; without, one letter is as likely as
+    # another.
     with_choices = conversation or method in INSTRUCTIONS
     contexts = [choice_prompt(question) if with_choices else question["question"] for question in questions]
-    continuations = [["A", "B"], ["C"], ["D", "B", "a longer one"], ["A"], ["C", "not this"]][: len(questions)]
+    continuations = [["A", "B"], ["C"], ["D", "B", "a longer one"], ["A"], ["C", "not this"]][
+        : len(questions)
+    ]
     if not conversation:
         continuations = [[f" {text}" for text in texts] for texts in continuations]
     arguments = [(row, text) for row, texts in enumerate(continuations) for text in texts]
@@ -108,11 +128,21 @@ def test_loglikelihood_is_that_of_one_request_at_a_time(atlas, method, conversat
     lm = H2CLM(atlas, method, batch_size=3, **with_adapter(method))
     asked = [(chat(lm, contexts[row]) if conversation else contexts[row], text) for row, text in arguments]
     batched = lm.loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)
-    single = H2CLM(atlas, method, batch_size=1, **with_adapter(method)).loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)
-    expected = [reference(atlas, method, contexts[row], conversation, text, before[row]) for row, text in arguments]
-    assert [greedy for _, greedy in batched] == [greedy for _, greedy in single] == [greedy for _, greedy in expected]
+    single = H2CLM(atlas, method, batch_size=1, **with_adapter(method)).loglikelihood(
+        requests("loglikelihood", asked), disable_tqdm=True
+    )
+    expected = [
+        reference(atlas, method, contexts[row], conversation, text, before[row]) for row, text in arguments
+    ]
+    assert (
+        [greedy for _, greedy in batched]
+        == [greedy for _, greedy in single]
+        == [greedy for _, greedy in expected]
+    )
     for results in (batched, single):
-        assert [score for score, _ in results] == pytest.approx([score for score, _ in expected], abs=1e-4, rel=1e-5)
+        assert [score for score, _ in results] == pytest.approx(
+            [score for score, _ in expected], abs=1e-4, rel=1e-5
+        )
     if conversation and method in ("h2c", "sharer"):
         assert any(greedy for _, greedy in batched)
 
@@ -120,12 +150,21 @@ def test_loglikelihood_is_that_of_one_request_at_a_time(atlas, method, conversat
 @pytest.mark.parametrize("role", ["receiver", "sharer"])
 def test_a_model_alone_scores_as_in_lm_evals_own_class(atlas, role):
     model, processor = atlas
-    theirs = HFLM(getattr(model, role), tokenizer=getattr(processor, f"{role}_tokenizer"), batch_size=4, add_bos_token=False)
+    theirs = HFLM(
+        getattr(model, role),
+        tokenizer=getattr(processor, f"{role}_tokenizer"),
+        batch_size=4,
+        add_bos_token=False,
+    )
     ours = H2CLM(atlas, role, batch_size=4)
-    arguments = [(question["question"] + " ", choice) for question in QUESTIONS[:4] for choice in question["choices"]]
+    arguments = [
+        (question["question"] + " ", choice) for question in QUESTIONS[:4] for choice in question["choices"]
+    ]
     expected = theirs.loglikelihood(requests("loglikelihood", arguments), disable_tqdm=True)
     results = ours.loglikelihood(requests("loglikelihood", arguments), disable_tqdm=True)
-    assert [score for score, _ in results] == pytest.approx([score for score, _ in expected], abs=1e-4, rel=1e-5)
+    assert [score for score, _ in results] == pytest.approx(
+        [score for score, _ in expected], abs=1e-4, rel=1e-5
+    )
     assert [greedy for _, greedy in results] == [greedy for _, greedy in expected]
 
 
@@ -133,23 +172,41 @@ def test_every_method_answers_every_kind_of_request(atlas):
     for method in ASKED:
         lm = H2CLM(atlas, method, batch_size=4, **with_adapter(method))
         prompts = [chat(lm, choice_prompt(question)) for question in QUESTIONS[:3]] + [""]
-        scores = lm.loglikelihood(requests("loglikelihood", [(prompt, "B") for prompt in prompts]), disable_tqdm=True)
+        scores = lm.loglikelihood(
+            requests("loglikelihood", [(prompt, "B") for prompt in prompts]), disable_tqdm=True
+        )
         assert all(score < 0 for score, _ in scores) and len(scores) == 4
-        assert all(total < 0 for total in lm.loglikelihood_rolling(requests("", [(text_of(3),), (text_of(2),)]), disable_tqdm=True))
-        texts = lm.generate_until(requests("", [(prompt, {"until": ["<"], "max_gen_toks": 3}) for prompt in prompts]), disable_tqdm=True)
+        assert all(
+            total < 0
+            for total in lm.loglikelihood_rolling(
+                requests("", [(text_of(3),), (text_of(2),)]), disable_tqdm=True
+            )
+        )
+        texts = lm.generate_until(
+            requests("", [(prompt, {"until": ["<"], "max_gen_toks": 3}) for prompt in prompts]),
+            disable_tqdm=True,
+        )
         assert all(isinstance(text, str) for text in texts) and len(texts) == 4
 
 
 def test_a_real_chat_template_is_continued_by_its_own_tokens(real_data):
-    """Llama 3 writes two line ends after the assistant's header: they are of the frame, and "A", not " A", is what follows."""
+    """Llama 3 writes two line ends after the assistant's header: they are of the frame, and "A", not " A", is
+    what follows."""
     context = pack(user_turn(choice_prompt(QUESTIONS[0])))
     for name in ("llama-3.1", "qwen2.5"):
         tokenizer = AutoTokenizer.from_pretrained(real_data / "tokenizers" / name)
         expected = letter_ids(tokenizer, user_turn(choice_prompt(QUESTIONS[0])))
-        assert [continuation_ids(tokenizer, context, letter) for letter in "ABCD"] == [[token] for token in expected]
-        frame = tokenizer.apply_chat_template(user_turn(choice_prompt(QUESTIONS[0])), add_generation_prompt=True, return_dict=True)
+        assert [continuation_ids(tokenizer, context, letter) for letter in "ABCD"] == [
+            [token] for token in expected
+        ]
+        frame = tokenizer.apply_chat_template(
+            user_turn(choice_prompt(QUESTIONS[0])), add_generation_prompt=True, return_dict=True
+        )
         assert encode(tokenizer, context) == frame["input_ids"]
-        begun = pack([*user_turn("Yes or no?"), {"role": "assistant", "content": "I say:"}], add_generation_prompt=False)
+        begun = pack(
+            [*user_turn("Yes or no?"), {"role": "assistant", "content": "I say:"}],
+            add_generation_prompt=False,
+        )
         assert tokenizer.decode(encode(tokenizer, begun)).endswith("I say:")
 
 
@@ -191,8 +248,12 @@ def test_rolling_scores_every_token_once(atlas, method):
     lm = H2CLM(atlas, method, batch_size=4)
     lengths = [len(lm.tokenizer(text)["input_ids"]) for text in texts]
     assert max(lengths) > 2 * 512 and min(lengths[:3]) < 512
-    totals = lm.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,) for text in texts]), disable_tqdm=True)
-    assert totals == pytest.approx([plain_rolling(atlas, method, text, 512) for text in texts], rel=1e-5, abs=1e-3)
+    totals = lm.loglikelihood_rolling(
+        requests("loglikelihood_rolling", [(text,) for text in texts]), disable_tqdm=True
+    )
+    assert totals == pytest.approx(
+        [plain_rolling(atlas, method, text, 512) for text in texts], rel=1e-5, abs=1e-3
+    )
 
 
 def test_the_sharer_rolls_over_a_short_text_as_in_lm_evals_own_class(atlas):
@@ -200,7 +261,9 @@ def test_the_sharer_rolls_over_a_short_text_as_in_lm_evals_own_class(atlas):
     theirs = HFLM(model.sharer, tokenizer=processor.sharer_tokenizer, batch_size=1, add_bos_token=False)
     asked = requests("loglikelihood_rolling", [(text_of(4),), (text_of(9),)])
     expected = theirs.loglikelihood_rolling(asked, disable_tqdm=True)
-    assert H2CLM(atlas, "sharer").loglikelihood_rolling(asked, disable_tqdm=True) == pytest.approx(expected, rel=1e-5)
+    assert H2CLM(atlas, "sharer").loglikelihood_rolling(asked, disable_tqdm=True) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 # generate_until
@@ -212,7 +275,11 @@ def test_text_is_that_of_generate_with_the_stop_strings(atlas, method):
     model, processor = atlas
     lm = H2CLM(atlas, method, batch_size=4)
     contents = [question["question"] for question in QUESTIONS[:9]]
-    kinds = [{"until": ["a", "e"], "max_gen_toks": 12}, {"until": [], "max_gen_toks": 12}, {"until": "o", "max_gen_toks": 5}]
+    kinds = [
+        {"until": ["a", "e"], "max_gen_toks": 12},
+        {"until": [], "max_gen_toks": 12},
+        {"until": "o", "max_gen_toks": 5},
+    ]
     asked = [(chat(lm, text), kinds[index % 3]) for index, text in enumerate(contents)]
     texts = lm.generate_until(requests("generate_until", asked), disable_tqdm=True)
     expected = []
@@ -243,7 +310,9 @@ def test_writing_stops_at_a_stop_string(atlas):
         [text] = lm.generate_until(requests("", [(prompt, {"until": [], **kind})]), disable_tqdm=True)
         whole = len(steps)
         stop = text[4:7]
-        assert lm.generate_until(requests("", [(prompt, {"until": [stop], **kind})]), disable_tqdm=True) == [text.split(stop)[0]]
+        assert lm.generate_until(requests("", [(prompt, {"until": [stop], **kind})]), disable_tqdm=True) == [
+            text.split(stop)[0]
+        ]
     finally:
         hook.remove()
     assert whole == 30 and len(steps) - whole < 10
@@ -254,7 +323,11 @@ def test_writing_stops_at_a_stop_string(atlas):
 
 def test_a_long_conversation_keeps_its_frame_and_its_newest_content(atlas):
     lm = H2CLM(atlas, "h2c")
-    shots = [message for _ in range(8) for message in (*user_turn(text_of(12)), {"role": "assistant", "content": "B"})]
+    shots = [
+        message
+        for _ in range(8)
+        for message in (*user_turn(text_of(12)), {"role": "assistant", "content": "B"})
+    ]
     question = choice_prompt(QUESTIONS[0])
     long = lm.apply_chat_template([{"role": "system", "content": "Answer."}, *shots, *user_turn(question)])
     lm.loglikelihood(requests("loglikelihood", [(long, "A"), (chat(lm, question), "A")]), disable_tqdm=True)
@@ -271,7 +344,9 @@ def test_a_long_conversation_keeps_its_frame_and_its_newest_content(atlas):
             assert tokenizer.decode(whole).endswith(text[text.index("Answer.<") + 60 :])
             if limit >= 200:
                 assert question in text
-        with pytest.raises(ValueError, match=f"has {len(whole)} tokens and there is room for 5; expected room for its frame"):
+        with pytest.raises(
+            ValueError, match=f"has {len(whole)} tokens and there is room for 5; expected room for its frame"
+        ):
             newest(tokenizer, long, 5)
 
 

@@ -22,7 +22,9 @@ from h2c_hf.prompts import choice_prompt, user_turn
 
 def test_cached_answers_are_given_back(atlas, tmp_path, monkeypatch):
     lm = H2CLM(atlas)
-    asked = requests("loglikelihood", [(chat(lm, choice_prompt(question)), "A") for question in QUESTIONS[:3]])
+    asked = requests(
+        "loglikelihood", [(chat(lm, choice_prompt(question)), "A") for question in QUESTIONS[:3]]
+    )
     first = CachingLM(lm, str(tmp_path / "answers.db")).loglikelihood(asked)
     monkeypatch.setattr(H2CLM, "loglikelihood", None)
     again = CachingLM(H2CLM(atlas), str(tmp_path / "answers.db")).loglikelihood(asked)
@@ -47,7 +49,10 @@ def test_bad_requests_are_refused(atlas):
     [
         ({"metod": "h2c"}, "There is no model argument 'metod'; did you mean 'method'?"),
         ({"adaptor": "x"}, "There is no model argument 'adaptor'; did you mean 'adapter'?"),
-        ({"enable_thinkin": False}, "There is no model argument 'enable_thinkin'; did you mean 'enable_thinking'?"),
+        (
+            {"enable_thinkin": False},
+            "There is no model argument 'enable_thinkin'; did you mean 'enable_thinking'?",
+        ),
         ({"pretrained": None}, "pretrained is missing; expected --model_args pretrained=BRIDGE"),
         ({"max_length": 1}, "max_length is 1; expected a whole number of tokens, at least 2"),
         ({"max_length": "long"}, "max_length is 'long'; expected a whole number"),
@@ -65,13 +70,17 @@ def test_model_arguments_go_before_the_commands_defaults(atlas):
     """lm-eval's command gives a batch size and a device whether or not somebody named them."""
     lm = H2CLM.create_from_arg_obj({"pretrained": atlas, "batch_size": 7}, {"batch_size": 1, "device": None})
     assert lm.batch_size == 7
-    lm = H2CLM.create_from_arg_string(f"pretrained={ATLAS_BRIDGE},dtype=float32,parallelize=True,batch_size=3", {"batch_size": 1})
+    lm = H2CLM.create_from_arg_string(
+        f"pretrained={ATLAS_BRIDGE},dtype=float32,parallelize=True,batch_size=3", {"batch_size": 1}
+    )
     assert lm.batch_size == 3 and lm.loglikelihood(requests("", [("a b", " c")]), disable_tqdm=True)
 
 
 def test_parallelize_spreads_the_models(atlas, monkeypatch):
     asked = []
-    monkeypatch.setattr(lm_eval_model, "load_pair", lambda name, **arguments: asked.append(arguments["device_map"]) or atlas)
+    monkeypatch.setattr(
+        lm_eval_model, "load_pair", lambda name, **arguments: asked.append(arguments["device_map"]) or atlas
+    )
     for parallelize in (True, False):
         H2CLM("somewhere", device="cpu", parallelize=parallelize)
     assert asked == ["auto", "cpu"]
@@ -95,12 +104,15 @@ def test_an_automatic_batch_size_halves_when_memory_runs_out(atlas):
         assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-4)
         kind = {"until": [], "max_gen_toks": 2}
         lm = H2CLM(atlas, batch_size="auto:4")
-        texts = lm.generate_until(requests("generate_until", [(text, kind) for text, _ in asked]), disable_tqdm=True)
+        texts = lm.generate_until(
+            requests("generate_until", [(text, kind) for text, _ in asked]), disable_tqdm=True
+        )
         assert len(texts) == len(asked) and lm.batch_size <= 3
         alone, halved = (H2CLM(atlas, batch_size=size, max_length=8) for size in (1, "auto"))
         for lm in (alone, halved):
             lm.loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)
-        assert halved.shortened == alone.shortened and alone.shortened["receiver"] > 1  # none is counted in each attempt
+        # None is counted in each attempt.
+        assert halved.shortened == alone.shortened and alone.shortened["receiver"] > 1
         with pytest.raises(torch.OutOfMemoryError):
             H2CLM(atlas, batch_size=8).loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)
     finally:
@@ -128,15 +140,28 @@ def test_a_begin_token_is_added_as_asked(atlas):
         assert encode(tokenizer, "a b", add_bos_token=False) == plain
         assert encode(tokenizer, "a b", add_bos_token=True) == begun
         assert encode(tokenizer, "a b") == tokenizer("a b")["input_ids"]
-        assert encode(tokenizer, pack(user_turn("a")), add_bos_token=True) == encode(tokenizer, pack(user_turn("a")))
+        assert encode(tokenizer, pack(user_turn("a")), add_bos_token=True) == encode(
+            tokenizer, pack(user_turn("a"))
+        )
     plain_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     tokenizer = byte_tokenizer(["<s>", "</s>"], bos="<s>", eos_token="</s>", chat_template=plain_template)
     plain = tokenizer("a b", add_special_tokens=False)["input_ids"]
-    assert encode(tokenizer, "a b") == encode(tokenizer, "a b", add_bos_token=True) == [tokenizer.bos_token_id, *plain]
-    assert encode(tokenizer, "a b", add_bos_token=False) == encode(tokenizer, pack(user_turn("a b")), add_bos_token=True) == plain
+    assert (
+        encode(tokenizer, "a b")
+        == encode(tokenizer, "a b", add_bos_token=True)
+        == [tokenizer.bos_token_id, *plain]
+    )
+    assert (
+        encode(tokenizer, "a b", add_bos_token=False)
+        == encode(tokenizer, pack(user_turn("a b")), add_bos_token=True)
+        == plain
+    )
     role = "sharer"
     with_bos, without = (
-        H2CLM(atlas, role, add_bos_token=given).loglikelihood(requests("", [("a b", " c")]), disable_tqdm=True) for given in (True, False)
+        H2CLM(atlas, role, add_bos_token=given).loglikelihood(
+            requests("", [("a b", " c")]), disable_tqdm=True
+        )
+        for given in (True, False)
     )
     assert with_bos != without
 
@@ -180,7 +205,14 @@ def test_the_command_runs_a_local_task(atlas, tasks, tmp_path):
 
 
 def test_a_mistake_is_told_in_a_sentence():
-    result = lm_eval("--model_args", f"pretrained={ATLAS_BRIDGE}", "--tasks", "atlas_choice", "--fewshot_as_multiturn", "true")
+    result = lm_eval(
+        "--model_args",
+        f"pretrained={ATLAS_BRIDGE}",
+        "--tasks",
+        "atlas_choice",
+        "--fewshot_as_multiturn",
+        "true",
+    )
     assert result.returncode == 2
     assert "h2c: When `fewshot_as_multiturn` is True, `apply_chat_template` must be set." in result.stderr
     assert "Traceback" not in result.stderr

@@ -31,7 +31,12 @@ def plain(pairs):
     share = right / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return {"accuracy": share, "accuracy_low": max(0.0, middle - half), "accuracy_high": min(1.0, middle + half), "n": n}
+    return {
+        "accuracy": share,
+        "accuracy_low": max(0.0, middle - half),
+        "accuracy_high": min(1.0, middle + half),
+        "n": n,
+    }
 
 
 def categories(metric):
@@ -41,7 +46,10 @@ def categories(metric):
 @pytest.mark.parametrize("seed", range(4))
 def test_figures_are_those_of_plain_loops(metric, seed):
     rng = random.Random(seed)
-    subjects = [rng.choice([s for members in categories(metric).values() for s in members] + ["atlas"]) for _ in range(rng.randint(1, 400))]
+    subjects = [
+        rng.choice([s for members in categories(metric).values() for s in members] + ["atlas"])
+        for _ in range(rng.randint(1, 400))
+    ]
     pairs = [(rng.randrange(4), rng.randrange(4)) for _ in subjects]
     # letters or indices, on either side
     kinds = [rng.random() < 0.5, rng.random() < 0.5]
@@ -78,7 +86,10 @@ def test_the_table_holds_mmlus_57_subjects(metric, real_data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"predictions": ["A", "K"], "references": ["A", "B"]}, "prediction is 'K'; expected a letter, A to J, or an index, 0 to 9"),
+        (
+            {"predictions": ["A", "K"], "references": ["A", "B"]},
+            "prediction is 'K'; expected a letter, A to J, or an index, 0 to 9",
+        ),
         ({"predictions": [0, 1], "references": [0, 10]}, "reference is 10; expected a letter"),
         ({"predictions": [1, 1.5], "references": [1, 1]}, "prediction is 1.5; expected a letter"),
         ({"predictions": [0.5], "references": [0]}, "prediction is 0.5; expected a letter"),
@@ -101,7 +112,9 @@ def test_batches_with_subjects_are_what_one_call_gives(metric):
     columns = {"predictions": ["A", 1, 2.0, "J", 0], "references": [0, "B", "A", 9, 1]}
     subjects = ["astronomy", "virology", None, "astronomy", "virology"]
     whole = metric.compute(**columns, subjects=subjects)
-    assert whole["by_subject"]["astronomy"]["n"] == whole["by_subject"]["virology"]["n"] == 2 and whole["n"] == 5
+    assert (
+        whole["by_subject"]["astronomy"]["n"] == whole["by_subject"]["virology"]["n"] == 2 and whole["n"] == 5
+    )
     for start in (0, 2, 4):
         part = {name: values[start : start + 2] for name, values in columns.items()}
         metric.add_batch(**part, subjects=subjects[start : start + 2])
@@ -116,7 +129,12 @@ def test_batches_with_subjects_are_what_one_call_gives(metric):
 def test_no_known_subject_is_none_at_all(metric):
     columns = {"predictions": ["A", "B"], "references": ["A", "C"]}
     result = metric.compute(**columns, subjects=[None, None])
-    assert result == metric.compute(**columns) and set(result) == {"accuracy", "accuracy_low", "accuracy_high", "n"}
+    assert result == metric.compute(**columns) and set(result) == {
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "n",
+    }
 
 
 def test_processes_share_one_metric(tmp_path):
@@ -131,9 +149,15 @@ metric.add_batch(predictions=predictions, references=references, subjects=subjec
 print(json.dumps(metric.compute()))
 """
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(n)], stdout=subprocess.PIPE, env=environment) for n in range(3)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(n)], stdout=subprocess.PIPE, env=environment)
+        for n in range(3)
+    ]
     first, *others = [json.loads(process.communicate(timeout=300)[0]) for process in processes]
-    assert (first["accuracy"], first["n"], first["macro_accuracy"]) == (0.75, 4, 1.0) and others == [None, None]
+    assert (first["accuracy"], first["n"], first["macro_accuracy"]) == (0.75, 4, 1.0) and others == [
+        None,
+        None,
+    ]
 
 
 def test_it_loads_from_its_path_in_a_fresh_process_offline(tmp_path):
@@ -143,8 +167,15 @@ metric = evaluate.load({str(FOLDER)!r})
 print(json.dumps(metric.compute(predictions=["A", "B", "C"], references=[0, 1, 3], subjects=["astronomy", "virology", "virology"])))
 """
     # Outside our folder, without our package, and with no cache of an earlier load
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": ""}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_EVALUATE_OFFLINE": "1",
+        "HF_HOME": str(tmp_path),
+        "PYTHONPATH": "",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["accuracy"], result["n"], result["macro_accuracy"]) == (pytest.approx(2 / 3), 3, 0.75)

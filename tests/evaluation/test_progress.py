@@ -13,7 +13,8 @@ METHODS = ["receiver", "h2c", "shuffled"]
 
 
 def test_a_torn_line_is_dropped_and_asked_again(tmp_path):
-    """Cut at random bytes: whole lines are kept, everything else is computed again, and the records are the same."""
+    """Cut at random bytes: whole lines are kept, everything else is computed again, and the records are the
+    same."""
     asked, computed = {"what": "squares"}, []
 
     def compute(number: int) -> dict:
@@ -58,7 +59,12 @@ def test_processes_take_every_batch_once(tmp_path, ranks):
     taken = []
     for rank in range(ranks):
         State.process_index = rank
-        taken += [record["number"] for record in Progress(tmp_path, State).each({}, 7, lambda number: {"number": number})]
+        taken += [
+            record["number"]
+            for record in Progress(tmp_path, State).each({}, 7, lambda number: {"number": number})
+        ]
     assert sorted(taken) == list(range(7))
     alone = Progress(tmp_path)  # goes on from what all of them wrote
-    assert [record["number"] for record in alone.each({}, 7, lambda number: pytest.fail("asked again"))] == list(range(7))
+    assert [
+        record["number"] for record in alone.each({}, 7, lambda number: pytest.fail("asked again"))
+    ] == list(range(7))

@@ -1,4 +1,5 @@
-"""The methods on the Atlas pair that ships: each against a plain way to the same figure, one question at a time."""
+"""The methods on the Atlas pair that ships: each against a plain way to the same figure, one question at a
+time."""
 
 import pytest
 import torch
@@ -45,21 +46,27 @@ def plain_logits(name: str, model, processor, question: dict, before: dict) -> t
 def test_a_batched_method_answers_as_it_does_alone(atlas, name):
     model, processor = atlas
     logits = METHODS[name].logits(Batch(model, processor, QUESTIONS))
-    expected = torch.stack([plain_logits(name, model, processor, q, QUESTIONS[row - 1]) for row, q in enumerate(QUESTIONS)])
+    expected = torch.stack(
+        [plain_logits(name, model, processor, q, QUESTIONS[row - 1]) for row, q in enumerate(QUESTIONS)]
+    )
     same = [torch.allclose(*pair, atol=1e-3, rtol=1e-4) for pair in zip(logits, expected, strict=True)]
-    # A hint that runs on to its limit passes near-ties, where a batch and a single prompt may write different words.
+    # A hint that runs on to its limit passes near-ties, where a batch and a single prompt may write different
+    # words.
     assert same.count(False) <= (2 if name == "text_to_text" else 0)
 
 
 @torch.no_grad()
 def test_a_score_is_the_first_step_of_generation_and_of_training(atlas):
-    """For 50 questions: the letters' logits of the runner, of the first step of `generate`, and of a forward with labels."""
+    """For 50 questions: the letters' logits of the runner, of the first step of `generate`, and of a forward
+    with labels."""
     model, processor = atlas
     questions = atlas_questions("validation")[:50]
     letters = letter_ids(processor.receiver_tokenizer, user_turn(choice_prompt(questions[0])))
     scores = torch.tensor(evaluate(model, processor, questions, ["h2c"], batch_size=50)["h2c"]["scores"])
     inputs = Batch(model, processor, questions).inputs
-    output = model.generate(**inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    output = model.generate(
+        **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
     torch.testing.assert_close(output.logits[0][:, letters], scores, atol=1e-4, rtol=0)
     trained = model(**H2CCollator(processor)(list(encode_questions(processor, questions)))).logits[:, 0]
     torch.testing.assert_close(trained[:, letters], scores, atol=1e-4, rtol=0)
@@ -112,14 +119,18 @@ def test_results_come_in_the_order_of_the_questions(atlas):
     backwards = evaluate(model, processor, QUESTIONS[::-1], ["receiver", "sharer"], batch_size=7)
     for name, result in results.items():
         assert result["predictions"] == backwards[name]["predictions"][::-1]
-        assert result["correct"].tolist() == [p == q["answer"] for p, q in zip(result["predictions"], QUESTIONS, strict=True)]
+        assert result["correct"].tolist() == [
+            p == q["answer"] for p, q in zip(result["predictions"], QUESTIONS, strict=True)
+        ]
 
 
 def test_the_open_form_is_compared_exactly(atlas):
     model, processor = atlas
     result = evaluate(model, processor, QUESTIONS, ["sharer"], form="open")["sharer"]
     expected = [question["choices"][question["answer"]] for question in QUESTIONS]
-    assert result["correct"].tolist() == [p == e for p, e in zip(result["predictions"], expected, strict=True)]
+    assert result["correct"].tolist() == [
+        p == e for p, e in zip(result["predictions"], expected, strict=True)
+    ]
     assert result["correct"].mean() > 0.8
 
 
@@ -135,7 +146,10 @@ def test_few_shot_turns_stand_before_the_question(atlas):
     model, processor = atlas
     question = {**QUESTIONS[0], "shots": QUESTIONS[1:3]}
     turns = [turn for shot in question["shots"] for turn in (choice_prompt(shot), "ABCD"[shot["answer"]])]
-    messages = [{"role": "assistant" if n % 2 else "user", "content": turn} for n, turn in enumerate([*turns, choice_prompt(question)])]
+    messages = [
+        {"role": "assistant" if n % 2 else "user", "content": turn}
+        for n, turn in enumerate([*turns, choice_prompt(question)])
+    ]
     plain = processor.apply_chat_template(messages)
     for name in ("receiver", "sharer", "h2c"):
         logits = METHODS[name].logits(Batch(model, processor, [question, QUESTIONS[3]]))[0]
@@ -167,9 +181,15 @@ def test_variants_of_text_to_text_ask_what_the_config_says(atlas):
     model, processor = atlas
     prompts = Prompts(hint="Say why.", answer="Say what.", reasoning="Say how.", prefix="It says:")
     batch = Batch(model, processor, QUESTIONS[:2], prompts=prompts)
-    for name, instruction in (("text_to_text", "Say why."), ("text_to_text_answer", "Say what."), ("text_to_text_reasoning", "Say how.")):
+    for name, instruction in (
+        ("text_to_text", "Say why."),
+        ("text_to_text_answer", "Say what."),
+        ("text_to_text_reasoning", "Say how."),
+    ):
         assert hint_prompt(QUESTIONS[0], METHODS[name].variant, prompts).endswith(f"\n{instruction}")
-        read = processor.receiver_tokenizer.batch_decode(METHODS[name].hinted(batch).inputs["input_ids"], skip_special_tokens=True)
+        read = processor.receiver_tokenizer.batch_decode(
+            METHODS[name].hinted(batch).inputs["input_ids"], skip_special_tokens=True
+        )
         assert all("It says:" in text for text in read)
 
 
@@ -177,12 +197,16 @@ def test_variants_of_text_to_text_ask_what_the_config_says(atlas):
 def test_the_adapter_control_is_another_bridge_that_reads_zeros(atlas):
     model, processor = atlas
     batch = Batch(model, processor, QUESTIONS[:4], adapter=model.bridge)
-    torch.testing.assert_close(METHODS["adapter"].logits(batch), METHODS["zeros"].logits(batch), atol=0, rtol=0)
+    torch.testing.assert_close(
+        METHODS["adapter"].logits(batch), METHODS["zeros"].logits(batch), atol=0, rtol=0
+    )
     other = H2CBridgeModel(model.config).eval()
     changed = Batch(model, processor, QUESTIONS[:4], adapter=other)
     states = tuple(torch.zeros_like(state) for state in model.read(changed.inputs["sharer_input_ids"]))
     joined = H2CForCausalLM.from_pair(model.sharer, model.receiver, other)
-    expected = joined(**{**changed.inputs, "sharer_input_ids": None}, sharer_hidden_states=states).logits[:, -1]
+    expected = joined(**{**changed.inputs, "sharer_input_ids": None}, sharer_hidden_states=states).logits[
+        :, -1
+    ]
     torch.testing.assert_close(METHODS["adapter"].logits(changed), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -195,19 +219,29 @@ def test_the_skyline_is_the_receiver_that_reads_the_passage(atlas):
     batch = Batch(model, processor, PASSAGES[:4], "open")
     logits = METHODS["skyline"].logits(batch)
     for row, question in enumerate(PASSAGES[:4]):
-        told = processor.apply_chat_template(user_turn(f"{question['passage']}\n\n{question['question']}"))["input_ids"]
-        torch.testing.assert_close(logits[row], model.receiver(input_ids=told).logits[0, -1], atol=1e-3, rtol=1e-4)
-        written = model.receiver.generate(input_ids=told, max_new_tokens=8, do_sample=False)[0, told.shape[1] :]
-        alone = METHODS["skyline"].generate(Batch(model, processor, [question], "open"), max_new_tokens=8, do_sample=False)
+        told = processor.apply_chat_template(user_turn(f"{question['passage']}\n\n{question['question']}"))[
+            "input_ids"
+        ]
+        torch.testing.assert_close(
+            logits[row], model.receiver(input_ids=told).logits[0, -1], atol=1e-3, rtol=1e-4
+        )
+        written = model.receiver.generate(input_ids=told, max_new_tokens=8, do_sample=False)[
+            0, told.shape[1] :
+        ]
+        alone = METHODS["skyline"].generate(
+            Batch(model, processor, [question], "open"), max_new_tokens=8, do_sample=False
+        )
         assert alone == [processor.decode(written, skip_special_tokens=True)]
-    assert question["passage"] not in processor.batch_decode(batch.inputs["input_ids"])[3]  # the batch itself holds no passage
+    # The batch itself holds no passage.
+    assert question["passage"] not in processor.batch_decode(batch.inputs["input_ids"])[3]
     with pytest.raises(ValueError, match="The skyline needs passages"):
         METHODS["skyline"].logits(Batch(model, processor, QUESTIONS[:2]))
 
 
 @torch.no_grad()
 def test_each_shuffled_answer_comes_from_its_donor(atlas):
-    """Against each question alone, with the states of the donor that the result names; one donor is in another batch."""
+    """Against each question alone, with the states of the donor that the result names; one donor is in
+    another batch."""
     model, processor = atlas
     alike = [{**question, "answers": ["x"], "entity": "the same"} for question in PASSAGES[:4]]
     questions = [*alike, *PASSAGES[4:8]]
@@ -239,7 +273,10 @@ def test_every_accepted_answer_is_right(atlas):
     written = evaluate(model, processor, PASSAGES, ["sharer"], form="open")["sharer"]
     assert written["correct"].any()
     texts = written["predictions"]
-    accepted = [{**question, "answers": ["another", f"The {text}!"]} for question, text in zip(PASSAGES, texts, strict=True)]
+    accepted = [
+        {**question, "answers": ["another", f"The {text}!"]}
+        for question, text in zip(PASSAGES, texts, strict=True)
+    ]
     assert evaluate(model, processor, accepted, ["sharer"], form="open")["sharer"]["correct"].all()
 
 
@@ -248,9 +285,15 @@ def test_a_bridge_of_the_message_form_is_asked_like_any_other():
     """Every method runs; H2C and the shuffled control write what `generate` writes for each question alone."""
     processor = tiny_processor()
     sizes = {name: len(getattr(processor, f"{name}_tokenizer")) for name in ("sharer", "receiver")}
-    models = tiny_model("llama", 1, vocab_size=sizes["sharer"]), tiny_model("qwen2", 2, vocab_size=sizes["receiver"])
+    models = (
+        tiny_model("llama", 1, vocab_size=sizes["sharer"]),
+        tiny_model("qwen2", 2, vocab_size=sizes["receiver"]),
+    )
     model = join(*models, bridge_form="message")
-    questions = [in_words(f"Who is {n}?", [f"{n}{n}"], f"{n} is {n}{n}." + n * " So.", entity=f"{n}") for n in range(1, 6)]
+    questions = [
+        in_words(f"Who is {n}?", [f"{n}{n}"], f"{n} is {n}{n}." + n * " So.", entity=f"{n}")
+        for n in range(1, 6)
+    ]
     assert limits(model, ["h2c"], "open", answer_tokens=4) == {"receiver": 252, "sharer": 252, "both": 252}
     _, counts = fit(questions, processor, {"receiver": 252, "sharer": 252, "both": 80}, "open")
     assert 0 < counts["refused"] < 5  # only the longest passages do not fit beside the prompt
@@ -259,10 +302,16 @@ def test_a_bridge_of_the_message_form_is_asked_like_any_other():
     ends = end_tokens(model, processor.receiver_tokenizer)
     for name, giving in (("h2c", range(5)), ("shuffled", results["shuffled"]["donors"])):
         for row, donor in enumerate(giving):
-            inputs, other = (dict(Batch(model, processor, [questions[n]], "open").inputs) for n in (row, donor))
+            inputs, other = (
+                dict(Batch(model, processor, [questions[n]], "open").inputs) for n in (row, donor)
+            )
             inputs |= {key: other[key] for key in ("sharer_input_ids", "sharer_attention_mask")}
-            ids = model.generate(**inputs, max_new_tokens=4, do_sample=False, **ends)[0, inputs["input_ids"].shape[1] :]
-            assert results[name]["predictions"][row] == processor.decode(ids, skip_special_tokens=True).strip()
+            ids = model.generate(**inputs, max_new_tokens=4, do_sample=False, **ends)[
+                0, inputs["input_ids"].shape[1] :
+            ]
+            assert (
+                results[name]["predictions"][row] == processor.decode(ids, skip_special_tokens=True).strip()
+            )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -280,8 +329,14 @@ def test_models_on_disk_answer_as_in_memory(tmp_path, form):
     where = {"device_map": {"": "disk"}, "offload_folder": str(tmp_path / "offloaded")}
     on_disk = H2CForCausalLM.from_pretrained(tmp_path / "bridge", **where).eval()
     questions = [in_words(f"Who is {n}?", [f"{n}{n}"], f"{n} is {n}{n}.", entity=f"{n}") for n in range(1, 4)]
-    arguments = processor, questions, ["receiver", "skyline", "h2c", "sharer", "text_to_text", "shuffled", "zeros", "noise"]
-    found, expected = (evaluate(one, *arguments, form="open", batch_size=3, answer_tokens=4) for one in (on_disk, model))
+    arguments = (
+        processor,
+        questions,
+        ["receiver", "skyline", "h2c", "sharer", "text_to_text", "shuffled", "zeros", "noise"],
+    )
+    found, expected = (
+        evaluate(one, *arguments, form="open", batch_size=3, answer_tokens=4) for one in (on_disk, model)
+    )
     assert all(found[name]["predictions"] == expected[name]["predictions"] for name in arguments[2])
 
 
@@ -302,14 +357,20 @@ def test_a_question_is_answered_with_one_of_its_own_letters(atlas):
     model, processor = atlas
     counts = [2 + row % 3 if row % 3 < 2 else 5 for row in range(12)]
     mixed = [
-        {**question, "choices": [*question["choices"], "none of them"][:count], "answer": min(question["answer"], count - 1)}
+        {
+            **question,
+            "choices": [*question["choices"], "none of them"][:count],
+            "answer": min(question["answer"], count - 1),
+        }
         for question, count in zip(QUESTIONS, counts, strict=False)
     ]
     methods = ["receiver", "h2c", "sharer"]
     found = evaluate(model, processor, mixed, methods)
     for name in methods:
         assert [len(scores) for scores in found[name]["scores"]] == counts
-        assert all(prediction < count for prediction, count in zip(found[name]["predictions"], counts, strict=True))
+        assert all(
+            prediction < count for prediction, count in zip(found[name]["predictions"], counts, strict=True)
+        )
     for count in (2, 3, 5):
         rows = [row for row in range(12) if counts[row] == count]
         like = evaluate(model, processor, [mixed[row] for row in rows], methods)

@@ -14,19 +14,33 @@ from h2c_hf.reports.schema import load_report
 
 
 TOKENIZER = tiny_processor().receiver_tokenizer
-PRIVATE = {"name": "facts", "regime": "private", "path": "atlas", "form": "hand_off", "facts": 2, "split": "test"}
+PRIVATE = {
+    "name": "facts",
+    "regime": "private",
+    "path": "atlas",
+    "form": "hand_off",
+    "facts": 2,
+    "split": "test",
+}
 REPEAT = {"name": "repeat", "regime": "private", "path": "atlas", "form": "repeat", "split": "test"}
 COUNT = 40
-QUESTIONS = [in_words(f"Where is {n}?", [f"place{n}", f"spot{n}"], f"{n} is in place{n}.", "place", entity=str(n)) for n in range(COUNT)]
+QUESTIONS = [
+    in_words(f"Where is {n}?", [f"place{n}", f"spot{n}"], f"{n} is in place{n}.", "place", entity=str(n))
+    for n in range(COUNT)
+]
 DONORS = [(row - 1) % COUNT for row in range(COUNT)]
 
 
 def answered(**right: int) -> dict[str, dict]:
-    """Results in which each method has the first so many questions right; the shuffled control follows its donor in 30 of 40."""
+    """Results in which each method has the first so many questions right; the shuffled control follows its
+    donor in 30 of 40."""
     results = {}
     for name, count in right.items():
         results[name] = {"predictions": [f"place{row}" if row < count else "nowhere" for row in range(COUNT)]}
-    results["shuffled"] = {"predictions": [f"place{DONORS[row]}" if row < 30 else "nowhere" for row in range(COUNT)], "donors": DONORS}
+    results["shuffled"] = {
+        "predictions": [f"place{DONORS[row]}" if row < 30 else "nowhere" for row in range(COUNT)],
+        "donors": DONORS,
+    }
     return results
 
 
@@ -35,20 +49,33 @@ def report_of(results: dict, **entry) -> dict:
 
 
 def test_a_set_has_a_name_a_regime_and_a_source():
-    one = QuestionSet.parse("name=new,regime=private,path=atlas,form=hand_off,split=test,limit=7,answer_tokens=9")
+    one = QuestionSet.parse(
+        "name=new,regime=private,path=atlas,form=hand_off,split=test,limit=7,answer_tokens=9"
+    )
     assert (one.name, one.regime, one.limit, one.answer_tokens) == ("new", "private", 7, 9)
     told = {"name": "new", "limit": 7, "answer_tokens": 9}
-    assert one == QuestionSet.parse({"path": "atlas", "form": "hand_off", "split": "test", "regime": "private", **told})
+    assert one == QuestionSet.parse(
+        {"path": "atlas", "form": "hand_off", "split": "test", "regime": "private", **told}
+    )
     questions, counts = one.load()
-    assert len(questions) == 7 and counts == {"unusable": 0} and all(question["passage"] for question in questions)
-    shared = QuestionSet.parse({"name": "known", "regime": "shared", "path": "atlas", "form": "open", "split": "test", "limit": 5})
+    assert (
+        len(questions) == 7
+        and counts == {"unusable": 0}
+        and all(question["passage"] for question in questions)
+    )
+    shared = QuestionSet.parse(
+        {"name": "known", "regime": "shared", "path": "atlas", "form": "open", "split": "test", "limit": 5}
+    )
     assert all("passage" not in question and question["answers"] for question in shared.load()[0])
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({**PRIVATE, "regime": "secret"}, "regime of the set 'facts' is 'secret'; expected one of private, shared"),
+        (
+            {**PRIVATE, "regime": "secret"},
+            "regime of the set 'facts' is 'secret'; expected one of private, shared",
+        ),
         ({**PRIVATE, "regime": None}, "has no regime"),
         ({**PRIVATE, "limit": 1}, "limit of the set 'facts' is 1; expected at least 2"),
         ({**PRIVATE, "limit": "few"}, "A number of the set 'facts' is no number"),
@@ -62,9 +89,13 @@ def test_a_set_that_cannot_be_is_refused(entry, message):
 
 
 def test_the_regimes_are_not_mixed(tmp_path):
-    with pytest.raises(ValueError, match=r"'facts' is shared \(both models .*, and \d+ of its \d+ questions have a passage"):
+    with pytest.raises(
+        ValueError, match=r"'facts' is shared \(both models .*, and \d+ of its \d+ questions have a passage"
+    ):
         QuestionSet.parse({**PRIVATE, "regime": "shared"}).load()
-    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"question": f"{n}?", "answers": ["x"]}) + "\n" for n in range(3)))
+    (tmp_path / "web.jsonl").write_text(
+        "".join(json.dumps({"question": f"{n}?", "answers": ["x"]}) + "\n" for n in range(3))
+    )
     with pytest.raises(ValueError, match="and 0 of its 3 questions have a passage; expected all"):
         QuestionSet.parse({"name": "web", "regime": "private", "path": str(tmp_path / "web.jsonl")}).load()
     methods = ["receiver", "skyline", "h2c"]
@@ -80,34 +111,61 @@ def test_texts_are_cut_to_so_many_tokens(tokens):
     assert len(questions) == 20
     for question in questions:
         (text,) = question["answers"]
-        assert len(TOKENIZER(text)["input_ids"]) == tokens == len(tokens_of(text, question, TOKENIZER)) and question["passage"] == text
+        assert (
+            len(TOKENIZER(text)["input_ids"]) == tokens == len(tokens_of(text, question, TOKENIZER))
+            and question["passage"] == text
+        )
 
 
 def test_the_figures_are_those_of_the_answers():
     made = report_of(answered(h2c=36, receiver=0, sharer=40, zeros=4))
-    assert made["methods"]["h2c"]["accuracy"] == 0.9 == made["methods"]["h2c"]["contained"] and made["methods"]["h2c"]["f1"] == 0.9
+    assert (
+        made["methods"]["h2c"]["accuracy"] == 0.9 == made["methods"]["h2c"]["contained"]
+        and made["methods"]["h2c"]["f1"] == 0.9
+    )
     assert made["recovered"]["value"] == pytest.approx(0.9)
-    assert made["pairing_gain"]["value"] == pytest.approx(0.9) and made["pairing_gain"]["f1"]["value"] == pytest.approx(0.9)
-    assert made["information_gain"]["control"] == "zeros" and made["information_gain"]["value"] == pytest.approx(0.8)
-    assert made["follow_rate"]["value"] == 0.75 and made["follow_rate"]["over_h2c"] == pytest.approx(0.75 / 0.9)
+    assert made["pairing_gain"]["value"] == pytest.approx(0.9) and made["pairing_gain"]["f1"][
+        "value"
+    ] == pytest.approx(0.9)
+    assert made["information_gain"]["control"] == "zeros" and made["information_gain"][
+        "value"
+    ] == pytest.approx(0.8)
+    assert made["follow_rate"]["value"] == 0.75 and made["follow_rate"]["over_h2c"] == pytest.approx(
+        0.75 / 0.9
+    )
     assert [(row["first"], row["second"]) for row in made["comparisons"]] == [
         ("h2c", name) for name in ("receiver", "sharer", "zeros", "shuffled")
     ]
-    assert [example["expected"] for example in made["examples"]] == [["place0", "spot0"], ["place39", "spot39"]]
-    assert made["examples"][1]["answers"]["h2c"] == "nowhere" and made["examples"][1]["passage"] == "39 is in place39."
+    assert [example["expected"] for example in made["examples"]] == [
+        ["place0", "spot0"],
+        ["place39", "spot39"],
+    ]
+    assert (
+        made["examples"][1]["answers"]["h2c"] == "nowhere"
+        and made["examples"][1]["passage"] == "39 is in place39."
+    )
 
 
 def test_recovered_needs_a_sharer_that_leads():
     made = report_of(answered(h2c=0, receiver=17, sharer=0))
-    assert made["recovered"]["value"] is None and "does not lead the Receiver significantly (-42.5 points" in made["recovered"]["reason"]
+    assert (
+        made["recovered"]["value"] is None
+        and "does not lead the Receiver significantly (-42.5 points" in made["recovered"]["reason"]
+    )
     assert made["follow_rate"]["over_h2c"] is None
 
 
 def test_a_wrong_message_is_compared_with_the_receiver_where_both_read():
     results = answered(h2c=20, receiver=20, sharer=30)
     results["shuffled"] = {**results["receiver"], "donors": DONORS}
-    (harm,) = [row for row in report_of(results, regime="shared")["comparisons"] if row["first"] == "shuffled"]
-    assert harm["second"] == "receiver" and harm["value"] == 0 and harm["equivalence"] == {"margin": 0.02, "p": 0.0, "equivalent": True}
+    (harm,) = [
+        row for row in report_of(results, regime="shared")["comparisons"] if row["first"] == "shuffled"
+    ]
+    assert (
+        harm["second"] == "receiver"
+        and harm["value"] == 0
+        and harm["equivalence"] == {"margin": 0.02, "p": 0.0, "equivalent": True}
+    )
 
 
 def test_tokens_are_counted_in_their_places():
@@ -116,24 +174,38 @@ def test_tokens_are_counted_in_their_places():
     results["shuffled"] = {"predictions": ["efgh", ""], "donors": [1, 0]}
     one = QuestionSet.parse({**REPEAT, "tokens": 4})
     made = set_report(one, questions, results, TOKENIZER, examples=0)
-    assert made["methods"]["h2c"]["token_accuracy_by_position"] == [1, 1, 0, 0.5] and made["methods"]["h2c"]["token_accuracy"] == 5 / 8
+    assert (
+        made["methods"]["h2c"]["token_accuracy_by_position"] == [1, 1, 0, 0.5]
+        and made["methods"]["h2c"]["token_accuracy"] == 5 / 8
+    )
     assert made["methods"]["shuffled"]["token_accuracy"] == 0 and made["follow_rate"]["value"] == 0.5
 
 
 def test_the_page_keeps_the_regimes_apart(tmp_path):
     results = answered(h2c=36, receiver=0, sharer=40, skyline=38)
-    sets = {"facts": report_of(results), "known": report_of(answered(h2c=20, receiver=20, sharer=20), regime="shared")}
+    sets = {
+        "facts": report_of(results),
+        "known": report_of(answered(h2c=20, receiver=20, sharer=20), regime="shared"),
+    }
     correct = {name: {**result, "correct": judged_right(result)} for name, result in results.items()}
     report = build_report(correct, {}, QUESTIONS, sets=sets)
     save_report(report, tmp_path)
-    assert load_report(tmp_path / "report.json")["sets"]["facts"]["regime"] == "private" and "confusion" not in report
+    assert (
+        load_report(tmp_path / "report.json")["sets"]["facts"]["regime"] == "private"
+        and "confusion" not in report
+    )
     page = markdown(report)
-    private, shared = page[page.index("## Private regime") : page.index("## Shared regime")], page[page.index("## Shared regime") :]
+    private, shared = (
+        page[page.index("## Private regime") : page.index("## Shared regime")],
+        page[page.index("## Shared regime") :],
+    )
     shared = shared[: shared.index("\n## ")]
     assert "### facts" in private and "### known" not in private and "### known" in shared
     assert "skyline (Receiver" in private and "skyline" not in shared
     assert "- follow rate, the donor's answer with another question's states: 75.0 %" in private
-    assert "recovered, (H2C - Receiver) / (Sharer - Receiver): not defined: the Sharer does not lead" in shared
+    assert (
+        "recovered, (H2C - Receiver) / (Sharer - Receiver): not defined: the Sharer does not lead" in shared
+    )
     assert "yes, within 2 points" in shared and "not shown, within 2 points" in private
 
 

@@ -32,12 +32,15 @@ def test_h2c_streams_what_generate_returns(atlas):
     model, processor = atlas
     inputs = processor.apply_chat_template(user_turn(open_prompt(QUESTION)))
     output = model.generate(**inputs, **LONG)[0, inputs["input_ids"].shape[1] :]
-    assert [*stream("h2c", batch(atlas), **LONG)][-1].text == processor.decode(output, skip_special_tokens=True)
+    assert [*stream("h2c", batch(atlas), **LONG)][-1].text == processor.decode(
+        output, skip_special_tokens=True
+    )
 
 
 def test_the_clock_starts_with_the_question_and_the_pace_needs_a_second_token(atlas):
     one, text_to_text = (
-        [*stream(name, batch(atlas), max_new_tokens=count, do_sample=False)][-1] for name, count in (("h2c", 1), ("text_to_text", 2))
+        [*stream(name, batch(atlas), max_new_tokens=count, do_sample=False)][-1]
+        for name, count in (("h2c", 1), ("text_to_text", 2))
     )
     assert one.first_token > 0 and one.tokens_per_second is None and one.hint == ""
     assert text_to_text.tokens_per_second > 0
@@ -47,7 +50,10 @@ def test_the_clock_starts_with_the_question_and_the_pace_needs_a_second_token(at
 def test_a_reader_that_leaves_ends_the_writing(atlas):
     asked = batch(atlas)
     long = {"max_new_tokens": 300, "min_new_tokens": 300, "do_sample": False}
-    writing = Writing(lambda streamer: METHODS["receiver"].generate(asked, streamer=streamer, **long), atlas[1].receiver_tokenizer)
+    writing = Writing(
+        lambda streamer: METHODS["receiver"].generate(asked, streamer=streamer, **long),
+        atlas[1].receiver_tokenizer,
+    )
     reader = iter(writing)
     next(reader)
     reader.close()

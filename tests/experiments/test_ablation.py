@@ -4,7 +4,16 @@ import pytest
 from datasets import Dataset
 
 from h2c_hf.atlas.facts import load_facts
-from h2c_hf.experiments.ablation import Grid, examples, main, pair, run_grid, tables, training_arguments, training_rows
+from h2c_hf.experiments.ablation import (
+    Grid,
+    examples,
+    main,
+    pair,
+    run_grid,
+    tables,
+    training_arguments,
+    training_rows,
+)
 
 
 SOURCES = "sources: [{path: atlas}, {path: atlas, form: hand_off, facts: 1}]"
@@ -30,12 +39,21 @@ def grid(tmp_path):
         ("seeds: [0]", "has no forms"),
         ("forms: {a: {}}", "has no sources; expected a list"),
         ("forms: {a: {}}\nseed: 0", "has a field 'seed'; expected one of forms, sources, runs, seeds"),
-        ("forms: {a: {gates: 1}}\nsources: [atlas]", "has a field 'gates'; expected one of bridge_form, num_attention_heads"),
+        (
+            "forms: {a: {gates: 1}}\nsources: [atlas]",
+            "has a field 'gates'; expected one of bridge_form, num_attention_heads",
+        ),
         ("forms: {a: {sharer_rank: 0}}\nsources: [atlas]", "sharer_rank is 0; expected at least 1"),
         ("forms: {a: {}}\nsources: [openhermes]", "A source of .* is openhermes; expected atlas"),
         ("forms: {a: {}}\nsources: [atlas]\nsplit: train", "split is 'train'; expected validation or test"),
-        ("forms: {a: {}}\nsources: [atlas]\nruns: {r: {fraction: 2}}", "fraction of run r is 2; expected more than 0 and at most 1"),
-        ("forms: {a: {}}\nsources: [atlas]\nruns: {r: {without: [weather]}}", "Run r is without weather, which no question is about"),
+        (
+            "forms: {a: {}}\nsources: [atlas]\nruns: {r: {fraction: 2}}",
+            "fraction of run r is 2; expected more than 0 and at most 1",
+        ),
+        (
+            "forms: {a: {}}\nsources: [atlas]\nruns: {r: {without: [weather]}}",
+            "Run r is without weather, which no question is about",
+        ),
     ],
 )
 def test_bad_grids(tmp_path, text, message):
@@ -51,7 +69,9 @@ def test_a_run_keeps_the_same_entities_of_every_source(grid, monkeypatch):
 
     def records_alone(source):
         records = list(ablation.DataSource.parse(json.loads(source)).load())
-        return records, Dataset.from_list([{"entity": r["entity"], "subject": r["subject"], "source": source} for r in records])
+        return records, Dataset.from_list(
+            [{"entity": r["entity"], "subject": r["subject"], "source": source} for r in records]
+        )
 
     monkeypatch.setattr(ablation, "examples", records_alone)
     read, facts = Grid.read(grid), [fact for fact in load_facts() if fact.split == "train"]
@@ -70,7 +90,10 @@ def test_a_run_keeps_the_same_entities_of_every_source(grid, monkeypatch):
 
 def test_every_turn_of_a_quiz_is_an_example_and_a_share_of_the_facts_keeps_it(tmp_path):
     path = tmp_path / "grid.yaml"
-    path.write_text("forms: {a: {}}\nsources: [{path: atlas}, {path: atlas, form: quiz, turns: all}]\nruns: {few: {fraction: 0.01}}\n")
+    path.write_text(
+        "forms: {a: {}}\nsources: [{path: atlas}, {path: atlas, form: quiz, turns: all}]\nruns: {few: "
+        "{fraction: 0.01}}\n"
+    )
     grid = Grid.read(path)
     records, encoded = examples(json.dumps(grid.sources[1], sort_keys=True))
     tokenizer = pair()[1].receiver_tokenizer
@@ -80,7 +103,10 @@ def test_every_turn_of_a_quiz_is_an_example_and_a_share_of_the_facts_keeps_it(tm
         text = tokenizer.decode(encoded[number]["input_ids"])
         assert [user in text for user in users] == [turn <= number % 4 for turn in range(4)]
     rows, whole, asked = training_rows(grid, grid.runs["few"], 0)
-    assert whole == len(encoded) + len(examples(json.dumps(grid.sources[0], sort_keys=True))[0]) and len(rows) == len(encoded) + asked
+    assert (
+        whole == len(encoded) + len(examples(json.dumps(grid.sources[0], sort_keys=True))[0])
+        and len(rows) == len(encoded) + asked
+    )
 
 
 def test_a_forms_own_learning_rate_counts_before_the_grids(grid, tmp_path):
@@ -101,7 +127,9 @@ def test_cells_of_other_settings_or_fields_are_not_taken_for_these(grid, tmp_pat
     cells.mkdir()
     (cells / "alone.json").write_text("{}")
     (cells / "better.all.0.json").write_text(json.dumps({"fields": {"recency_bias": True}}))
-    with pytest.raises(ValueError, match="is of a form with {'recency_bias': True}; expected .*'sharer_rank': 16"):
+    with pytest.raises(
+        ValueError, match="is of a form with {'recency_bias': True}; expected .*'sharer_rank': 16"
+    ):
         run_grid(read, cells)
     read.split = "test"
     with pytest.raises(ValueError, match="holds cells of other settings"):
@@ -112,7 +140,10 @@ def test_cells_of_other_settings_or_fields_are_not_taken_for_these(grid, tmp_pat
 def test_a_grid_goes_on_where_it_was_stopped_and_a_seed_gives_the_same_answers(grid, tmp_path):
     assert main([str(grid), "--output", str(tmp_path / "first"), "--processes", "2"]) == 0
     cell = tmp_path / "first" / "better.few.0.json"
-    before, kept = json.loads(cell.read_text()), (tmp_path / "first" / "published.few.0.json").stat().st_mtime_ns
+    before, kept = (
+        json.loads(cell.read_text()),
+        (tmp_path / "first" / "published.few.0.json").stat().st_mtime_ns,
+    )
     cell.unlink()
     examples.cache_clear()
     assert main([str(grid), "--output", str(tmp_path / "first")]) == 0

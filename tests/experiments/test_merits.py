@@ -3,7 +3,17 @@ import pytest
 
 from h2c_hf.atlas.questions import STATEMENTS
 from h2c_hf.evaluation.methods import Batch
-from h2c_hf.experiments.merits import ALONE, FEWER, FORMS, ON_ALL, ON_FEW, conversations, harm_table, knowledge_table, questions_of
+from h2c_hf.experiments.merits import (
+    ALONE,
+    FEWER,
+    FORMS,
+    ON_ALL,
+    ON_FEW,
+    conversations,
+    harm_table,
+    knowledge_table,
+    questions_of,
+)
 from h2c_hf.pair import atlas_pair
 
 
@@ -22,12 +32,17 @@ def answers(asked):
 
     def draw(merits):
         correct = {
-            f"{merit}/{method}": (rng.random(len(asked[merit])) < (0.9 if method == "sharer" else 0.4)).astype(int).tolist()
+            f"{merit}/{method}": (rng.random(len(asked[merit])) < (0.9 if method == "sharer" else 0.4))
+            .astype(int)
+            .tolist()
             for merit, methods in merits.items()
             for method in methods
             if merit != "text"
         }
-        return {"correct": correct, "perplexity": {method: rng.uniform(1, 3) for method in merits.get("text", [])}}
+        return {
+            "correct": correct,
+            "perplexity": {method: rng.uniform(1, 3) for method in merits.get("text", [])},
+        }
 
     return draw(ALONE), [{"facts": 7, "parameters": 1234, **draw(ON_ALL)} for _ in range(3)]
 
@@ -47,15 +62,28 @@ def test_what_is_carried_is_plain_arithmetic_on_the_answers(asked, answers, with
     alone, cells = answers
     (row,) = rows_of(knowledge_table([("form", "run", {"without": without}, cells)], alone, SPLIT))
     kept = [i for i, q in enumerate(asked["choice"]) if not without or q["subject"] in without]
-    base = {name: np.array(alone["correct"][name])[kept].mean() for name in ("choice/receiver", "choice/sharer", "open/sharer")}
-    right = {name: [np.array(cell["correct"][name])[kept].mean() for cell in cells] for name in ("choice/h2c", "open/h2c")}
-    lead = [(x - base["choice/receiver"]) / (base["choice/sharer"] - base["choice/receiver"]) for x in right["choice/h2c"]]
+    base = {
+        name: np.array(alone["correct"][name])[kept].mean()
+        for name in ("choice/receiver", "choice/sharer", "open/sharer")
+    }
+    right = {
+        name: [np.array(cell["correct"][name])[kept].mean() for cell in cells]
+        for name in ("choice/h2c", "open/h2c")
+    }
+    lead = [
+        (x - base["choice/receiver"]) / (base["choice/sharer"] - base["choice/receiver"])
+        for x in right["choice/h2c"]
+    ]
     written = [x / base["open/sharer"] for x in right["open/h2c"]]
     assert row[:5] == ["form", "run", "3", "7", "1,234"]
     for cell, values in ((row[5], lead), (row[7], written)):
-        assert numbers(cell) == pytest.approx([100 * x for x in (np.mean(values), min(values), max(values))], abs=0.051)
+        assert numbers(cell) == pytest.approx(
+            [100 * x for x in (np.mean(values), min(values), max(values))], abs=0.051
+        )
     for cell, name in ((row[6], "choice/shuffled"), (row[8], "open/shuffled")):
-        assert float(cell) == pytest.approx(100 * np.mean([np.array(c["correct"][name])[kept].mean() for c in cells]), abs=0.051)
+        assert float(cell) == pytest.approx(
+            100 * np.mean([np.array(c["correct"][name])[kept].mean() for c in cells]), abs=0.051
+        )
 
 
 def test_what_is_harmed_is_plain_arithmetic_on_the_answers(answers):
@@ -63,9 +91,14 @@ def test_what_is_harmed_is_plain_arithmetic_on_the_answers(answers):
     (row,) = rows_of(harm_table([("form", cells)], alone))
     mean = {name: [np.mean(cell["correct"][name]) for cell in cells] for name in cells[0]["correct"]}
     expected = [mean[f"facts_{n}/h2c"] for n in (1, 4, 16)]
-    lost = [[np.mean(alone["correct"][f"{m}/receiver"]) - x for x in mean[f"{m}/h2c"]] for m in ("told", "against")]
+    lost = [
+        [np.mean(alone["correct"][f"{m}/receiver"]) - x for x in mean[f"{m}/h2c"]]
+        for m in ("told", "against")
+    ]
     for cell, values in zip([*row[2:5], *row[6:8]], [*expected, *lost], strict=True):
-        assert numbers(cell) == pytest.approx([100 * x for x in (np.mean(values), min(values), max(values))], abs=0.051)
+        assert numbers(cell) == pytest.approx(
+            [100 * x for x in (np.mean(values), min(values), max(values))], abs=0.051
+        )
     assert float(row[5]) == pytest.approx(100 * np.mean(mean["facts_16/shuffled"]), abs=0.051)
     text = [cell["perplexity"]["h2c"] / alone["perplexity"]["receiver"] for cell in cells]
     assert float(row[8].split()[0]) == pytest.approx(np.mean(text), abs=0.00051)
@@ -81,7 +114,9 @@ def test_each_model_reads_what_the_merit_says(asked):
         for text in (receiver, sharer):
             assert question["question"] in text
         known = {name: question.get(name) for name in ("passage", "hint", "told") if question.get(name)}
-        expected = {"told": {"hint"}, "against": {"told"}}.get(merit, {"passage"} if merit.startswith("facts") else set())
+        expected = {"told": {"hint"}, "against": {"told"}}.get(
+            merit, {"passage"} if merit.startswith("facts") else set()
+        )
         assert set(known) == expected
         for name, words in known.items():
             assert (words in receiver) == (name != "passage") and (words in sharer) == (name != "told"), merit

@@ -18,7 +18,8 @@ LICENCES = (
 
 
 def card_errors(content: str) -> list[str]:
-    """What the Hub's own validation would refuse, of what it is known to: yaml, and the types of the fields that it reads."""
+    """What the Hub's own validation would refuse, of what it is known to: yaml, and the types of the fields
+    that it reads."""
     match = re.match(r"---\r?\n(.*?)\r?\n---", content, re.DOTALL)
     if not match:
         return []
@@ -29,7 +30,14 @@ def card_errors(content: str) -> list[str]:
     if not isinstance(data, dict):
         return ["the metadata is no mapping"]
     errors = []
-    for name in ("license", "license_name", "license_link", "library_name", "pipeline_tag", "base_model_relation"):
+    for name in (
+        "license",
+        "license_name",
+        "license_link",
+        "library_name",
+        "pipeline_tag",
+        "base_model_relation",
+    ):
         if name in data and not isinstance(data[name], str):
             errors.append(f'"{name}" must be a string')
     if data.get("license", "mit") not in LICENCES:
@@ -40,7 +48,9 @@ def card_errors(content: str) -> list[str]:
         errors.append('"base_model_relation" must be one of finetune, adapter, merge, quantized')
     for name in ("base_model", "datasets", "metrics", "tags"):
         values = data.get(name, [])
-        if not all(isinstance(value, str) and value for value in ([values] if isinstance(values, str) else values)):
+        if not all(
+            isinstance(value, str) and value for value in ([values] if isinstance(values, str) else values)
+        ):
             errors.append(f'"{name}" must be a string or a list of strings')
     for name in ("base_model", "datasets"):
         values = data.get(name, [])
@@ -52,7 +62,10 @@ def card_errors(content: str) -> list[str]:
             errors.append('"model-index" needs a name and results')
             continue
         for result in model["results"]:
-            if not result.get("task", {}).get("type") or not {"name", "type"} <= result.get("dataset", {}).keys():
+            if (
+                not result.get("task", {}).get("type")
+                or not {"name", "type"} <= result.get("dataset", {}).keys()
+            ):
                 errors.append('a result of "model-index" needs task.type, dataset.name and dataset.type')
             for metric in result.get("metrics", []) or [{}]:
                 if not metric.get("type") or not isinstance(metric.get("value"), int | float):
@@ -61,7 +74,8 @@ def card_errors(content: str) -> list[str]:
 
 
 def eval_results(files: dict[str, bytes]) -> list[dict]:
-    """What the Hub tells of a repo's `.eval_results/*.yaml`: each entry, or of a file that it cannot read why."""
+    """What the Hub tells of a repo's `.eval_results/*.yaml`: each entry, or of a file that it cannot read
+    why."""
     found = []
     for path in sorted(path for path in files if re.fullmatch(r"\.eval_results/[^/]+\.yaml", path)):
         try:
@@ -74,7 +88,9 @@ def eval_results(files: dict[str, bytes]) -> list[dict]:
 
 def checked(entry: dict) -> dict:
     dataset, value = entry["dataset"], entry["value"]
-    if not isinstance(value, int | float) or not all(isinstance(dataset[name], str) for name in ("id", "task_id")):
+    if not isinstance(value, int | float) or not all(
+        isinstance(dataset[name], str) for name in ("id", "task_id")
+    ):
         raise TypeError("dataset.id and dataset.task_id must be strings and value a number")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset["id"]):
         raise ValueError(f"dataset.id is {dataset['id']!r}, which is no dataset of the Hub")

@@ -22,7 +22,11 @@ def hub():
 @pytest.fixture
 def wire(hub, tmp_path):
     """The environment of a process that talks to the test Hub, as user `u`, with an empty cache."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "PYTHONPATH"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HF_", "HUGGING", "PYTHONPATH"))
+    }
     return {
         **kept, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_u", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
@@ -36,20 +40,25 @@ def h2c(wire):
 
     def run(*arguments, **environment) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "h2c_hf.cli", *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, env={**wire, **environment}, capture_output=True, text=True, timeout=280)
+        return subprocess.run(
+            command, cwd=ROOT, env={**wire, **environment}, capture_output=True, text=True, timeout=280
+        )
 
     return run
 
 
 @pytest.fixture
 def fresh(wire, tmp_path):
-    """Run a script in a process in which this package cannot be imported; its last line is printed JSON, returned."""
+    """Run a script in a process in which this package cannot be imported; its last line is printed JSON,
+    returned."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
 
     def run(script: str, status: int = 0, **environment) -> str:
         command = [sys.executable, "-c", f"import sys\nsys.modules['h2c_hf'] = None\n{script}"]
-        done = subprocess.run(command, cwd=folder, env={**wire, **environment}, capture_output=True, text=True, timeout=280)
+        done = subprocess.run(
+            command, cwd=folder, env={**wire, **environment}, capture_output=True, text=True, timeout=280
+        )
         assert done.returncode == status, done.stdout[-1000:] + done.stderr[-4000:]
         return done.stdout if status == 0 else done.stderr
 
@@ -58,7 +67,8 @@ def fresh(wire, tmp_path):
 
 @pytest.fixture
 def online(hub, monkeypatch, tmp_path) -> HfApi:
-    """This process talks to the test Hub, as user `u`: the same client over the same wire as `wire`, without its seconds of start."""
+    """This process talks to the test Hub, as user `u`: the same client over the same wire as `wire`, without
+    its seconds of start."""
     template = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     settings = {
         "ENDPOINT": hub.endpoint,
@@ -69,9 +79,11 @@ def online(hub, monkeypatch, tmp_path) -> HfApi:
     }
     for name, value in settings.items():
         monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # it keeps the endpoint of its first use, from 5.24 on
+    # It keeps the endpoint of its first use, from 5.24 on.
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
     monkeypatch.setenv("HF_TOKEN", "hf_u")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits half a minute before it gives up
+    # The client waits half a minute before it gives up.
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     return HfApi(endpoint=hub.endpoint, token="hf_u")
 
 

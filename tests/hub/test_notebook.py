@@ -1,4 +1,5 @@
-"""The notebook, from top to bottom in a kernel of its own, pushing to the test Hub; and what its first cells say elsewhere."""
+"""The notebook, from top to bottom in a kernel of its own, pushing to the test Hub; and what its first cells
+say elsewhere."""
 
 import json
 import os
@@ -20,16 +21,20 @@ NOTEBOOK = ROOT / "notebooks" / "h2c_colab.ipynb"
 
 
 def run(wire: dict, folder: Path, cells: int | None = None, **settings) -> list[str]:
-    """Execute the notebook, or its first code cells, in `folder`, with `NAME = value` changed; each code cell's text, in order, and
-    "image" for a picture."""
+    """Execute the notebook, or its first code cells, in `folder`, with `NAME = value` changed; each code
+    cell's text, in order, and "image" for a picture."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"][:cells]
     for name, value in settings.items():
-        (line,) = [line for cell in code for line in cell.source.splitlines() if line.startswith(f"{name} = ")]
+        (line,) = [
+            line for cell in code for line in cell.source.splitlines() if line.startswith(f"{name} = ")
+        ]
         for cell in code:
             cell.source = cell.source.replace(line, f"{name} = {value!r}")
     notebook.cells = code
-    client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
     client.execute(env={**wire, "PYTHONPATH": str(ROOT)})
     return ["".join(map(written, cell.outputs)) for cell in code]
 
@@ -48,7 +53,9 @@ def without_token(wire: dict) -> dict:
 def test_it_is_saved_without_outputs():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
-    assert not [cell for cell in notebook.cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)]
+    assert not [
+        cell for cell in notebook.cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)
+    ]
 
 
 def test_atlas_needs_no_token(hub, wire):
@@ -68,7 +75,8 @@ NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
 
 @pytest.mark.slow
 def test_it_installs_the_package_if_it_is_not_there(tmp_path):
-    """In a fresh environment with the dependencies only, run in the folder of a clone, from which the package can be imported."""
+    """In a fresh environment with the dependencies only, run in the folder of a clone, from which the package
+    can be imported."""
     venv.create(tmp_path / "venv", with_pip=True)
     binaries = tmp_path / "venv" / "bin"
     dependencies = tmp_path / "dependencies"
@@ -82,7 +90,14 @@ def test_it_installs_the_package_if_it_is_not_there(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     assert not (binaries / "h2c").exists()
     subprocess.run([binaries / "python", "-c", FIRST_CELL, NOTEBOOK], cwd=clone, env=environment, check=True)
-    listed = subprocess.run([binaries / "h2c", "configs"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        [binaries / "h2c", "configs"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "training.yaml" in listed.stdout
 
 
@@ -102,6 +117,10 @@ def test_it_runs_from_top_to_bottom(hub, wire, tmp_path):
     assert f"Pushed to {hub.endpoint}/u/notebook/commit/" in push
     assert here == there and here.strip()
     files = hub.repos["u/notebook"].files()
-    assert hub.repos["u/notebook"].private and b"model-index" in files["README.md"] and "figures/accuracy.png" in files
+    assert (
+        hub.repos["u/notebook"].private
+        and b"model-index" in files["README.md"]
+        and "figures/accuracy.png" in files
+    )
     report = json.loads(files["report.json"])
     assert report["methods"]["h2c"]["n"] == 100 and report["information_gain"]["low"] > 0.3

@@ -1,4 +1,5 @@
-"""Bridges over the wire: swapped on a loaded model, asked through the pipeline, and held to the commits that they were trained on."""
+"""Bridges over the wire: swapped on a loaded model, asked through the pipeline, and held to the commits that
+they were trained on."""
 
 import json
 import warnings
@@ -15,7 +16,10 @@ from h2c_hf.training.arguments import H2CArguments
 
 
 ATLAS = Path(__file__).parents[2] / "hub_configs" / "atlas"
-CONVERSATIONS = [[{"role": "user", "content": f"In which country is the city of {name}?"}] for name in ("Bensekrane", "Oslo")]
+CONVERSATIONS = [
+    [{"role": "user", "content": f"In which country is the city of {name}?"}]
+    for name in ("Bensekrane", "Oslo")
+]
 OPTIONS = {"max_new_tokens": 8, "do_sample": False}
 
 # The repo u/r has a bridge in main and another in dev; the private u/next has a third.
@@ -70,11 +74,14 @@ print(json.dumps(found))
 
 def answers(model, processor) -> list[str]:
     inputs = processor.apply_chat_template(CONVERSATIONS)
-    return processor.batch_decode(model.generate(**inputs, **OPTIONS)[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return processor.batch_decode(
+        model.generate(**inputs, **OPTIONS)[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
 
 
 def scale(folder: Path, factor: float, **fields) -> None:
-    """Make the bridge in a folder another one: what its blocks add is that of the Atlas bridge times `factor`; `fields` of its config."""
+    """Make the bridge in a folder another one: what its blocks add is that of the Atlas bridge times
+    `factor`; `fields` of its config."""
     config = json.loads((ATLAS / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **fields}))
     weights = load_file(ATLAS / "model.safetensors")
@@ -91,12 +98,17 @@ def test_a_stranger_asks_through_the_pipeline_and_swaps_bridges(hub, online, bri
     assert main(["push", str(bridge), "u/next", "--private"]) == 0
     following = H2CForCausalLM.from_pretrained(bridge)
 
-    found = json.loads(fresh(f"CONVERSATIONS, OPTIONS = {CONVERSATIONS}, {OPTIONS}\n{STRANGER}").splitlines()[-1])
+    found = json.loads(
+        fresh(f"CONVERSATIONS, OPTIONS = {CONVERSATIONS}, {OPTIONS}\n{STRANGER}").splitlines()[-1]
+    )
     model, processor = H2CForCausalLM.from_pretrained(ATLAS), atlas[1]
     by_main, by_dev, by_next = (answers(each, processor) for each in (model, dev, following))
     with model.disable_bridge():
         alone = answers(model, processor)
-    assert by_main[0].strip() == "Algeria" and len({str(each) for each in (by_main, by_dev, by_next, alone)}) == 4
+    assert (
+        by_main[0].strip() == "Algeria"
+        and len({str(each) for each in (by_main, by_dev, by_next, alone)}) == 4
+    )
     assert found["pipeline"] == found["pipeline again"] == found["default"] == by_main
     assert found["pipeline of dev"] == found["dev"] == by_dev
     assert found["pipeline in cache_dir"] == [by_main, True]
@@ -123,7 +135,10 @@ print(json.dumps([rows[0]["generated_text"] for rows in pipe({CONVERSATIONS}, re
     again = H2CForCausalLM.from_pretrained(saved, sharer=model.sharer, receiver=model.receiver)
     assert answers(again, H2CProcessor.from_pretrained(saved)) == by_next
     config, expected = (json.loads((folder / "config.json").read_text()) for folder in (saved, ATLAS))
-    assert config["auto_map"] == expected["auto_map"] and config["custom_pipelines"] == expected["custom_pipelines"]
+    assert (
+        config["auto_map"] == expected["auto_map"]
+        and config["custom_pipelines"] == expected["custom_pipelines"]
+    )
 
 
 # The base models' commits

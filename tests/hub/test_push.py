@@ -78,7 +78,10 @@ def test_a_pushed_repo_holds_what_it_needs_and_no_pickle(hub, online, bridge, ca
         "items.parquet",
     }
     assert set(repo.files()) == expected | {"README.md", "figures/accuracy.png"}
-    assert repo.files()["README.md"] == (bridge / "README.md").read_bytes() and b"model-index" in repo.files()["README.md"]
+    assert (
+        repo.files()["README.md"] == (bridge / "README.md").read_bytes()
+        and b"model-index" in repo.files()["README.md"]
+    )
     assert repo.files()["model.safetensors"] == (ATLAS / "model.safetensors").read_bytes()
     assert len(repo.commits) == 2, "the first commit that is made with the repo, and one"
 
@@ -89,8 +92,13 @@ def test_a_stranger_loads_it_and_gets_the_same_answer(hub, pushed, fresh):
     assert main(["push", str(pushed), "u/r", "--revision", "dev"]) == 0
     output = fresh(f"QUESTION = {QUESTION}\n{STRANGER}")
     found = json.loads(output.splitlines()[-1])
-    model, processor = H2CForCausalLM.from_pretrained(ATLAS, dtype=torch.float32).eval(), H2CProcessor.from_pretrained(ATLAS)
-    expected = model.generate(**processor.apply_chat_template(QUESTION), max_new_tokens=8, do_sample=False)[0].tolist()
+    model, processor = (
+        H2CForCausalLM.from_pretrained(ATLAS, dtype=torch.float32).eval(),
+        H2CProcessor.from_pretrained(ATLAS),
+    )
+    expected = model.generate(**processor.apply_chat_template(QUESTION), max_new_tokens=8, do_sample=False)[
+        0
+    ].tolist()
     assert found["classes"] == ["H2CBridgeConfig", "H2CBridgeModel", "H2CForCausalLM", "H2CProcessor"]
     assert found["answer"] == found["branch"] == found["local_files_only"] == expected
     assert found["dropout"] == [0.0, 0.25]
@@ -107,8 +115,17 @@ def test_model_and_processor_push_themselves(hub, online, atlas):
     processor.push_to_hub("u/own", token="hf_u")
     files = hub.repos["u/own"].files()
     code = {"configuration_h2c.py", "modeling_h2c_bridge.py", "modeling_h2c.py", "processing_h2c.py"}
-    tokenizers = {f"{role}_tokenizer/{name}" for role in ("sharer", "receiver") for name in ("tokenizer.json", "tokenizer_config.json")}
-    assert {"config.json", "generation_config.json", "model.safetensors", "processor_config.json"} | code | tokenizers <= set(files)
+    tokenizers = {
+        f"{role}_tokenizer/{name}"
+        for role in ("sharer", "receiver")
+        for name in ("tokenizer.json", "tokenizer_config.json")
+    }
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "processor_config.json",
+    } | code | tokenizers <= set(files)
     assert "sharer_tokenizer/tokenizer.json" in hub.repos["u/own"].files("dev")
 
 
@@ -126,13 +143,17 @@ def test_model_and_processor_push_themselves(hub, online, atlas):
         ("sharer/config.json", "{bridge} holds no such folder with a model in it"),
     ],
 )
-def test_a_folder_that_would_not_work_is_refused_by_its_name(hub, online, bridge, missing, message, options, capsys):
+def test_a_folder_that_would_not_work_is_refused_by_its_name(
+    hub, online, bridge, missing, message, options, capsys
+):
     (bridge / missing).unlink()
     assert main(["push", str(bridge), "u/r", *options]) == 2
     assert message.format(bridge=bridge) in capsys.readouterr().err and not hub.requests
 
 
-@pytest.mark.parametrize(("name", "content"), [("config.json", "{"), ("report.json", "{"), ("report.json", "[]")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("config.json", "{"), ("report.json", "{"), ("report.json", "[]")]
+)
 def test_a_dry_run_names_the_file_that_is_broken(hub, online, bridge, name, content, capsys):
     (bridge / name).write_text(content)
     assert main(["push", str(bridge), "u/r", "--dry_run"]) == 2
@@ -151,19 +172,32 @@ CHECK = [("POST", "/api/validate-yaml", None)]
 
 
 @pytest.mark.parametrize(
-    ("license", "words"), [("no-such-licence", '"license" must be one of apache-2.0, mit,'), ("other", '"license_name" is required')]
+    ("license", "words"),
+    [
+        ("no-such-licence", '"license" must be one of apache-2.0, mit,'),
+        ("other", '"license_name" is required'),
+    ],
 )
-def test_a_card_that_the_hub_refuses_is_refused_before_anything_is_made_or_sent(hub, online, bridge, license, words, capsys):
+def test_a_card_that_the_hub_refuses_is_refused_before_anything_is_made_or_sent(
+    hub, online, bridge, license, words, capsys
+):
     assert main(["push", str(bridge), "u/r", "--license", license]) == 2
     error = capsys.readouterr().err
-    assert f"The Hub refuses the model card {bridge / 'README.md'}: {words}" in error and len(error.splitlines()) == 1
+    assert (
+        f"The Hub refuses the model card {bridge / 'README.md'}: {words}" in error
+        and len(error.splitlines()) == 1
+    )
     assert hub.requests == CHECK and not hub.repos and not hub.blobs
     assert main(["push", str(bridge), "u/r", "--license", "mit"]) == 0
 
 
-def test_front_matter_that_is_broken_is_refused_before_anything_is_made_or_sent(hub, online, bridge, monkeypatch, capsys):
+def test_front_matter_that_is_broken_is_refused_before_anything_is_made_or_sent(
+    hub, online, bridge, monkeypatch, capsys
+):
     template = model_card.TEMPLATE.read_text(encoding="utf-8")
-    (bridge / "template").write_text(template.replace("{{ card_data }}", "{{ card_data }}\nbase_model_relation: [cousin]"))
+    (bridge / "template").write_text(
+        template.replace("{{ card_data }}", "{{ card_data }}\nbase_model_relation: [cousin]")
+    )
     monkeypatch.setattr(model_card, "TEMPLATE", bridge / "template")
     assert main(["push", str(bridge), "u/r"]) == 2
     assert '"base_model_relation" must be a string' in capsys.readouterr().err
@@ -173,7 +207,10 @@ def test_front_matter_that_is_broken_is_refused_before_anything_is_made_or_sent(
 def test_a_hub_that_checks_no_cards_is_told_of(hub, online, bridge, capsys):
     hub.fail(Fault("POST", "/api/validate-yaml", status=404))
     assert main(["push", str(bridge), "u/r"]) == 2
-    assert f"h2c: {hub.endpoint} has no /api/validate-yaml, and no card is committed unchecked" in capsys.readouterr().err
+    assert (
+        f"h2c: {hub.endpoint} has no /api/validate-yaml, and no card is committed unchecked"
+        in capsys.readouterr().err
+    )
     assert hub.requests == CHECK and not hub.repos
 
 
@@ -223,23 +260,35 @@ def test_a_card_written_by_hand_is_kept_unless_asked(hub, online, bridge, capsys
         (Fault("POST", "objects/batch", status=503, times=9), "run the same command again later"),
         (Fault("POST", "/api/validate-yaml", status=500, times=9), "run the same command again later"),
         (Fault("POST", "/api/repos/create", status=500, times=9), "run the same command again later"),
-        (Fault("PUT", "/lfs/", cut_after=100_000, times=99), "run the same command again: it goes on with what is not yet uploaded"),
+        (
+            Fault("PUT", "/lfs/", cut_after=100_000, times=99),
+            "run the same command again: it goes on with what is not yet uploaded",
+        ),
         (Fault("POST", "/commit/", cut_after=1000, times=9), "what was there is as it was"),
     ],
     ids=lambda value: f"{value.path}-{value.status or 'cut'}" if isinstance(value, Fault) else "",
 )
-def test_a_fault_is_told_in_a_sentence_leaves_the_old_revision_and_the_next_push_completes(hub, online, bridge, fault, message, capsys):
+def test_a_fault_is_told_in_a_sentence_leaves_the_old_revision_and_the_next_push_completes(
+    hub, online, bridge, fault, message, capsys
+):
     push(bridge, "u/r")
     before = hub.repos["u/r"].branches["main"]
     weights = load_file(bridge / "model.safetensors")
-    save_file({name: tensor + 1 for name, tensor in weights.items()}, bridge / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: tensor + 1 for name, tensor in weights.items()},
+        bridge / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     hub.fail(fault)
     capsys.readouterr()
     assert main(["push", str(bridge), "u/r"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("h2c: ")]
     assert len(lines) == 1 and lines[0].startswith("h2c: u/r was not pushed") and message in lines[0], lines
     assert hub.repos["u/r"].branches["main"] == before
-    assert Path(online.hf_hub_download("u/r", "model.safetensors")).read_bytes() == (ATLAS / "model.safetensors").read_bytes()
+    assert (
+        Path(online.hf_hub_download("u/r", "model.safetensors")).read_bytes()
+        == (ATLAS / "model.safetensors").read_bytes()
+    )
     hub.faults.clear()
     assert main(["push", str(bridge), "u/r"]) == 0
     assert hub.repos["u/r"].files()["model.safetensors"] == (bridge / "model.safetensors").read_bytes()
@@ -257,7 +306,8 @@ def test_tokens_and_rights_are_the_hubs_to_judge(hub, online, bridge, monkeypatc
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_download_that_is_cut_goes_on(hub, online, pushed, reset, monkeypatch):
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)  # what is written at once: the file is smaller than the default
+    # What is written at once: the file is smaller than the default.
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
     hub.fail(Fault("GET", "/model.safetensors", cut_after=1_000_000, reset=reset))
     if reset:  # the client may tell instead, and the next call fetches it
         with contextlib.suppress(HTTPError):
@@ -265,7 +315,11 @@ def test_a_download_that_is_cut_goes_on(hub, online, pushed, reset, monkeypatch)
     path = online.hf_hub_download("u/r", "model.safetensors")
     assert Path(path).read_bytes() == (ATLAS / "model.safetensors").read_bytes()
     if not reset:  # the same call goes on from where it was
-        (resumed,) = [span for method, url, span in hub.requests if method == "GET" and url.endswith("/model.safetensors") and span]
+        (resumed,) = [
+            span
+            for method, url, span in hub.requests
+            if method == "GET" and url.endswith("/model.safetensors") and span
+        ]
         assert 0 < int(resumed.removeprefix("bytes=").split("-")[0]) <= 1_000_000
 
 
@@ -274,13 +328,21 @@ def test_a_repo_with_pickled_weights_only_is_refused(hub, online, bridge, fresh)
     (bridge / "model.safetensors").unlink()
     online.create_repo("u/pickled")
     online.upload_folder(repo_id="u/pickled", folder_path=bridge)
-    script = "from transformers import AutoModel\nAutoModel.from_pretrained('u/pickled', trust_remote_code=True)"
+    script = (
+        "from transformers import AutoModel\nAutoModel.from_pretrained('u/pickled', trust_remote_code=True)"
+    )
     assert "pickle" in fresh(script, status=1).lower()
 
 
 def test_a_corrupted_file_is_caught_by_its_hash_and_fetched_again(hub, pushed, fresh):
     """One byte in the middle of the weights, the size as it should be: the client itself takes it for whole."""
-    hub.fail(Fault("GET", "/u/r/resolve/[0-9a-f]{40}/model.safetensors|/u/r/resolve/main/model.safetensors", wrong_byte=True))
+    hub.fail(
+        Fault(
+            "GET",
+            "/u/r/resolve/[0-9a-f]{40}/model.safetensors|/u/r/resolve/main/model.safetensors",
+            wrong_byte=True,
+        )
+    )
     script = """
 from transformers import AutoModel
 for again in (False, True):

@@ -43,7 +43,9 @@ def test_has_the_published_number_of_parameters(config):
 
 def test_fits_the_real_shapes(config):
     pair = H2CBridgeConfig.published(LLAMA, QWEN)
-    assert {name: getattr(config, name) for name in SHAPE_FIELDS} == {name: getattr(pair, name) for name in SHAPE_FIELDS}
+    assert {name: getattr(config, name) for name in SHAPE_FIELDS} == {
+        name: getattr(pair, name) for name in SHAPE_FIELDS
+    }
 
 
 def test_is_what_the_class_writes(config, tmp_path):

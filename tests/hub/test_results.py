@@ -39,12 +39,21 @@ def test_a_score_on_a_dataset_of_the_hub_goes_to_its_leaderboard(folder):
     (entry,) = parse_eval_result_entries(yaml.safe_load((folder / FILE).read_text()))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("cais/mmlu", "all", 45.22)
     assert entry.source_url == "https://huggingface.co/u/r/blob/main/report.json"
-    assert entry.notes == f"multiple choice by letter, split test, 5-shot, {report['methods']['h2c']['n']} questions"
+    assert (
+        entry.notes
+        == f"multiple choice by letter, split test, 5-shot, {report['methods']['h2c']['n']} questions"
+    )
     index = {(r.dataset_type, r.dataset_config, r.dataset_split) for r in model_index(report)}
-    assert {("cais/mmlu", "all", "test"), ("rajpurkar/squad", None, "validation"), ("cais/mmlu", "capital", "test")} <= index
+    assert {
+        ("cais/mmlu", "all", "test"),
+        ("rajpurkar/squad", None, "validation"),
+        ("cais/mmlu", "capital", "test"),
+    } <= index
 
 
-@pytest.mark.parametrize("config", [{"data": "atlas"}, {"data": "/a/folder/mmlu"}, {"data": "mine/mmlu"}, {**MMLU, "limit": 100}])
+@pytest.mark.parametrize(
+    "config", [{"data": "atlas"}, {"data": "/a/folder/mmlu"}, {"data": "mine/mmlu"}, {**MMLU, "limit": 100}]
+)
 def test_what_belongs_on_no_leaderboard_is_not_written_and_what_was_is_removed(folder, config, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "mine" / "mmlu").mkdir(parents=True)
@@ -59,6 +68,8 @@ def test_the_hub_reads_it_from_a_pushed_repo(hub, online, bridge):
     (bridge / ".secret.yaml").write_text("x: 1")
     (bridge / ".eval_results" / "notes.txt").write_text("x")
     push(bridge, "u/r")
-    assert [name for name in hub.repos["u/r"].files() if name.startswith(".")] == [".eval_results/report.yaml"]
+    assert [name for name in hub.repos["u/r"].files() if name.startswith(".")] == [
+        ".eval_results/report.yaml"
+    ]
     (entry,) = online.model_info("u/r", expand=["evalResults"]).eval_results
     assert (entry.dataset_id, entry.task_id, entry.value) == ("cais/mmlu", "all", 45.22)

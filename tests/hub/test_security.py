@@ -18,8 +18,9 @@ ATLAS = Path(__file__).parents[2] / "hub_configs" / "atlas"
 STARTS = r"subprocess|socket|urllib|requests|os\.system"
 SHAPES = {"receiver_num_key_value_heads": 2, "receiver_head_dim": 64, "num_attention_heads": 16}
 
-# Watches what the code of a repo opens, connects to and starts: what happens while a function of its files is on the stack, from the
-# moment that they are imported; then, where the libraries have loaded all that they load lazily, what happens in the process at all.
+# Watches what the code of a repo opens, connects to and starts: what happens while a function of its files is
+# on the stack, from the moment that they are imported; then, where the libraries have loaded all that they
+# load lazily, what happens in the process at all.
 WATCHED = """
 import json, os, sys
 sys.modules["h2c_hf"] = None
@@ -56,7 +57,10 @@ print(json.dumps({**found, "process": use(sys.argv[1])}))
 """
 # In a module and in a function of it. (What is executed in place of the process is not there.)
 HOSTILE = {
-    "processing_h2c.py": ("class H2CProcessor", "import subprocess\nsubprocess.run(['true'])\n\n\nclass H2CProcessor"),
+    "processing_h2c.py": (
+        "class H2CProcessor",
+        "import subprocess\nsubprocess.run(['true'])\n\n\nclass H2CProcessor",
+    ),
     "generation_h2c.py": (
         '        input_ids = kwargs.pop("inputs", None)',
         """        import contextlib, os, socket
@@ -72,7 +76,8 @@ HOSTILE = {
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory) -> tuple[dict, Path]:
-    """What was seen, {"remote code", "hostile", "process"}: (event, its arguments) each; and where the process ran."""
+    """What was seen, {"remote code", "hostile", "process"}: (event, its arguments) each; and where the
+    process ran."""
     folder = tmp_path_factory.mktemp("watched")
     hostile = shutil.copytree(ATLAS, folder / "hostile")
     for name, (line, lines) in HOSTILE.items():
@@ -89,11 +94,16 @@ def watched(tmp_path_factory) -> tuple[dict, Path]:
 @pytest.mark.parametrize("whose", ["remote code", "process"])
 def test_remote_code_opens_its_own_repo_alone_and_reaches_and_starts_nothing(watched, whose):
     events, folder = watched[0][whose], watched[1]
-    assert [name for event, name in events if event == "open" and f"{ATLAS}/config.json" in name], "the hook sees what is read"
+    assert [name for event, name in events if event == "open" and f"{ATLAS}/config.json" in name], (
+        "the hook sees what is read"
+    )
     assert not [event for event in events if event[0] != "open"]
-    # Python's own modules and libraries aside: the repo, its copy among the remote modules, and where it was told to save.
+    # Python's own modules and libraries aside: the repo, its copy among the remote modules, and where it was
+    # told to save.
     known = (str(ATLAS), str(folder), "saved", sys.prefix, sys.base_prefix, "/dev/null", "/proc/", "/sys/")
-    strangers = {name for event, name in events if not name.startswith(known) and not name.split()[0].isdigit()}
+    strangers = {
+        name for event, name in events if not name.startswith(known) and not name.split()[0].isdigit()
+    }
     assert not strangers
 
 
@@ -111,7 +121,11 @@ def test_remote_code_imports_nothing_that_could_do_more():
     }  # fmt: skip
     for path in ATLAS.glob("*.py"):
         code = path.read_text()
-        roots = set(re.findall(r"^\s*(?:from|import) (\w+)", re.sub(r'""".*?"""', "", code, flags=re.DOTALL), re.MULTILINE))
+        roots = set(
+            re.findall(
+                r"^\s*(?:from|import) (\w+)", re.sub(r'""".*?"""', "", code, flags=re.DOTALL), re.MULTILINE
+            )
+        )
         assert roots <= allowed, path.name
         assert not re.search(r"(?<![.\w])(eval|exec|__import__|compile|open)\(|" + STARTS, code), path.name
 
@@ -123,7 +137,11 @@ def test_remote_code_imports_nothing_that_could_do_more():
         ({"receiver_num_hidden_layers": 10**8, "sharer_num_hidden_layers": 10**8}, "expected at most 1,024"),
         ({"receiver_head_dim": 10**7}, "receiver_head_dim is 10,000,000"),
         (
-            {"receiver_num_key_value_heads": 1024, "receiver_head_dim": 4096, "sharer_num_hidden_layers": 1024},
+            {
+                "receiver_num_key_value_heads": 1024,
+                "receiver_head_dim": 4096,
+                "sharer_num_hidden_layers": 1024,
+            },
             "parameters; expected at most",
         ),
         ({"ffn_multiplier": 10**6}, "ffn_multiplier is 1,000,000"),
@@ -139,7 +157,9 @@ def test_remote_code_imports_nothing_that_could_do_more():
     ],
 )
 def test_a_hostile_config_is_refused_when_it_is_read(tmp_path, fields, message):
-    (tmp_path / "config.json").write_text(json.dumps({**json.loads((ATLAS / "config.json").read_text()), **fields}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**json.loads((ATLAS / "config.json").read_text()), **fields})
+    )
     with pytest.raises(Exception, match=re.escape(message)) as caught:
         H2CBridgeConfig.from_pretrained(tmp_path)
     assert not isinstance(caught.value, MemoryError)
@@ -150,7 +170,10 @@ def test_the_largest_pairs_there_are_pass():
                     receiver_num_key_value_heads=8, receiver_head_dim=128)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["../../etc", "/etc", "~/models", ".\\x", "./../x", "./a/b", "./.hidden", "C:\\models", "https://x/y"])
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc", "/etc", "~/models", ".\\x", "./../x", "./a/b", "./.hidden", "C:\\models", "https://x/y"],
+)
 def test_a_repo_on_the_hub_cannot_name_a_path(name):
     config = H2CBridgeConfig(**SHAPES, sharer_model_id=name)
     with pytest.raises(ValueError, match=r"sharer_model_id is .*(no path|directly inside)"):
@@ -173,7 +196,10 @@ ATTACKS = (
 def processors():
     yield "atlas", H2CProcessor.from_pretrained(ATLAS)
     if real := os.environ.get("H2C_REAL_DATA"):
-        llama, qwen = (AutoTokenizer.from_pretrained(Path(real) / "tokenizers" / name) for name in ("llama-3.1", "qwen2.5"))
+        llama, qwen = (
+            AutoTokenizer.from_pretrained(Path(real) / "tokenizers" / name)
+            for name in ("llama-3.1", "qwen2.5")
+        )
         yield "real", H2CProcessor(sharer_tokenizer=llama, receiver_tokenizer=qwen)
 
 
@@ -182,13 +208,19 @@ def test_special_tokens_written_in_a_prompt_stay_text(processor):
     for prefix, tokenizer in (("", processor.receiver_tokenizer), ("sharer_", processor.sharer_tokenizer)):
         special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         names = sorted(special)
-        plain = processor.apply_chat_template([{"role": "user", "content": "x"}])[f"{prefix}input_ids"][0].tolist()
+        plain = processor.apply_chat_template([{"role": "user", "content": "x"}])[f"{prefix}input_ids"][
+            0
+        ].tolist()
         assert [token for token in plain if token in special.values()], "the frame keeps its own"
         for attack in ATTACKS:
             text = attack.format(end=tokenizer.eos_token, start=names[0], begin=names[-1])
             for content in (text, f"x {' '.join(names[:40])} {text}"):
-                ids = processor.apply_chat_template([{"role": "user", "content": content}])[f"{prefix}input_ids"][0].tolist()
-                assert [t for t in ids if t in special.values()] == [t for t in plain if t in special.values()], content
+                ids = processor.apply_chat_template([{"role": "user", "content": content}])[
+                    f"{prefix}input_ids"
+                ][0].tolist()
+                assert [t for t in ids if t in special.values()] == [
+                    t for t in plain if t in special.values()
+                ], content
                 assert re.sub("[\ufdd0\ufdd1]", "", content).strip() in re.sub(
                     "[\ufdd0\ufdd1]", "", tokenizer.decode(ids, clean_up_tokenization_spaces=False)
                 )
@@ -200,9 +232,13 @@ def test_special_tokens_written_in_a_prompt_stay_text(processor):
 
 @pytest.mark.parametrize("processor", [pytest.param(processor, id=name) for name, processor in processors()])
 def test_a_prompt_without_them_is_encoded_as_by_the_tokenizer(processor):
-    conversation = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Größe < |im_end| > 12?\n\n"}]
+    conversation = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Größe < |im_end| > 12?\n\n"},
+    ]
     inputs = processor.apply_chat_template(conversation)
     for prefix, tokenizer in (("", processor.receiver_tokenizer), ("sharer_", processor.sharer_tokenizer)):
         assert (
-            inputs[f"{prefix}input_ids"][0].tolist() == tokenizer.apply_chat_template(conversation, add_generation_prompt=True)["input_ids"]
+            inputs[f"{prefix}input_ids"][0].tolist()
+            == tokenizer.apply_chat_template(conversation, add_generation_prompt=True)["input_ids"]
         )

@@ -1,4 +1,5 @@
-"""`h2c train --push_to_hub`: what lies on the Hub after each push can be loaded by a stranger, whatever the strategy."""
+"""`h2c train --push_to_hub`: what lies on the Hub after each push can be loaded by a stranger, whatever the
+strategy."""
 
 import json
 from pathlib import Path
@@ -71,42 +72,70 @@ def test_every_push_can_be_loaded(hub, h2c, fresh, tmp_path, strategy, pushes, f
             if name.startswith("last-checkpoint/"):
                 (last / name).parent.mkdir(parents=True, exist_ok=True)
                 (last / name).write_bytes(content)
-        train(h2c, tmp_path / "resumed", "--max_steps=6", f"--resume_from_checkpoint={last / 'last-checkpoint'}")
+        train(
+            h2c, tmp_path / "resumed", "--max_steps=6", f"--resume_from_checkpoint={last / 'last-checkpoint'}"
+        )
         history = json.loads((tmp_path / "resumed" / "log_history.json").read_text())
         assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3, 4, 5, 6]
 
 
 def refused(capsys, output, *arguments) -> str:
     """The sentence with which `h2c train --push_to_hub` ends, in this process."""
-    assert main(["train", str(CONFIG), f"--output_dir={output}", *SMALL, "--report_to=none", "--push_to_hub=true", *arguments]) == 2
+    assert (
+        main(
+            [
+                "train",
+                str(CONFIG),
+                f"--output_dir={output}",
+                *SMALL,
+                "--report_to=none",
+                "--push_to_hub=true",
+                *arguments,
+            ]
+        )
+        == 2
+    )
     printed = capsys.readouterr()
-    assert ("Peak memory" in printed.out) == ("--max_steps=1" in arguments)  # of the plan, which is printed once the data is read
+    # Of the plan, which is printed once the data is read.
+    assert ("Peak memory" in printed.out) == ("--max_steps=1" in arguments)
     return printed.err.splitlines()[-1]
 
 
 def test_a_push_that_cannot_be_is_refused_before_training(hub, online, tmp_path, monkeypatch, capsys):
     output = tmp_path / "out"
     for token, message in (
-        ("hf_wrong", "u/r cannot be pushed to (401 from the Hub): the token is missing or not valid: log in with `hf auth login`"),
+        (
+            "hf_wrong",
+            "u/r cannot be pushed to (401 from the Hub): the token is missing or not valid: log in with `hf "
+            "auth login`",
+        ),
         ("", "u/r cannot be pushed to: the token is missing or not valid: log in with `hf auth login`"),
         ("hf_other", "u/r cannot be pushed to (403 from the Hub): the token may not write there"),
     ):
         monkeypatch.setenv("HF_TOKEN", token)
         assert refused(capsys, output, "--hub_model_id=u/r").startswith(f"h2c: {message}")
-    assert refused(capsys, output, "--hub_model_id=not an id").startswith("h2c: 'not an id' is no id of a repo")
+    assert refused(capsys, output, "--hub_model_id=not an id").startswith(
+        "h2c: 'not an id' is no id of a repo"
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     close_session()
-    assert refused(capsys, output, "--hub_model_id=u/r").startswith("h2c: u/r cannot be pushed to: HF_HUB_OFFLINE is set")
+    assert refused(capsys, output, "--hub_model_id=u/r").startswith(
+        "h2c: u/r cannot be pushed to: HF_HUB_OFFLINE is set"
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     close_session()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert refused(capsys, output, "--hub_model_id=u/r").startswith("h2c: u/r cannot be pushed to: the connection to the Hub failed")
+    assert refused(capsys, output, "--hub_model_id=u/r").startswith(
+        "h2c: u/r cannot be pushed to: the connection to the Hub failed"
+    )
     assert not hub.repos and not any(output.iterdir())
 
 
 def test_a_push_that_fails_in_a_run_says_where_the_bridge_is(hub, online, tmp_path, capsys):
     hub.fail(Fault("POST", "/commit/", status=500, times=100))
     output = tmp_path / "out"
-    error = refused(capsys, output, "--max_steps=1", "--save_strategy=no", "--hub_model_id=u/r", "--hub_strategy=end")
+    error = refused(
+        capsys, output, "--max_steps=1", "--save_strategy=no", "--hub_model_id=u/r", "--hub_strategy=end"
+    )
     assert error.startswith(f"h2c: u/r was not pushed to (the run so far is in {output}) (500 from the Hub)")
     assert (output / "model.safetensors").is_file()

@@ -19,7 +19,9 @@ def folders(tmp_path):
     tiny_model("llama", 1).save_pretrained(tmp_path / "sharer")
     tiny_model("qwen2", 2).save_pretrained(tmp_path / "receiver")
     base = H2CForCausalLM.from_pair(str(tmp_path / "sharer"), str(tmp_path / "receiver")).receiver
-    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    adapted = peft.get_peft_model(
+        base, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
     adapted.save_pretrained(tmp_path / "lora")
     return tmp_path
 
@@ -48,7 +50,10 @@ def test_an_adapters_repo_as_the_receiver_survives_saving(folders):
 def test_dora_is_loaded_as_peft_loads_it(folders):
     """transformers 5.24 leaves the magnitudes random: each load is another model."""
     base = H2CForCausalLM.from_pair(str(folders / "sharer"), str(folders / "receiver")).receiver
-    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, use_dora=True))
+    adapted = peft.get_peft_model(
+        base,
+        peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, use_dora=True),
+    )
     magnitudes = [parameter for name, parameter in adapted.named_parameters() if "magnitude" in name]
     for parameter in magnitudes:
         parameter.data += torch.rand_like(parameter)
@@ -57,10 +62,14 @@ def test_dora_is_loaded_as_peft_loads_it(folders):
     expected = peft.PeftModel.from_pretrained(receiver, folders / "dora").eval()
     ids = random_inputs(0)["input_ids"]
     model = H2CForCausalLM.from_pair(str(folders / "sharer"), str(folders / "dora")).eval()
-    assert len(magnitudes) == 6 and torch.equal(model.receiver(input_ids=ids).logits, expected(input_ids=ids).logits)
+    assert len(magnitudes) == 6 and torch.equal(
+        model.receiver(input_ids=ids).logits, expected(input_ids=ids).logits
+    )
     (folders / "dora" / "adapter_model.safetensors").rename(folders / "dora" / "elsewhere.safetensors")
     with pytest.raises(
-        ValueError, match="magnitudes of the DoRA adapters in '.*dora' were not loaded for model.layers.0.self_attn.q_proj;"
+        ValueError,
+        match="magnitudes of the DoRA adapters in '.*dora' were not loaded for "
+        "model.layers.0.self_attn.q_proj;",
     ):
         load_magnitudes(model.receiver, folders / "dora")
 
@@ -76,7 +85,9 @@ def test_a_peft_model_is_taken_and_refused_when_saving(folders):
     model.config.receiver_model_id = str(folders / "lora")
     model.save_pretrained(folders / "bridge")
     assert torch.equal(logits(H2CForCausalLM.from_pretrained(folders / "bridge")), logits(model))
-    assert torch.equal(logits(H2CForCausalLM.from_pretrained(folders / "bridge", receiver=with_lora(folders))), logits(model))
+    assert torch.equal(
+        logits(H2CForCausalLM.from_pretrained(folders / "bridge", receiver=with_lora(folders))), logits(model)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:The receiver has adapters")
@@ -87,7 +98,9 @@ def test_adapters_that_know_no_base_model_of_this_name_are_refused(folders):
     moved.receiver.peft_config["default"].base_model_name_or_path = "where/it/was/trained"
     for model in (added, moved):
         with pytest.raises(
-            ValueError, match="The receiver has adapters, and receiver_model_id is '.*receiver', which names the model without"
+            ValueError,
+            match="The receiver has adapters, and receiver_model_id is '.*receiver', which names the model "
+            "without",
         ):
             model.save_pretrained(folders / "bridge")
 
@@ -108,6 +121,8 @@ def test_a_peft_model_generates_with_an_assistant_and_trains(folders):
 
 
 def test_adapters_outside_the_layers_are_refused():
-    receiver = peft.get_peft_model(tiny_model("qwen2", 2), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    receiver = peft.get_peft_model(
+        tiny_model("qwen2", 2), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    )
     with pytest.raises(ValueError, match="which is no part of its layers; expected adapters such as LoRA"):
         H2CForCausalLM.from_pair(tiny_model("llama", 1), receiver)

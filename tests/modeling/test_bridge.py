@@ -11,7 +11,9 @@ def run_bridge(model, inputs):
     states = model.read(inputs["sharer_input_ids"], inputs["sharer_attention_mask"])
     cache = model.prefill(inputs["input_ids"], inputs["attention_mask"])
     with torch.no_grad():
-        bridged = model.bridge(states, cache, inputs["sharer_attention_mask"], inputs["attention_mask"][:, :-1])
+        bridged = model.bridge(
+            states, cache, inputs["sharer_attention_mask"], inputs["attention_mask"][:, :-1]
+        )
     return states, cache, bridged
 
 
@@ -35,7 +37,9 @@ def test_equals_the_plain_bridge_where_both_widths_are_the_same():
     model, inputs = join(tiny_model("llama", 1), receiver), random_inputs(0, batch=1)
     assert model.config.sharer_hidden_size == model.config.receiver_size
     states, cache, bridged = run_bridge(model, alone(inputs, 0))
-    keys, values = plain_bridge(model.bridge, states, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers])
+    keys, values = plain_bridge(
+        model.bridge, states, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+    )
     for layer, key, value in zip(bridged.layers, keys, values, strict=True):
         torch.testing.assert_close(layer.keys, key, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(layer.values, value, atol=1e-5, rtol=1e-5)
@@ -59,7 +63,9 @@ def test_padding_of_the_receiver_is_not_rewritten_and_padding_of_the_sharer_not_
     model, inputs = random_pair(seed, "rewrite"), random_inputs(seed)
     states, cache, bridged = run_bridge(model, inputs)
     padding = inputs["attention_mask"][:, :-1] == 0
-    other = tuple(torch.where(inputs["sharer_attention_mask"][..., None].bool(), state, 100.0) for state in states)
+    other = tuple(
+        torch.where(inputs["sharer_attention_mask"][..., None].bool(), state, 100.0) for state in states
+    )
     with torch.no_grad():
         again = model.bridge(other, cache, inputs["sharer_attention_mask"], inputs["attention_mask"][:, :-1])
     for layer, was, same in zip(bridged.layers, cache.layers, again.layers, strict=True):
@@ -87,7 +93,9 @@ def test_layers_are_aligned_from_the_top():
 def test_layers_below_the_sharers_depth_are_not_rewritten():
     model = join(tiny_model("llama", num_hidden_layers=2), tiny_model("qwen2", num_hidden_layers=4))
     _, cache, bridged = run_bridge(model, random_inputs(0))
-    changed = [not torch.equal(layer.keys, was.keys) for layer, was in zip(bridged.layers, cache.layers, strict=True)]
+    changed = [
+        not torch.equal(layer.keys, was.keys) for layer, was in zip(bridged.layers, cache.layers, strict=True)
+    ]
     assert changed == [False, False, True, True]
 
 
@@ -131,11 +139,16 @@ def test_gates_stay_in_fp32_when_loaded_in_half_precision_and_that_dtype_is_what
     assert all(torch.equal(a, b) for a, b in zip(bridge.parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("make, most, small", [(H2CBridgeConfig.published, 16, 10), (H2CBridgeConfig.from_pair, 8, 5)])
+@pytest.mark.parametrize(
+    "make, most, small", [(H2CBridgeConfig.published, 16, 10), (H2CBridgeConfig.from_pair, 8, 5)]
+)
 def test_a_new_config_takes_the_largest_number_of_heads_that_fits(make, most, small):
     sharer = tiny_model("llama").config
     assert make(sharer, tiny_model("llama").config).num_attention_heads == most
-    assert make(sharer, tiny_model("llama", num_key_value_heads=1, head_dim=10).config).num_attention_heads == small
+    assert (
+        make(sharer, tiny_model("llama", num_key_value_heads=1, head_dim=10).config).num_attention_heads
+        == small
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -148,8 +161,15 @@ def test_a_folded_bridge_gives_the_same(seed, tmp_path):
         model.bridge.fold()
         torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
     assert model.gate_values() == gates
-    assert sum(not torch.equal(old, new) for old, new in zip(before, model.bridge.parameters(), strict=True)) == 8
-    for use in (lambda: model.train(), lambda: model.save_pretrained(tmp_path), lambda: model.bridge.load_state_dict({})):
+    assert (
+        sum(not torch.equal(old, new) for old, new in zip(before, model.bridge.parameters(), strict=True))
+        == 8
+    )
+    for use in (
+        lambda: model.train(),
+        lambda: model.save_pretrained(tmp_path),
+        lambda: model.bridge.load_state_dict({}),
+    ):
         with pytest.raises(ValueError, match="folded, which is for inference alone"):
             use()
     assert not list(tmp_path.glob("*.safetensors"))
@@ -182,10 +202,16 @@ def test_in_place_the_same_cache_is_rewritten(seed):
 
 def test_a_norm_of_states_far_from_zero():
     """The deviation is computed from sums, which lose digits where the mean is large against it."""
-    states = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.0], [100.0], [0.05]]) + 5
+    states = (
+        torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([[1.0], [100.0], [0.05]])
+        + 5
+    )
     for shifted in (states, states.bfloat16()):
         expected = (shifted.double().var(-1, correction=0) + 1e-5).rsqrt()
-        torch.testing.assert_close(modeling_h2c_bridge.inverse_deviation(shifted).double(), expected, rtol=2e-3, atol=0)
+        torch.testing.assert_close(
+            modeling_h2c_bridge.inverse_deviation(shifted).double(), expected, rtol=2e-3, atol=0
+        )
 
 
 @pytest.mark.parametrize("folded", [False, True])
@@ -205,5 +231,8 @@ def test_compiles_as_one_graph_for_any_length(folded):
             torch.testing.assert_close(layer.keys, expected.keys)
             torch.testing.assert_close(layer.values, expected.values)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    # A few at first, where sizes happen to be equal (as many prompts as heads, say), which torch takes for a rule until it sees another.
-    assert graphs[-6:] == graphs[-1:] * 6 and graphs[-1] - graphs[0] <= 3, "another length needs no other graph"
+    # A few at first, where sizes happen to be equal (as many prompts as heads, say), which torch takes for a
+    # rule until it sees another.
+    assert graphs[-6:] == graphs[-1:] * 6 and graphs[-1] - graphs[0] <= 3, (
+        "another length needs no other graph"
+    )

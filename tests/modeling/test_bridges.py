@@ -32,7 +32,9 @@ def test_the_active_bridge_answers_and_the_other_is_as_if_it_were_not_there(two)
     model, other = two
     inputs, options = random_inputs(0), {"max_new_tokens": 6, "do_sample": False}
     first, second = model(**inputs).logits, other(**inputs).logits
-    assert torch.equal(first, join(model.sharer, model.receiver)(**inputs).logits), "loading makes no bridge active"
+    assert torch.equal(first, join(model.sharer, model.receiver)(**inputs).logits), (
+        "loading makes no bridge active"
+    )
     assert not torch.allclose(first, second)
     assert (model.active_bridge, model.bridge_names) == ("default", ["default", "other"])
     model.set_bridge("other")
@@ -82,7 +84,12 @@ GENERATION = {
 def test_without_the_bridge_generate_is_the_receivers_to_the_bit(mode):
     model, inputs = random_pair(3), random_inputs(3, batch=1 if mode == "prompt_lookup" else None)
     receiver = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    options = {"max_new_tokens": 6, "return_dict_in_generate": True, "output_logits": mode != "beams", **GENERATION[mode]}
+    options = {
+        "max_new_tokens": 6,
+        "return_dict_in_generate": True,
+        "output_logits": mode != "beams",
+        **GENERATION[mode],
+    }
     torch.manual_seed(0)
     expected = model.receiver.generate(**receiver, **options)
     torch.manual_seed(0)
@@ -91,7 +98,9 @@ def test_without_the_bridge_generate_is_the_receivers_to_the_bit(mode):
     assert torch.equal(got.sequences, expected.sequences)
     if mode != "beams":
         assert all(map(torch.equal, got.logits, expected.logits))
-    assert not torch.equal(model.generate(**inputs, **options).sequences[:, -6:], expected.sequences[:, -6:]), "the bridge is back"
+    assert not torch.equal(
+        model.generate(**inputs, **options).sequences[:, -6:], expected.sequences[:, -6:]
+    ), "the bridge is back"
 
 
 @torch.no_grad()
@@ -127,7 +136,9 @@ def test_the_state_and_what_is_saved_are_of_the_active_bridge_alone(two, tmp_pat
     model.save_pretrained(tmp_path / "saved")
     saved = load_file(tmp_path / "saved" / "model.safetensors")
     assert saved.keys() == {f"bridge.{name}" for name in other.bridge.state_dict()}
-    assert all(torch.equal(saved[f"bridge.{name}"], tensor) for name, tensor in other.bridge.state_dict().items())
+    assert all(
+        torch.equal(saved[f"bridge.{name}"], tensor) for name, tensor in other.bridge.state_dict().items()
+    )
     again = H2CForCausalLM.from_pretrained(tmp_path / "saved", sharer=model.sharer, receiver=model.receiver)
     assert (again.config.ffn_multiplier, again.config.dropout) == (2, 0.25)
     inputs = random_inputs(0)
@@ -182,11 +193,19 @@ def test_the_active_bridge_alone_trains(two):
 @pytest.mark.parametrize(
     ("bases", "message"),
     [
-        ((("llama", {"hidden_size": 64}), ("qwen2", {})), "its sharer_hidden_size is 64, and the given model's is 32"),
-        ((("llama", {}), ("qwen2", {"num_hidden_layers": 2})), "its receiver_num_hidden_layers is 2, and the given model's is 3"),
+        (
+            (("llama", {"hidden_size": 64}), ("qwen2", {})),
+            "its sharer_hidden_size is 64, and the given model's is 32",
+        ),
+        (
+            (("llama", {}), ("qwen2", {"num_hidden_layers": 2})),
+            "its receiver_num_hidden_layers is 2, and the given model's is 3",
+        ),
     ],
 )
-def test_a_bridge_of_other_shapes_is_refused_with_both_numbers_before_its_weights_are_read(two, tmp_path, bases, message):
+def test_a_bridge_of_other_shapes_is_refused_with_both_numbers_before_its_weights_are_read(
+    two, tmp_path, bases, message
+):
     model, _ = two
     join(*(tiny_model(family, **config) for family, config in bases)).save_pretrained(tmp_path / "wrong")
     (tmp_path / "wrong" / "model.safetensors").unlink()
@@ -200,7 +219,9 @@ def test_a_bridge_for_other_models_is_refused_with_both_names(two, tmp_path, rol
     model, _ = two
     save_another(model, tmp_path / "wrong", **{f"{role}_model_id": "someone/else"})
     setattr(model.config, f"{role}_model_id", "someone/model")
-    with pytest.raises(ValueError, match=f"trained for the {role} someone/else, and the active one for someone/model"):
+    with pytest.raises(
+        ValueError, match=f"trained for the {role} someone/else, and the active one for someone/model"
+    ):
         model.load_bridge(tmp_path / "wrong", "wrong")
 
 
@@ -232,14 +253,18 @@ def test_beside_a_sharer_that_is_not_in_memory_its_recorded_revision_counts(tmp_
     sharer, receiver = tiny_model("llama", 1), tiny_model("qwen2", 2)
     save_another(join(sharer, receiver), tmp_path / "later", sharer_revision="b" * 40)
     model = H2CForCausalLM.from_pair(sharer.config, receiver, sharer_revision="a" * 40)
-    with pytest.raises(ValueError, match=f"The sharer is at revision {'a' * 40}; this bridge was trained on {'b' * 40}"):
+    with pytest.raises(
+        ValueError, match=f"The sharer is at revision {'a' * 40}; this bridge was trained on {'b' * 40}"
+    ):
         model.load_bridge(tmp_path / "later", "later", strict_revisions=True)
 
 
 def test_names_that_are_taken_or_unknown_are_refused(two, tmp_path):
     model, _ = two
     for name in ("default", "other"):
-        with pytest.raises(ValueError, match=f"There is a bridge '{name}' already; expected a name other than default, other"):
+        with pytest.raises(
+            ValueError, match=f"There is a bridge '{name}' already; expected a name other than default, other"
+        ):
             model.load_bridge(tmp_path / "other", name)
     with pytest.raises(ValueError, match="There is no bridge 'third'; expected one of default, other"):
         model.set_bridge("third")

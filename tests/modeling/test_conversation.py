@@ -1,4 +1,5 @@
-"""Turn by turn, against bridging the whole conversation at once with every position seeing of the Sharer what its turn saw."""
+"""Turn by turn, against bridging the whole conversation at once with every position seeing of the Sharer what
+its turn saw."""
 
 import random
 
@@ -21,13 +22,19 @@ def random_turns(seed: int, count: int | None = None, longest: int = 9) -> list[
     for _ in range(count or rng.randint(2, 5)):
         lengths = {name: length + rng.randint(1, longest) for name, length in lengths.items()}
         turns.append(dict(lengths))
-    ids = {name: torch.randint(1, VOCABULARY, (1, length), generator=generator) for name, length in lengths.items()}
+    ids = {
+        name: torch.randint(1, VOCABULARY, (1, length), generator=generator)
+        for name, length in lengths.items()
+    }
     return [{name: ids[name][:, :length] for name, length in turn.items()} for turn in turns]
 
 
 def hidden(turns: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """(N - 1, Sharer's length) of the last prompt, True where a position does not see a token of the Sharer's: a later turn's."""
-    mask = torch.zeros(turns[-1]["input_ids"].shape[1] - 1, turns[-1]["sharer_input_ids"].shape[1], dtype=torch.bool)
+    """(N - 1, Sharer's length) of the last prompt, True where a position does not see a token of the
+    Sharer's: a later turn's."""
+    mask = torch.zeros(
+        turns[-1]["input_ids"].shape[1] - 1, turns[-1]["sharer_input_ids"].shape[1], dtype=torch.bool
+    )
     for turn in turns:
         mask[: turn["input_ids"].shape[1] - 1, turn["sharer_input_ids"].shape[1] :] = True
     return mask
@@ -36,7 +43,12 @@ def hidden(turns: list[dict[str, torch.Tensor]]) -> torch.Tensor:
 def answer(conversation: H2CConversation, turn: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Greedy tokens (STEPS,) and the logits of each, (STEPS, vocabulary)."""
     output = conversation.generate(
-        **turn, max_new_tokens=STEPS, do_sample=False, output_logits=True, return_dict_in_generate=True, pad_token_id=0
+        **turn,
+        max_new_tokens=STEPS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=0,
     )
     assert torch.equal(output.sequences[:, :-STEPS], turn["input_ids"])
     return output.sequences[0, -STEPS:], torch.cat(output.logits)
@@ -69,14 +81,17 @@ def test_what_a_turn_saw_makes_a_difference():
 
 @pytest.fixture
 def counted():
-    """A function of a model; returns how many tokens each part of it reads or rewrites, call by call, from then on."""
+    """A function of a model; returns how many tokens each part of it reads or rewrites, call by call, from
+    then on."""
     hooks = []
 
     def count(model: H2CForCausalLM) -> dict[str, list[int]]:
         counts = {"sharer": [], "receiver": [], "bridge": []}
         layers = [model.sharer.base_model.layers[0], model.receiver.base_model.layers[0], model.bridge.q_proj]
         for layer, seen in zip(layers, counts.values(), strict=True):
-            hooks.append(layer.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].shape[1])))
+            hooks.append(
+                layer.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].shape[1]))
+            )
         return counts
 
     yield count
@@ -86,7 +101,11 @@ def counted():
 
 def test_only_what_is_new_is_read_and_bridged(counted):
     model, turns = random_pair(1), random_turns(1, 5)
-    conversation, counts, before = model.conversation(), counted(model), {"input_ids": 1, "sharer_input_ids": 0}
+    conversation, counts, before = (
+        model.conversation(),
+        counted(model),
+        {"input_ids": 1, "sharer_input_ids": 0},
+    )
     for turn in turns:
         answer(conversation, turn)
         new = {name: turn[name].shape[1] - length for name, length in before.items()}
@@ -102,7 +121,11 @@ def test_the_chat_templates_of_a_real_pair_keep_what_was_read(atlas, counted):
     model, processor = atlas
     conversation, counts, messages = model.conversation(), counted(model), []
     lengths, expected = [], []
-    for question in ("In which country is the city of Bensekrane?", "And Alicante?", "What is the currency of Norway?"):
+    for question in (
+        "In which country is the city of Bensekrane?",
+        "And Alicante?",
+        "What is the currency of Norway?",
+    ):
         messages.append({"role": "user", "content": question})
         inputs = processor.apply_chat_template(messages)
         output = conversation.generate(**inputs, max_new_tokens=8, do_sample=False)
@@ -119,14 +142,16 @@ def test_the_chat_templates_of_a_real_pair_keep_what_was_read(atlas, counted):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_an_edited_turn_is_answered_as_in_a_fresh_conversation(seed):
-    """Of a turn that was edited in its middle nothing stays, not even what stands before the edit: it had seen what came after."""
+    """Of a turn that was edited in its middle nothing stays, not even what stands before the edit: it had
+    seen what came after."""
     model, turns = random_pair(seed), random_turns(seed, 3)
     conversation = model.conversation()
     for turn in turns:
         answer(conversation, turn)
     for edited in ("input_ids", "sharer_input_ids"):
         changed = {name: ids.clone() for name, ids in turns[2].items()}
-        place = turns[1][edited].shape[1] - 2  # in the second turn, which was bridged in the second and is now in this one
+        # In the second turn, which was bridged in the second and is now in this one.
+        place = turns[1][edited].shape[1] - 2
         changed[edited][:, place] = changed[edited][:, place] % (VOCABULARY - 1) + 1
         kept = [turn for turn in turns[:2] if turn[edited].shape[1] - (edited == "input_ids") <= place]
         expect(conversation, [*kept, changed])
@@ -183,7 +208,9 @@ def qwen3_next():
     return Qwen3NextForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize("sharer", [lambda: tiny_model("mistral", sliding_window=5), qwen3_next], ids=["sliding", "linear"])
+@pytest.mark.parametrize(
+    "sharer", [lambda: tiny_model("mistral", sliding_window=5), qwen3_next], ids=["sliding", "linear"]
+)
 def test_a_sharer_that_cannot_go_back_reads_from_the_start(sharer):
     model, turns = join(sharer(), tiny_model("qwen2", 1)), random_turns(5, 3)
     conversation = model.conversation()
@@ -196,11 +223,17 @@ def test_a_sharer_that_cannot_go_back_reads_from_the_start(sharer):
 
 
 def test_a_receiver_with_a_window_that_the_conversation_fits_into():
-    model, turns = join(tiny_model("llama"), tiny_model("gemma3", 1, sliding_window=40, head_dim=8)), random_turns(6, 4)
+    model, turns = (
+        join(tiny_model("llama"), tiny_model("gemma3", 1, sliding_window=40, head_dim=8)),
+        random_turns(6, 4),
+    )
     conversation = model.conversation()
     for number in (0, 1, 2, 3, 1, 2):
         expect(conversation, turns[: number + 1])
-    with pytest.raises(ValueError, match="input_ids are 41 tokens long, padding included; the Receiver has a sliding window of 40"):
+    with pytest.raises(
+        ValueError,
+        match="input_ids are 41 tokens long, padding included; the Receiver has a sliding window of 40",
+    ):
         conversation.generate(torch.ones(1, 41, dtype=torch.long), turns[0]["sharer_input_ids"])
 
 
@@ -210,7 +243,9 @@ def test_a_receiver_with_a_window_that_the_conversation_fits_into():
 def test_beams_and_several_sequences_leave_the_next_turn_as_it_is():
     model, turns = random_pair(7), random_turns(7, 2)
     conversation = model.conversation()
-    output = conversation.generate(**turns[0], max_new_tokens=2, num_beams=3, num_return_sequences=3, do_sample=False)
+    output = conversation.generate(
+        **turns[0], max_new_tokens=2, num_beams=3, num_return_sequences=3, do_sample=False
+    )
     assert len(output) == 3
     expect(conversation, turns)
 
@@ -242,7 +277,8 @@ def test_a_turn_that_fails_leaves_no_trace(wrong, error):
     with pytest.raises(error):
         conversation.generate(**turns[1], max_new_tokens=5, do_sample=False, **wrong)
     expect(conversation, [turns[0], turns[2]])
-    other = {name: ids % (VOCABULARY - 1) + 1 for name, ids in turns[2].items()}  # what was kept is of no use to it
+    # What was kept is of no use to it.
+    other = {name: ids % (VOCABULARY - 1) + 1 for name, ids in turns[2].items()}
     with pytest.raises(ValueError):
         conversation.generate(**other, no_such_argument=1)
     expect(conversation, [turns[0], turns[2]])
@@ -252,16 +288,24 @@ def test_what_is_refused():
     model = random_pair(9)
     conversation, turn = model.conversation(), random_turns(9, 1)[0]
     two = random_inputs(0, batch=2)
-    with pytest.raises(ValueError, match="Got a batch of 2 in input_ids; expected one conversation, without padding."):
+    with pytest.raises(
+        ValueError, match="Got a batch of 2 in input_ids; expected one conversation, without padding."
+    ):
         conversation.generate(two["input_ids"], two["sharer_input_ids"])
     padded = torch.cat([torch.zeros_like(turn["sharer_input_ids"][:, :1]), turn["sharer_input_ids"]], 1)
-    with pytest.raises(ValueError, match="Got padding in sharer_input_ids; expected one conversation, without padding."):
+    with pytest.raises(
+        ValueError, match="Got padding in sharer_input_ids; expected one conversation, without padding."
+    ):
         conversation.generate(turn["input_ids"], padded, sharer_attention_mask=padded.sign())
-    with pytest.raises(ValueError, match="A prompt in input_ids is 300 tokens long; the context window of its model is 256."):
+    with pytest.raises(
+        ValueError, match="A prompt in input_ids is 300 tokens long; the context window of its model is 256."
+    ):
         conversation.generate(torch.ones(1, 300, dtype=torch.long), turn["sharer_input_ids"])
     with pytest.raises(ValueError, match="A prompt in input_ids is empty or too short: got 1 tokens"):
         conversation.generate(turn["input_ids"][:, :1], turn["sharer_input_ids"])
     with pytest.raises(ValueError, match="made without the Sharer's weights"):
         H2CForCausalLM.from_pair(model.sharer.config, model.receiver, model.bridge).conversation()
-    with pytest.raises(ValueError, match="A layer of the Receiver keeps a .*; expected keys and values of every token."):
+    with pytest.raises(
+        ValueError, match="A layer of the Receiver keeps a .*; expected keys and values of every token."
+    ):
         join(tiny_model("llama"), qwen3_next()).conversation()

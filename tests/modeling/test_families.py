@@ -1,4 +1,5 @@
-"""Every causal-LM family of transformers works as Sharer and as Receiver, or is refused by `from_pair`. See tests/families.py."""
+"""Every causal-LM family of transformers works as Sharer and as Receiver, or is refused by `from_pair`. See
+tests/families.py."""
 
 import families
 import pytest
@@ -12,4 +13,6 @@ def test_family_works_or_is_refused_as_the_docs_say(family):
     print(row)
     documented = families.TABLE.read_text()
     if f"of transformers {transformers.__version__}:" in documented:  # other versions have other families
-        assert row in documented.splitlines(), f"docs/families.md differs; run `python tests/families.py`. Now: {row}"
+        assert row in documented.splitlines(), (
+            f"docs/families.md differs; run `python tests/families.py`. Now: {row}"
+        )

@@ -20,7 +20,9 @@ def with_targets(inputs, seed):
     lengths = torch.randint(1, 6, (batch,), generator=generator)
     lengths[-1] = 5
     mask = (torch.arange(5)[None] < lengths[:, None]).long()
-    labels = torch.cat([torch.full_like(inputs["input_ids"], -100), torch.where(mask.bool(), targets, -100)], 1)
+    labels = torch.cat(
+        [torch.full_like(inputs["input_ids"], -100), torch.where(mask.bool(), targets, -100)], 1
+    )
     return {
         **inputs, "labels": labels,
         "input_ids": torch.cat([inputs["input_ids"], targets * mask], 1),
@@ -35,8 +37,12 @@ def test_shut_gates_give_the_receivers_logits_to_the_bit(seed):
     torch.nn.init.constant_(model.bridge.gate, -torch.inf)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     position_ids = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = model.receiver(ids[:, :-1], attention_mask=mask[:, :-1], position_ids=position_ids[:, :-1], use_cache=True).past_key_values
-    expected = model.receiver(ids[:, -1:], attention_mask=mask, position_ids=position_ids[:, -1:], past_key_values=cache).logits
+    cache = model.receiver(
+        ids[:, :-1], attention_mask=mask[:, :-1], position_ids=position_ids[:, :-1], use_cache=True
+    ).past_key_values
+    expected = model.receiver(
+        ids[:, -1:], attention_mask=mask, position_ids=position_ids[:, -1:], past_key_values=cache
+    ).logits
     assert torch.equal(model(**inputs).logits, expected)
     whole = model.receiver(ids, attention_mask=mask, position_ids=position_ids).logits[:, -1:]
     torch.testing.assert_close(expected, whole, atol=1e-4, rtol=1e-4)
@@ -68,12 +74,16 @@ def test_teacher_forced_logits_are_those_of_the_plain_method_step_by_step(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_teacher_forced_logits_are_those_of_generate(seed):
     model, inputs = random_pair(seed), random_inputs(seed)
-    generated = model.generate(**inputs, max_new_tokens=5, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    generated = model.generate(
+        **inputs, max_new_tokens=5, do_sample=False, return_dict_in_generate=True, output_logits=True
+    )
     new = generated.sequences[:, inputs["input_ids"].shape[1] :]
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(new)], 1)
     labels = torch.cat([torch.full_like(inputs["input_ids"], -100), new], 1)
     with torch.no_grad():
-        forced = model(**{**inputs, "input_ids": generated.sequences, "attention_mask": mask}, labels=labels).logits
+        forced = model(
+            **{**inputs, "input_ids": generated.sequences, "attention_mask": mask}, labels=labels
+        ).logits
     torch.testing.assert_close(forced[:, :-1], torch.stack(generated.logits, 1), atol=1e-4, rtol=1e-5)
 
 
@@ -83,7 +93,10 @@ def test_the_loss_is_the_mean_over_targets(seed):
     forced, targets, lengths = with_targets(inputs, seed)
     with torch.no_grad():
         outputs, counted = model(**forced), model(**forced, num_items_in_batch=torch.tensor(7))
-    losses = [F.cross_entropy(outputs.logits[row, :n], targets[row, :n], reduction="sum") for row, n in enumerate(lengths)]
+    losses = [
+        F.cross_entropy(outputs.logits[row, :n], targets[row, :n], reduction="sum")
+        for row, n in enumerate(lengths)
+    ]
     torch.testing.assert_close(outputs.loss, sum(losses) / lengths.sum())
     torch.testing.assert_close(counted.loss, sum(losses) / 7)
 
@@ -130,7 +143,9 @@ def test_a_cache_that_is_bridged_already(seed):
     receiver = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     cache = model.bridged_cache(**inputs)
     assert torch.equal(model(**receiver, past_key_values=copy.deepcopy(cache)).logits, expected)
-    only_new = model(inputs["input_ids"][:, -1:], inputs["attention_mask"], past_key_values=copy.deepcopy(cache)).logits
+    only_new = model(
+        inputs["input_ids"][:, -1:], inputs["attention_mask"], past_key_values=copy.deepcopy(cache)
+    ).logits
     assert torch.equal(only_new, expected)
     outputs = model(**receiver, past_key_values=cache)
     message = inputs["sharer_input_ids"].shape[1] if model.config.bridge_form == "message" else 0
@@ -167,9 +182,15 @@ def test_the_sharer_reads_rows_of_like_lengths_together(seed, monkeypatch):
     ids, mask = inputs["sharer_input_ids"], inputs["sharer_attention_mask"]
     whole = model.read(ids, mask)
     monkeypatch.setitem(passes_h2c.PASS_TOKENS, "cpu", 8)
-    model.sharer.base_model.register_forward_pre_hook(lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True)
+    model.sharer.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
     read = model.read(ids, mask)
-    assert len(widths) > 1 and sum(rows for rows, _ in widths) == 6 and widths == sorted(widths, key=lambda shape: shape[1])
+    assert (
+        len(widths) > 1
+        and sum(rows for rows, _ in widths) == 6
+        and widths == sorted(widths, key=lambda shape: shape[1])
+    )
     for state, expected in zip(read, whole, strict=True):
         torch.testing.assert_close(state[mask.bool()], expected[mask.bool()], atol=1e-4, rtol=1e-4)
     widths.clear()
@@ -184,13 +205,24 @@ def test_the_sharer_stops_after_the_last_layer_that_is_read(family):
     model, ids, ran = join(sharer, tiny_model("qwen2")), torch.randint(1, VOCABULARY, (2, 7)), []
     for index, layer in enumerate(sharer.base_model.layers):
         layer.register_forward_hook(lambda *_, index=index: ran.append(index))
-    for layers, work in (([2], [0, 1]), ([0], [0]), ([1, 3], [0, 1, 2]), ([4], [0, 1, 2, 3]), (None, [0, 1, 2, 3]), ([2], [0, 1])):
+    for layers, work in (
+        ([2], [0, 1]),
+        ([0], [0]),
+        ([1, 3], [0, 1, 2]),
+        ([4], [0, 1, 2, 3]),
+        (None, [0, 1, 2, 3]),
+        ([2], [0, 1]),
+    ):
         ran.clear()
         read = model.read(ids, None, layers)
         assert ran == work and len(read) == 5
         whole = sharer.base_model(ids, output_hidden_states=True).hidden_states
         for index in range(5):
-            assert read[index] is None if layers and index not in layers else torch.equal(read[index], whole[index])
+            assert (
+                read[index] is None
+                if layers and index not in layers
+                else torch.equal(read[index], whole[index])
+            )
 
 
 @torch.no_grad()
@@ -202,7 +234,10 @@ def test_the_sharers_config_stands_for_a_sharer_that_is_not_in_memory():
     states = model.read(inputs["sharer_input_ids"], inputs["sharer_attention_mask"])
     without.eval()
     assert torch.equal(without(**given, sharer_hidden_states=states).logits, model(**inputs).logits)
-    with pytest.raises(ValueError, match="made without the Sharer's weights: expected sharer_hidden_states, got sharer_input_ids"):
+    with pytest.raises(
+        ValueError,
+        match="made without the Sharer's weights: expected sharer_hidden_states, got sharer_input_ids",
+    ):
         without(**inputs)
 
 
@@ -212,7 +247,10 @@ def test_masks_may_be_left_out_and_outputs_asked_for_as_of_any_model():
     ids = {name: inputs[name] for name in ("input_ids", "sharer_input_ids")}
     outputs = model(**ids, use_cache=False, output_hidden_states=True)
     torch.testing.assert_close(outputs.logits, model(**inputs).logits)
-    assert outputs.past_key_values is None and len(outputs.hidden_states) == model.config.receiver_num_hidden_layers + 1
+    assert (
+        outputs.past_key_values is None
+        and len(outputs.hidden_states) == model.config.receiver_num_hidden_layers + 1
+    )
     assert torch.equal(model(**ids, return_dict=False)[0], outputs.logits)
 
 
@@ -226,8 +264,12 @@ def test_the_sharers_prompt_matters():
 
 @pytest.mark.gpu
 def test_on_a_gpu_with_both_passes_side_by_side():
-    """Each model's pass on a stream of its own, many times over, so that memory is handed out again while the other still runs."""
-    model, inputs = random_pair(0).to("cuda"), {name: tensor.to("cuda") for name, tensor in random_inputs(0).items()}
+    """Each model's pass on a stream of its own, many times over, so that memory is handed out again while the
+    other still runs."""
+    model, inputs = (
+        random_pair(0).to("cuda"),
+        {name: tensor.to("cuda") for name, tensor in random_inputs(0).items()},
+    )
     prefilled = model.prefill(inputs["input_ids"], inputs["attention_mask"])  # on the one stream
     expected = [layer.keys for layer in model.bridged_cache(**inputs, receiver_cache=prefilled).layers]
     for _ in range(200):

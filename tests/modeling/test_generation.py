@@ -6,7 +6,14 @@ import pytest
 import torch
 from pairs import alone, join, random_inputs, random_pair, text_pair, tiny_model
 from reference import plain_beams, plain_decode, plain_logits
-from transformers import CompileConfig, GenerationConfig, LogitsProcessor, MaxLengthCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import (
+    CompileConfig,
+    GenerationConfig,
+    LogitsProcessor,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 from transformers.cache_utils import StaticCache
 
 
@@ -16,7 +23,9 @@ STEPS = 6
 
 def generate(model, inputs, **kwargs) -> torch.Tensor:
     """The new tokens alone."""
-    return model.generate(**inputs, **{"max_new_tokens": STEPS, "do_sample": False, **kwargs})[:, inputs["input_ids"].shape[1] :]
+    return model.generate(**inputs, **{"max_new_tokens": STEPS, "do_sample": False, **kwargs})[
+        :, inputs["input_ids"].shape[1] :
+    ]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -25,7 +34,9 @@ def test_greedy_batch_is_the_plain_loop_of_each_example(seed):
     new = generate(model, inputs)
     for row, tokens in enumerate(new):
         single = alone(inputs, row)
-        assert torch.equal(tokens, plain_decode(model, single["input_ids"], single["sharer_input_ids"], STEPS))
+        assert torch.equal(
+            tokens, plain_decode(model, single["input_ids"], single["sharer_input_ids"], STEPS)
+        )
         assert torch.equal(tokens, generate(model, single)[0])
 
 
@@ -77,7 +88,13 @@ def test_several_return_sequences_are_samples_of_their_own_example(seed):
     model, inputs = random_pair(seed), random_inputs(seed)
     torch.manual_seed(seed)
     outputs = model.generate(
-        **inputs, max_new_tokens=3, do_sample=True, top_k=0, num_return_sequences=3, return_dict_in_generate=True, output_logits=True
+        **inputs,
+        max_new_tokens=3,
+        do_sample=True,
+        top_k=0,
+        num_return_sequences=3,
+        return_dict_in_generate=True,
+        output_logits=True,
     )
     new = outputs.sequences[:, inputs["input_ids"].shape[1] :]
     logits = torch.stack(outputs.logits, 1)
@@ -92,7 +109,8 @@ def test_several_return_sequences_are_samples_of_their_own_example(seed):
 def test_an_assistant_model_changes_nothing_but_the_speed(seed):
     model, inputs = random_pair(seed), alone(random_inputs(seed), 0)
     expected = generate(model, inputs, max_new_tokens=12)
-    # The Receiver alone as its own assistant guesses well where the bridge changes little, a stranger guesses badly.
+    # The Receiver alone as its own assistant guesses well where the bridge changes little, a stranger guesses
+    # badly.
     for assistant in (copy.deepcopy(model.receiver), tiny_model("llama", 99, num_hidden_layers=1)):
         assert torch.equal(generate(model, inputs, max_new_tokens=12, assistant_model=assistant), expected)
 
@@ -116,18 +134,24 @@ def test_prompt_lookup_changes_nothing_but_the_speed(seed):
 def test_the_streamed_text_is_the_returned_text(options):
     processor, model = text_pair()
     inputs = processor.apply_chat_template([{"role": "user", "content": "Where is it?"}])
-    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60)
+    streamer = TextIteratorStreamer(
+        processor.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60
+    )
     returned = {}
 
     def run():
         torch.manual_seed(0)
-        returned["ids"] = model.generate(**inputs, max_new_tokens=20, streamer=streamer, **{"do_sample": False, **options})
+        returned["ids"] = model.generate(
+            **inputs, max_new_tokens=20, streamer=streamer, **{"do_sample": False, **options}
+        )
 
     thread = threading.Thread(target=run)
     thread.start()
     streamed = "".join(streamer)
     thread.join()
-    text = processor.batch_decode(returned["ids"][:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+    text = processor.batch_decode(
+        returned["ids"][:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )[0]
     assert streamed == text and text
 
 
@@ -165,7 +189,10 @@ def test_takes_what_generate_takes():
     length = inputs["input_ids"].shape[1]
     expected = generate(model, inputs)
     assert torch.equal(generate(model, inputs, max_new_tokens=None, max_length=length + STEPS), expected)
-    assert torch.equal(model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=STEPS))[:, length:], expected)
+    assert torch.equal(
+        model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=STEPS))[:, length:],
+        expected,
+    )
     assert torch.equal(generate(model, inputs, prefill_chunk_size=1), expected)
     assert torch.equal(generate(model, inputs, use_cache=True), expected)
     stopped = generate(model, inputs, stopping_criteria=StoppingCriteriaList([MaxLengthCriteria(length + 2)]))
@@ -173,10 +200,20 @@ def test_takes_what_generate_takes():
     assert generate(model, inputs, logits_processor=[Only(7)]).eq(7).all()
     assert generate(model, inputs, prefix_allowed_tokens_fn=lambda batch, ids: [5]).eq(5).all()
     others = {name: value for name, value in inputs.items() if name != "input_ids"}
-    assert torch.equal(model.generate(inputs["input_ids"], **others, max_new_tokens=STEPS)[:, length:], expected)
-    assert torch.equal(model.generate(inputs=inputs["input_ids"], **others, max_new_tokens=STEPS)[:, length:], expected)
+    assert torch.equal(
+        model.generate(inputs["input_ids"], **others, max_new_tokens=STEPS)[:, length:], expected
+    )
+    assert torch.equal(
+        model.generate(inputs=inputs["input_ids"], **others, max_new_tokens=STEPS)[:, length:], expected
+    )
 
-    outputs = model.generate(**inputs, max_new_tokens=STEPS, return_dict_in_generate=True, output_scores=True, output_hidden_states=True)
+    outputs = model.generate(
+        **inputs,
+        max_new_tokens=STEPS,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_hidden_states=True,
+    )
     assert torch.equal(outputs.sequences[:, length:], expected)
     assert len(outputs.scores) == len(outputs.hidden_states) == STEPS
     assert outputs.past_key_values.get_seq_length() == length + STEPS - 1
@@ -188,7 +225,9 @@ def test_an_end_token_ends_the_text():
     end = expected[0, 2].item()
     ended = generate(model, inputs, eos_token_id=end, pad_token_id=0)
     stop = expected[0].tolist().index(end)
-    assert ended[0, : stop + 1].tolist() == expected[0, : stop + 1].tolist() and ended[0, stop + 1 :].eq(0).all()
+    assert (
+        ended[0, : stop + 1].tolist() == expected[0, : stop + 1].tolist() and ended[0, stop + 1 :].eq(0).all()
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"num_beams": 2, "num_return_sequences": 2}])
@@ -196,7 +235,9 @@ def test_from_a_cache_that_is_bridged_already(options):
     model, inputs = random_pair(0), random_inputs(0)
     receiver = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     cache = model.bridged_cache(**inputs)
-    assert torch.equal(generate(model, receiver, past_key_values=cache, **options), generate(model, inputs, **options))
+    assert torch.equal(
+        generate(model, receiver, past_key_values=cache, **options), generate(model, inputs, **options)
+    )
 
 
 def test_from_hidden_states():
@@ -221,7 +262,8 @@ def test_the_generation_config_is_the_models_own():
     assert len(model.generate(**inputs)) == 2 * len(inputs["input_ids"])
     assert len(model.generate(**inputs, num_beams=1, num_return_sequences=1)) == len(inputs["input_ids"])
     receiver.generation_config.num_return_sequences = 3
-    given = model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=2))  # the rest as the model's own has it
+    # The rest as the model's own has it.
+    given = model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=2))
     assert given.shape == (2 * len(inputs["input_ids"]), length + 2)
 
 
@@ -256,8 +298,16 @@ def test_generate_with_arguments_is_no_deprecated_use(caplog):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_static_cache_answers_as_a_dynamic_one(seed, options):
     model, inputs = random_pair(seed), random_inputs(seed)
-    options = {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 5, "do_sample": False, **options}
-    dynamic, static = (model.generate(**inputs, **options, cache_implementation=name) for name in ("dynamic", "static"))
+    options = {
+        "return_dict_in_generate": True,
+        "output_logits": True,
+        "max_new_tokens": 5,
+        "do_sample": False,
+        **options,
+    }
+    dynamic, static = (
+        model.generate(**inputs, **options, cache_implementation=name) for name in ("dynamic", "static")
+    )
     assert torch.equal(dynamic.sequences, static.sequences)
     torch.testing.assert_close(torch.stack(dynamic.logits), torch.stack(static.logits), atol=1e-4, rtol=1e-5)
     assert type(static.past_key_values) is StaticCache and static.past_key_values.get_max_length() == 128
@@ -276,7 +326,9 @@ def test_the_kind_of_cache_as_a_config_says_it():
     receiver = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     assert torch.equal(alone, model.receiver.generate(**receiver, max_new_tokens=STEPS, do_sample=False))
     for refused in ("offloaded", "quantized", "offloaded_static"):
-        with pytest.raises(ValueError, match=f"cache_implementation is '{refused}'; expected 'dynamic' or 'static'"):
+        with pytest.raises(
+            ValueError, match=f"cache_implementation is '{refused}'; expected 'dynamic' or 'static'"
+        ):
             model.generate(**inputs, cache_implementation=refused)
 
 

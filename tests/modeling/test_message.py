@@ -1,5 +1,6 @@
-"""The message form: the Sharer's tokens as cache positions. What it writes is compared with `reference.plain_message` in the tests of
-forward, generate, conversations and prefixes, in which every third random pair has this form."""
+"""The message form: the Sharer's tokens as cache positions. What it writes is compared with
+`reference.plain_message` in the tests of forward, generate, conversations and prefixes, in which every third
+random pair has this form."""
 
 import copy
 
@@ -15,7 +16,9 @@ from h2c_hf.several_sharers import H2CSeveralSharers
 
 
 def message_pair(seed: int = 2, **overrides) -> H2CForCausalLM:
-    return join(tiny_model("llama", seed), tiny_model("qwen2", seed + 1), seed, bridge_form="message", **overrides)
+    return join(
+        tiny_model("llama", seed), tiny_model("qwen2", seed + 1), seed, bridge_form="message", **overrides
+    )
 
 
 @torch.no_grad()
@@ -46,9 +49,14 @@ def test_values_of_a_message_are_those_of_the_plain_formula(seed):
 def test_masked_message_leaves_the_receivers_logits():
     model, inputs = message_pair(), alone(random_inputs(3), 0)
     states = model.read(inputs["sharer_input_ids"])
-    shut = {"sharer_hidden_states": states, "sharer_attention_mask": torch.zeros_like(inputs["sharer_attention_mask"])}
+    shut = {
+        "sharer_hidden_states": states,
+        "sharer_attention_mask": torch.zeros_like(inputs["sharer_attention_mask"]),
+    }
     prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    assert torch.allclose(model(**prompt, **shut).logits[:, -1], model.receiver(**prompt).logits[:, -1], atol=1e-5)
+    assert torch.allclose(
+        model(**prompt, **shut).logits[:, -1], model.receiver(**prompt).logits[:, -1], atol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -79,7 +87,9 @@ def test_static_cache_generates_the_same_tokens():
     model, inputs = message_pair(), random_inputs(5)
     settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     expected = model.generate(**inputs, **settings)
-    assert torch.equal(model.generate(**inputs, **settings, cache_implementation="static", disable_compile=True), expected)
+    assert torch.equal(
+        model.generate(**inputs, **settings, cache_implementation="static", disable_compile=True), expected
+    )
 
 
 @torch.no_grad()
@@ -93,7 +103,8 @@ def test_assisted_decoding_generates_the_same_tokens():
 
 @torch.no_grad()
 def test_repetition_penalty_and_streamer_see_no_message():
-    """Stock processors and streamers get the prompt's ids, so that a placeholder can neither be penalised nor printed."""
+    """Stock processors and streamers get the prompt's ids, so that a placeholder can neither be penalised nor
+    printed."""
     model, inputs = message_pair(), alone(random_inputs(7), 0)
     seen = []
 
@@ -107,7 +118,14 @@ def test_repetition_penalty_and_streamer_see_no_message():
         def end(self):
             pass
 
-    ids = model.generate(**inputs, max_new_tokens=5, do_sample=False, pad_token_id=0, repetition_penalty=1.3, streamer=Streamer())
+    ids = model.generate(
+        **inputs,
+        max_new_tokens=5,
+        do_sample=False,
+        pad_token_id=0,
+        repetition_penalty=1.3,
+        streamer=Streamer(),
+    )
     assert [token for part in seen for token in part] == ids[0].tolist()
     assert torch.equal(ids[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
 
@@ -118,7 +136,9 @@ def test_message_takes_room_in_the_context_window():
     model = join(sharer, receiver, bridge_form="message")
     prompt = torch.ones(1, 12, dtype=torch.long)
     model(prompt, sharer_input_ids=torch.ones(1, 8, dtype=torch.long))
-    with pytest.raises(ValueError, match="is 21 tokens long with the Sharer's message; the context window of its model is 20"):
+    with pytest.raises(
+        ValueError, match="is 21 tokens long with the Sharer's message; the context window of its model is 20"
+    ):
         model(prompt, sharer_input_ids=torch.ones(1, 9, dtype=torch.long))
     with pytest.raises(ValueError, match="21 tokens long with the Sharer's message"):
         model.conversation().generate(prompt, torch.ones(1, 9, dtype=torch.long), max_new_tokens=1)
@@ -127,12 +147,18 @@ def test_message_takes_room_in_the_context_window():
 @torch.no_grad()
 def test_message_and_prompt_must_fit_a_sliding_window():
     receiver = tiny_model(
-        "gemma3", 2, sliding_window=16, layer_types=["sliding_attention", "full_attention", "sliding_attention"], head_dim=8
+        "gemma3",
+        2,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        head_dim=8,
     )
     model = join(tiny_model("llama", 1), receiver, bridge_form="message")
     prompt = torch.randint(1, 60, (1, 9))
     inputs = {"input_ids": prompt, "sharer_input_ids": torch.randint(1, 60, (1, 7))}
-    step = model.generate(**inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    step = model.generate(
+        **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
     assert torch.allclose(step.logits[0], model(**inputs).logits[:, -1], atol=1e-5)
     with pytest.raises(ValueError, match="sliding window of 16"):
         model(prompt, sharer_input_ids=torch.randint(1, 60, (1, 8)))
@@ -141,10 +167,16 @@ def test_message_and_prompt_must_fit_a_sliding_window():
 @torch.no_grad()
 def test_two_sharers_messages_stand_one_before_the_other():
     receiver = tiny_model("qwen2", 3)
-    models = {name: join(tiny_model("llama", seed), receiver, seed, bridge_form="message") for name, seed in (("one", 1), ("two", 2))}
+    models = {
+        name: join(tiny_model("llama", seed), receiver, seed, bridge_form="message")
+        for name, seed in (("one", 1), ("two", 2))
+    }
     several, inputs = H2CSeveralSharers(models), random_inputs(8)
     other = random_inputs(9, batch=len(inputs["input_ids"]))
-    sharers = {"one": inputs, "two": {name: value for name, value in other.items() if name.startswith("sharer")}}
+    sharers = {
+        "one": inputs,
+        "two": {name: value for name, value in other.items() if name.startswith("sharer")},
+    }
     prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     cache = several.bridged_cache(**prompt, sharers=sharers)
     lengths = [given["sharer_input_ids"].shape[1] for given in (inputs, sharers["two"])]
@@ -161,17 +193,32 @@ def test_only_the_messages_parameters_get_gradients(kept):
     model, inputs = message_pair(token_rank=5, token_hidden_size=9 if kept else None), random_inputs(10)
     labels = torch.full_like(inputs["input_ids"], -100)
     target = torch.randint(1, 60, (len(labels), 3))
-    ids, mask = torch.cat([inputs["input_ids"], target], 1), torch.cat([inputs["attention_mask"], torch.ones_like(target)], 1)
+    ids, mask = (
+        torch.cat([inputs["input_ids"], target], 1),
+        torch.cat([inputs["attention_mask"], torch.ones_like(target)], 1),
+    )
     sharer = {name: inputs[name] for name in inputs if name.startswith("sharer")}
     model.train()
     losses = [
-        model(input_ids=ids, attention_mask=mask, labels=torch.cat([labels, target], 1), skip_logits=skip, **sharer).loss
+        model(
+            input_ids=ids,
+            attention_mask=mask,
+            labels=torch.cat([labels, target], 1),
+            skip_logits=skip,
+            **sharer,
+        ).loss
         for skip in (False, True)
     ]
     assert torch.allclose(*losses, atol=1e-5)
     losses[0].backward()
-    moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.abs().sum() > 0}
-    assert moved == {name for name, _ in model.named_parameters() if name.startswith("bridge.")} - {f"bridge.{name}" for name in kept}
+    moved = {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and parameter.grad.abs().sum() > 0
+    }
+    assert moved == {name for name, _ in model.named_parameters() if name.startswith("bridge.")} - {
+        f"bridge.{name}" for name in kept
+    }
 
 
 @pytest.mark.filterwarnings("ignore:The bridge's config names no")
@@ -179,8 +226,13 @@ def test_dictionary_stays_frozen(tmp_path):
     """In a loaded bridge, and after a switch of all parameters."""
     model = message_pair(token_rank=5, token_hidden_size=9)
     model.save_pretrained(tmp_path)
-    for bridge in (H2CBridgeModel.from_pretrained(tmp_path), model.bridge.requires_grad_(False).requires_grad_(True)):
-        assert {name for name, parameter in bridge.named_parameters() if not parameter.requires_grad} == DICTIONARY
+    for bridge in (
+        H2CBridgeModel.from_pretrained(tmp_path),
+        model.bridge.requires_grad_(False).requires_grad_(True),
+    ):
+        assert {
+            name for name, parameter in bridge.named_parameters() if not parameter.requires_grad
+        } == DICTIONARY
 
 
 @torch.no_grad()
@@ -189,13 +241,17 @@ def test_message_bridge_survives_saving(tmp_path):
     model = join(sharer, receiver, bridge_form="message", token_rank=6)
     inputs = random_inputs(11)
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True, sharer=sharer, receiver=receiver)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path, trust_remote_code=True, sharer=sharer, receiver=receiver
+    )
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 
 
 def test_gpt2_has_no_rotation_and_takes_a_message():
     torch.manual_seed(0)
-    receiver = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)).eval()
+    receiver = GPT2LMHeadModel(
+        GPT2Config(vocab_size=61, n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
+    ).eval()
     model = H2CForCausalLM.from_pair(tiny_model("llama", 1), receiver, bridge_form="message")
     assert model.config.receiver_rope_parameters is None
     assert model.bridge.frequencies(0) is None
@@ -206,7 +262,12 @@ def test_gpt2_has_no_rotation_and_takes_a_message():
 
 
 def test_parameters_of_the_reference_pair():
-    shapes = {"sharer_hidden_size": 4096, "sharer_num_hidden_layers": 32, "receiver_num_hidden_layers": 24, "receiver_head_dim": 64}
+    shapes = {
+        "sharer_hidden_size": 4096,
+        "sharer_num_hidden_layers": 32,
+        "receiver_num_hidden_layers": 24,
+        "receiver_head_dim": 64,
+    }
     config = H2CBridgeConfig(bridge_form="message", token_rank=256, receiver_num_key_value_heads=2, **shapes)
     with torch.device("meta"):
         assert H2CBridgeModel(config).num_parameters() < 30_000_000
@@ -214,11 +275,16 @@ def test_parameters_of_the_reference_pair():
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"token_rank": None}, "token_rank is None; expected both"), ({"token_rank": 49}, "token_rank is 49; .* Receiver, 48")],
+    [
+        ({"token_rank": None}, "token_rank is None; expected both"),
+        ({"token_rank": 49}, "token_rank is 49; .* Receiver, 48"),
+    ],
 )
 def test_dictionary_of_an_impossible_width_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        H2CBridgeConfig(bridge_form="message", token_hidden_size=8, hidden_size=48, num_attention_heads=1, **fields)
+        H2CBridgeConfig(
+            bridge_form="message", token_hidden_size=8, hidden_size=48, num_attention_heads=1, **fields
+        )
 
 
 def test_unknown_form_is_refused():

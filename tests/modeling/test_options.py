@@ -1,5 +1,5 @@
-"""What a bridge may have that the published one has not. Against the plain form, in batches, with padding and in every mode: see the
-pairs of odd seeds in the other tests (`pairs.random_pair`)."""
+"""What a bridge may have that the published one has not. Against the plain form, in batches, with padding and
+in every mode: see the pairs of odd seeds in the other tests (`pairs.random_pair`)."""
 
 import json
 
@@ -11,15 +11,32 @@ from transformers import LlamaConfig, Qwen2Config
 from h2c_hf.modeling import H2CBridgeConfig, H2CBridgeModel, H2CForCausalLM
 
 
-OPTIONS = {"recency_bias": True, "start_shut": True, "update_scale": 4.0, "sharer_rank": 6, "num_attention_heads": 4}
+OPTIONS = {
+    "recency_bias": True,
+    "start_shut": True,
+    "update_scale": 4.0,
+    "sharer_rank": 6,
+    "num_attention_heads": 4,
+}
 LLAMA = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
 QWEN = Qwen2Config(hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2)
 
 
 def test_published_is_the_original_projects_form_and_takes_overrides():
     config = H2CBridgeConfig.published(dropout=0.0)
-    assert (config.num_attention_heads, config.ffn_multiplier, config.gate_init, config.layer_alignment) == (16, 4, 1.0, "top_down")
-    assert (config.recency_bias, config.start_shut, config.update_scale, config.sharer_rank, config.dropout) == (False, False, 1, None, 0)
+    assert (config.num_attention_heads, config.ffn_multiplier, config.gate_init, config.layer_alignment) == (
+        16,
+        4,
+        1.0,
+        "top_down",
+    )
+    assert (
+        config.recency_bias,
+        config.start_shut,
+        config.update_scale,
+        config.sharer_rank,
+        config.dropout,
+    ) == (False, False, 1, None, 0)
     with torch.device("meta"):
         assert H2CBridgeModel(H2CBridgeConfig.published(LLAMA, QWEN)).num_parameters() == 58_669_104
     with pytest.raises(ValueError, match="does not divide"):
@@ -28,10 +45,17 @@ def test_published_is_the_original_projects_form_and_takes_overrides():
 
 def test_a_new_bridge_for_the_reference_pair_has_fewer_than_30_million_parameters():
     config = H2CBridgeConfig.from_pair(LLAMA, QWEN)
-    assert (config.num_attention_heads, config.recency_bias, config.sharer_rank, config.dropout) == (8, True, 128, 0.1)
+    assert (config.num_attention_heads, config.recency_bias, config.sharer_rank, config.dropout) == (
+        8,
+        True,
+        128,
+        0.1,
+    )
     with torch.device("meta"):
         assert H2CBridgeModel(config).num_parameters() < 30_000_000
-    other = H2CBridgeConfig.from_pair(LLAMA, QWEN, recency_bias=False, sharer_rank=None, num_attention_heads=16)
+    other = H2CBridgeConfig.from_pair(
+        LLAMA, QWEN, recency_bias=False, sharer_rank=None, num_attention_heads=16
+    )
     assert other.to_diff_dict() == H2CBridgeConfig.published(LLAMA, QWEN).to_diff_dict()
 
 
@@ -50,9 +74,14 @@ def test_a_config_of_before_there_were_options_is_the_published_form(tmp_path):
 @torch.no_grad()
 def test_a_shut_start_is_the_receiver_to_the_bit(seed):
     joined, inputs = random_pair(seed), random_inputs(seed)
-    config = H2CBridgeConfig.published(joined.sharer.config, joined.receiver.config, **{**OPTIONS, "num_attention_heads": 1})
+    config = H2CBridgeConfig.published(
+        joined.sharer.config, joined.receiver.config, **{**OPTIONS, "num_attention_heads": 1}
+    )
     model = H2CForCausalLM(config, joined.sharer, joined.receiver).eval()
-    assert torch.equal(model(**inputs).logits, model(**inputs, cache=model.prefill(inputs["input_ids"], inputs["attention_mask"])).logits)
+    assert torch.equal(
+        model(**inputs).logits,
+        model(**inputs, cache=model.prefill(inputs["input_ids"], inputs["attention_mask"])).logits,
+    )
     torch.nn.init.normal_(model.bridge.ffn_out.weight)
     other = model(**inputs, cache=model.prefill(inputs["input_ids"], inputs["attention_mask"])).logits
     assert not torch.equal(model(**inputs).logits, other)

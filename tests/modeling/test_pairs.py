@@ -35,7 +35,9 @@ def test_families(name):
         plain = single["input_ids"], single["sharer_input_ids"]
         assert torch.equal(new[row], plain_decode(model, *plain, 12))
         with torch.no_grad():
-            torch.testing.assert_close(model(**single).logits[0], plain_logits(model, *plain, []), atol=1e-4, rtol=1e-5)
+            torch.testing.assert_close(
+                model(**single).logits[0], plain_logits(model, *plain, []), atol=1e-4, rtol=1e-5
+            )
 
 
 def test_a_prompt_that_just_fits_into_the_sliding_window():
@@ -48,14 +50,24 @@ def test_a_prompt_that_just_fits_into_the_sliding_window():
 
 
 def test_the_shape_of_the_receivers_cache_is_read_from_its_config():
-    config = join(tiny_model("qwen2", num_hidden_layers=5), tiny_model("gemma3", head_dim=20, num_key_value_heads=1)).config
+    config = join(
+        tiny_model("qwen2", num_hidden_layers=5), tiny_model("gemma3", head_dim=20, num_key_value_heads=1)
+    ).config
     assert (config.sharer_hidden_size, config.sharer_num_hidden_layers) == (32, 5)
-    assert (config.receiver_num_hidden_layers, config.receiver_num_key_value_heads, config.receiver_head_dim) == (3, 1, 20)
+    assert (
+        config.receiver_num_hidden_layers,
+        config.receiver_num_key_value_heads,
+        config.receiver_head_dim,
+    ) == (3, 1, 20)
 
 
 @pytest.mark.parametrize(
     "sharer, bridge, receiver",
-    [("bfloat16", "float32", "float32"), ("float32", "float32", "bfloat16"), ("bfloat16", "bfloat16", "float32")],
+    [
+        ("bfloat16", "float32", "float32"),
+        ("float32", "float32", "bfloat16"),
+        ("bfloat16", "bfloat16", "float32"),
+    ],
 )
 def test_dtypes(sharer, bridge, receiver):
     sharer, bridge, receiver = (getattr(torch, name) for name in (sharer, bridge, receiver))
@@ -81,8 +93,13 @@ def test_the_saved_dtype_is_the_bridges_and_not_the_sharers(tmp_path):
 
 def test_the_two_models_come_through_assembly_untouched():
     sharer, receiver = tiny_model("llama", 1), tiny_model("qwen2", 2)
-    receiver.lm_head = nn.Linear(32, 61)  # not one that transformers made, nor one that it knows as initialised
-    before = {(i, name): tensor.clone() for i, model in enumerate((sharer, receiver)) for name, tensor in model.state_dict().items()}
+    # Not one that transformers made, nor one that it knows as initialised.
+    receiver.lm_head = nn.Linear(32, 61)
+    before = {
+        (i, name): tensor.clone()
+        for i, model in enumerate((sharer, receiver))
+        for name, tensor in model.state_dict().items()
+    }
     model = join(sharer, receiver)
     assert model.sharer is sharer and model.receiver is receiver
     for i, part in enumerate((model.sharer, model.receiver)):
@@ -98,7 +115,10 @@ def test_train_reaches_the_bridge_alone():
 
 
 def test_from_a_bridged_cache_the_receiver_answers_in_eval_mode_too():
-    model, inputs = join(tiny_model("llama", 1), tiny_model("qwen2", 2, attention_dropout=0.5)), random_inputs(0)
+    model, inputs = (
+        join(tiny_model("llama", 1), tiny_model("qwen2", 2, attention_dropout=0.5)),
+        random_inputs(0),
+    )
     receiver = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     answers = []
     for _ in range(2):
@@ -107,14 +127,22 @@ def test_from_a_bridged_cache_the_receiver_answers_in_eval_mode_too():
             model.receiver.train()
             logits = model(**receiver, past_key_values=caches[0]).logits
             model.receiver.train()
-            answers.append((logits, model.generate(**receiver, past_key_values=caches[1], max_new_tokens=8, do_sample=False)))
+            answers.append(
+                (
+                    logits,
+                    model.generate(**receiver, past_key_values=caches[1], max_new_tokens=8, do_sample=False),
+                )
+            )
     assert all(torch.equal(first, second) for first, second in zip(*answers, strict=True))
 
 
 @pytest.mark.parametrize("part", ["", "receiver", "sharer", "bridge"])
 def test_sharer_and_receiver_stay_frozen_and_in_eval_mode(part):
     dropping = {"attention_dropout": 0.5}
-    model, inputs = join(tiny_model("llama", 1, **dropping), tiny_model("qwen2", 2, **dropping), dropout=0.0), random_inputs(0)
+    model, inputs = (
+        join(tiny_model("llama", 1, **dropping), tiny_model("qwen2", 2, **dropping), dropout=0.0),
+        random_inputs(0),
+    )
     with torch.no_grad():
         expected = model(**inputs).logits
         model.get_submodule(part).train()
@@ -124,7 +152,9 @@ def test_sharer_and_receiver_stay_frozen_and_in_eval_mode(part):
     assert not model.sharer.training and not model.receiver.training
     assert not any(module.training for part in (model.sharer, model.receiver) for module in part.modules())
     assert torch.equal(tokens, model.eval().generate(**inputs, max_new_tokens=4, do_sample=False))
-    assert {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad} == {"bridge"}
+    assert {
+        name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad
+    } == {"bridge"}
 
 
 def test_on_the_meta_device():
@@ -157,7 +187,9 @@ def test_a_sharer_in_nf4_through_bitsandbytes(tmp_path):
 
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
-    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1
+    )
     targets = torch.full((len(inputs["input_ids"]), 1), 5)
     labels = torch.cat([torch.full_like(inputs["input_ids"], -100), targets], 1)
     whole = {"input_ids": torch.cat([inputs["input_ids"], targets], 1)}

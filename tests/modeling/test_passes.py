@@ -1,4 +1,5 @@
-"""The Sharer's states go to the bridge as they come: the same cache, to the bit, as from all at once, and none is kept for longer."""
+"""The Sharer's states go to the bridge as they come: the same cache, to the bit, as from all at once, and
+none is kept for longer."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -38,7 +39,11 @@ def test_the_cache_is_that_of_all_states_at_once(seed, elements, monkeypatch):
 @torch.no_grad()
 def test_no_more_states_are_alive_than_the_groups_that_wait_for_them_read(monkeypatch):
     monkeypatch.setitem(modeling_h2c_bridge.GROUP_ELEMENTS, "cpu", 1)
-    model, inputs, alive = join(tiny_model("llama", num_hidden_layers=6), tiny_model("qwen2", 1, num_hidden_layers=5)), random_inputs(0), []
+    model, inputs, alive = (
+        join(tiny_model("llama", num_hidden_layers=6), tiny_model("qwen2", 1, num_hidden_layers=5)),
+        random_inputs(0),
+        [],
+    )
 
     def watch(_, args):
         alive.append([index for index, state in enumerate(args[0]) if state is not None])
@@ -52,7 +57,11 @@ def test_states_wait_for_the_group_whose_turn_it_is():
     rewritten = []
     groups = {(0, 1): [3], (1, 3): [0, 2], (3, 4): [2]}
     take = passes_h2c.in_groups(groups, lambda group, states: rewritten.append((group, dict(states))))
-    for index, expected in ((0, []), (2, []), (3, [((0, 1), {0: "a", 2: "c", 3: "d"}), ((1, 3), {0: "a", 2: "c"}), ((3, 4), {2: "c"})])):
+    for index, expected in (
+        (0, []),
+        (2, []),
+        (3, [((0, 1), {0: "a", 2: "c", 3: "d"}), ((1, 3), {0: "a", 2: "c"}), ((3, 4), {2: "c"})]),
+    ):
         take(index, "abcd"[index])
         assert rewritten == expected
 
@@ -87,7 +96,11 @@ def test_where_something_is_trained_the_states_are_kept():
     inputs = random_inputs(1)
     cache = model.bridged_cache(**inputs)
     sum(layer.keys.sum() for layer in cache.layers).backward()
-    assert all(parameter.grad is not None for name, parameter in model.bridge.named_parameters() if name.startswith("ffn_out"))
+    assert all(
+        parameter.grad is not None
+        for name, parameter in model.bridge.named_parameters()
+        if name.startswith("ffn_out")
+    )
 
 
 @torch.no_grad()
@@ -109,7 +122,9 @@ def test_a_layer_is_watched_however_it_is_called():
 
     layer, taken, states = Layer(), [], torch.zeros(1, 2)
     watching = passes_h2c.watched(layer, taken.append)
-    assert torch.equal(watching(states), states + 1) and torch.equal(watching(hidden_states=states), states + 1)
+    assert torch.equal(watching(states), states + 1) and torch.equal(
+        watching(hidden_states=states), states + 1
+    )
     layer(states)
     assert [state is states for state in taken] == [True, True]
 
@@ -117,7 +132,11 @@ def test_a_layer_is_watched_however_it_is_called():
 @torch.no_grad()
 def test_a_compiled_bridge_is_compiled_once_and_used(monkeypatch):
     monkeypatch.setitem(modeling_h2c_bridge.GROUP_ELEMENTS, "cpu", 1)
-    model, inputs, compiled = join(tiny_model("llama", num_hidden_layers=4), tiny_model("qwen2", 1)), random_inputs(0), []
+    model, inputs, compiled = (
+        join(tiny_model("llama", num_hidden_layers=4), tiny_model("qwen2", 1)),
+        random_inputs(0),
+        [],
+    )
     expected = model.bridged_cache(**inputs)
 
     def backend(graph, _):
@@ -129,4 +148,6 @@ def test_a_compiled_bridge_is_compiled_once_and_used(monkeypatch):
         cache = model.bridged_cache(**inputs)
     assert len(compiled) == 1
     for layer, other in zip(cache.layers, expected.layers, strict=True):
-        torch.testing.assert_close((layer.keys, layer.values), (other.keys, other.values), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            (layer.keys, layer.values), (other.keys, other.values), atol=1e-5, rtol=1e-4
+        )

@@ -1,4 +1,5 @@
-"""The text-generation pipeline over both models: what it gives is what the processor, `generate` and the tokenizer give."""
+"""The text-generation pipeline over both models: what it gives is what the processor, `generate` and the
+tokenizer give."""
 
 import re
 import threading
@@ -57,7 +58,9 @@ def test_a_batch_answers_as_each_chat_alone(pipe):
     chats = [ask(name) for name in NAMES]
     alone = [pipe(chat, **OPTIONS) for chat in chats]
     batches = []
-    hook = pipe.model.sharer.base_model.layers[0].register_forward_hook(lambda module, args, output: batches.append(len(args[0])))
+    hook = pipe.model.sharer.base_model.layers[0].register_forward_hook(
+        lambda module, args, output: batches.append(len(args[0]))
+    )
     assert pipe(chats, batch_size=3, **OPTIONS) == alone
     hook.remove()
     assert batches == [3, 1]
@@ -69,16 +72,23 @@ def test_plain_text(pipe):
     texts = ["The river that", "It"]
     alone = [answers(pipe, pipe.processor(text))[0] for text in texts]
     assert pipe(texts[0], **OPTIONS) == [{"generated_text": texts[0] + alone[0]}]
-    assert pipe(texts, batch_size=2, return_full_text=False, **OPTIONS) == [[{"generated_text": text}] for text in alone]
+    assert pipe(texts, batch_size=2, return_full_text=False, **OPTIONS) == [
+        [{"generated_text": text}] for text in alone
+    ]
     (prefixed,) = pipe(texts[1], prefix="The ", return_tensors=True, **OPTIONS)
-    assert prefixed["generated_token_ids"] == pipe.model.generate(**pipe.processor("The It"), **OPTIONS)[0].tolist()
+    assert (
+        prefixed["generated_token_ids"]
+        == pipe.model.generate(**pipe.processor("The It"), **OPTIONS)[0].tolist()
+    )
 
 
 def test_the_streamed_text_is_the_returned_text(pipe):
     streamer = TextIteratorStreamer(pipe.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60)
     returned = []
     thread = threading.Thread(
-        target=lambda: returned.extend(pipe(ask("Oslo"), streamer=streamer, return_full_text=False, **{**OPTIONS, "max_new_tokens": 12}))
+        target=lambda: returned.extend(
+            pipe(ask("Oslo"), streamer=streamer, return_full_text=False, **{**OPTIONS, "max_new_tokens": 12})
+        )
     )
     thread.start()
     streamed = "".join(streamer)
@@ -93,7 +103,10 @@ def test_what_generate_takes(pipe):
     several = pipe([chat, ask("Oslo")], batch_size=2, **new, **beams, **OPTIONS)
     assert [row["generated_text"] for row in several[0]] == answers(pipe, inputs, **beams)
     config = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=pipe.tokenizer.pad_token_id)
-    assert pipe(chat, generation_config=config, **new)[0]["generated_text"] == answers(pipe, inputs, max_new_tokens=3)[0]
+    assert (
+        pipe(chat, generation_config=config, **new)[0]["generated_text"]
+        == answers(pipe, inputs, max_new_tokens=3)[0]
+    )
     sampling = {"do_sample": True, "temperature": 2.0, "top_k": 50, "max_new_tokens": 6}
     torch.manual_seed(0)
     expected = answers(pipe, inputs, **sampling)
@@ -107,16 +120,28 @@ def test_what_generate_takes(pipe):
 
 def test_an_answer_that_was_begun_is_gone_on_with(pipe):
     begun = [*ask("Bensekrane"), {"role": "assistant", "content": "Al"}]
-    inputs = pipe.processor.apply_chat_template(begun, add_generation_prompt=False, continue_final_message=True)
+    inputs = pipe.processor.apply_chat_template(
+        begun, add_generation_prompt=False, continue_final_message=True
+    )
     (expected,) = answers(pipe, inputs)
-    assert pipe(begun, **OPTIONS) == [{"generated_text": [*begun[:-1], {"role": "assistant", "content": "Al" + expected}]}]
+    assert pipe(begun, **OPTIONS) == [
+        {"generated_text": [*begun[:-1], {"role": "assistant", "content": "Al" + expected}]}
+    ]
 
 
 def test_a_hand_off_in_which_the_sharer_reads_what_the_receiver_does_not_see(pipe):
     chats = [{"conversation": ask("it"), "sharer_conversation": ask(name)} for name in NAMES]
-    expected = [answers(pipe, pipe.processor.apply_chat_template(chat["conversation"], chat["sharer_conversation"]))[0] for chat in chats]
+    expected = [
+        answers(pipe, pipe.processor.apply_chat_template(chat["conversation"], chat["sharer_conversation"]))[
+            0
+        ]
+        for chat in chats
+    ]
     assert len(set(expected)) > 1
-    assert pipe(chats[0], **OPTIONS)[0]["generated_text"] == [*ask("it"), {"role": "assistant", "content": expected[0]}]
+    assert pipe(chats[0], **OPTIONS)[0]["generated_text"] == [
+        *ask("it"),
+        {"role": "assistant", "content": expected[0]},
+    ]
     batched = pipe(chats, batch_size=4, return_full_text=False, **OPTIONS)
     assert [text for (row,) in batched for text in row.values()] == expected
 

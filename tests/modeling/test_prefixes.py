@@ -22,8 +22,12 @@ def shared_prompts(seed: int) -> tuple[dict, dict]:
         rows = [torch.cat([start[0], rest]) for rest in rests]
         width = max(map(len, rows))
         prefix[f"{name}input_ids"] = start
-        inputs[f"{name}input_ids"] = torch.stack([torch.cat([row.new_zeros(width - len(row)), row]) for row in rows])
-        inputs[f"{name}attention_mask"] = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        inputs[f"{name}input_ids"] = torch.stack(
+            [torch.cat([row.new_zeros(width - len(row)), row]) for row in rows]
+        )
+        inputs[f"{name}attention_mask"] = torch.tensor(
+            [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        )
     return prefix, inputs
 
 
@@ -42,7 +46,12 @@ def test_answers_are_those_of_prompts_that_are_read_whole(seed):
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-5)
     for row in range(len(ids)):
         single = alone(inputs, row)
-        plain = plain_logits(model, single["input_ids"], single["sharer_input_ids"], ids[row, inputs["input_ids"].shape[1] : -1])
+        plain = plain_logits(
+            model,
+            single["input_ids"],
+            single["sharer_input_ids"],
+            ids[row, inputs["input_ids"].shape[1] : -1],
+        )
         torch.testing.assert_close(logits[row], plain, atol=1e-4, rtol=1e-5)
 
 
@@ -61,7 +70,9 @@ def test_a_prefix_is_read_once_and_the_least_recently_used_goes_first():
     prompts = [shared_prompts(seed) for seed in range(3)]
     read = []
     model.sharer.register_forward_pre_hook(lambda module, args, kwargs: read.append(1), with_kwargs=True)
-    model.sharer.base_model.register_forward_pre_hook(lambda module, args, kwargs: read.append(kwargs["input_ids"].shape), with_kwargs=True)
+    model.sharer.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
 
     def passes(cache, number: int) -> int:
         read.clear()
@@ -72,7 +83,9 @@ def test_a_prefix_is_read_once_and_the_least_recently_used_goes_first():
     assert [passes(cache, number) for number in (0, 0, 1, 2, 0, 1)] == [2, 1, 2, 2, 1, 1]
     everything = cache.bytes
     small = model.prefix_cache(max_bytes=everything - 1)
-    assert [passes(small, number) for number in (0, 1, 0, 2)] == [2, 2, 1, 2], "the third drives out the second, not used for longest"
+    assert [passes(small, number) for number in (0, 1, 0, 2)] == [2, 2, 1, 2], (
+        "the third drives out the second, not used for longest"
+    )
     assert small.bytes <= everything - 1
     assert [passes(small, number) for number in (0, 2, 1)] == [1, 1, 2]
     small.clear()
@@ -96,7 +109,10 @@ def test_messages_that_all_conversations_begin_with():
     processor, model = text_pair()
     shared = [{"role": "system", "content": "Answer with a name."}]
     asked = [[*shared, {"role": "user", "content": text}] for text in ("Who?", "Who wrote Emma, and when?")]
-    prefix, inputs = processor.apply_chat_template(shared, add_generation_prompt=False), processor.apply_chat_template(asked)
+    prefix, inputs = (
+        processor.apply_chat_template(shared, add_generation_prompt=False),
+        processor.apply_chat_template(asked),
+    )
     assert prefix["input_ids"].shape[1] > 20
     assert torch.equal(generate(model.prefix_cache(), prefix, **inputs)[0], generate(model, **inputs)[0])
 
@@ -104,14 +120,27 @@ def test_messages_that_all_conversations_begin_with():
 def test_prompts_without_the_prefix_are_refused():
     model, (prefix, inputs) = random_pair(2), shared_prompts(2)
     cache, length = model.prefix_cache(), prefix["input_ids"].shape[1]
-    other = {**prefix, "input_ids": torch.cat([prefix["input_ids"][:, :-1], prefix["input_ids"][:, -1:] % 7 + 50], 1)}
-    with pytest.raises(ValueError, match=rf"Prompt 0 in input_ids begins with {length - 1} tokens of the prefix; expected all {length}\."):
+    other = {
+        **prefix,
+        "input_ids": torch.cat([prefix["input_ids"][:, :-1], prefix["input_ids"][:, -1:] % 7 + 50], 1),
+    }
+    with pytest.raises(
+        ValueError,
+        match=rf"Prompt 0 in input_ids begins with {length - 1} tokens of the prefix; expected all "
+        rf"{length}\.",
+    ):
         cache.generate(other, **inputs)
-    with pytest.raises(ValueError, match=r"Prompt \d in sharer_input_ids has \d+ tokens; expected at least 1 more than the prefix's \d+\."):
+    with pytest.raises(
+        ValueError,
+        match=r"Prompt \d in sharer_input_ids has \d+ tokens; expected at least 1 more than the prefix's "
+        r"\d+\.",
+    ):
         cache.generate({**prefix, "sharer_input_ids": inputs["sharer_input_ids"][:1]}, **inputs)
     with pytest.raises(ValueError, match=r"The prefix has sharer_input_ids of None; expected \(1, length\)"):
         cache.generate({"input_ids": prefix["input_ids"]}, **inputs)
-    with pytest.raises(ValueError, match=r"The prefix has input_ids of shape \(2, \d+\); expected \(1, length\)"):
+    with pytest.raises(
+        ValueError, match=r"The prefix has input_ids of shape \(2, \d+\); expected \(1, length\)"
+    ):
         cache.generate({**prefix, "input_ids": prefix["input_ids"].expand(2, -1)}, **inputs)
     assert cache.bytes == 0, "refused before anything was read"
     sharer = tiny_model("llama", 1)

@@ -62,7 +62,11 @@ def test_a_batch_is_padded_on_the_left_whatever_the_tokenizers_say(processor):
         padding = ids.shape[1] - len(single)
         assert padding > 0 and mask[0].tolist() == [0] * padding + [1] * len(single) and mask[1].all()
         assert torch.equal(ids[0, padding:], single)
-        assert ids[0, :padding].eq(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id).all()
+        assert (
+            ids[0, :padding]
+            .eq(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+            .all()
+        )
 
 
 def test_the_sharer_may_read_what_the_receiver_does_not(processor):
@@ -76,7 +80,9 @@ def test_the_sharer_may_read_what_the_receiver_does_not(processor):
 
 def test_template_arguments_reach_both_templates(processor):
     inputs = processor.apply_chat_template(
-        [*QUESTION, {"role": "assistant", "content": "The"}], add_generation_prompt=False, continue_final_message=True
+        [*QUESTION, {"role": "assistant", "content": "The"}],
+        add_generation_prompt=False,
+        continue_final_message=True,
     )
     assert processor.receiver_tokenizer.decode(inputs["input_ids"][0]).endswith("The")
     assert processor.sharer_tokenizer.decode(inputs["sharer_input_ids"][0]).endswith("The")
@@ -119,12 +125,24 @@ def test_one_tokenizer_for_both_models(processor, tmp_path):
     [
         ({"conversation": []}, "receiver's conversation is empty; expected at least one message"),
         ({"conversation": [QUESTION, []]}, "receiver's conversation is empty; expected at least one message"),
-        ({"conversation": QUESTION, "sharer_conversation": []}, "sharer's conversation is empty; expected at least one message"),
-        ({"conversation": [QUESTION, QUESTION], "sharer_conversation": QUESTION}, "Got 2 prompts for the Receiver and 1 for the Sharer"),
+        (
+            {"conversation": QUESTION, "sharer_conversation": []},
+            "sharer's conversation is empty; expected at least one message",
+        ),
+        (
+            {"conversation": [QUESTION, QUESTION], "sharer_conversation": QUESTION},
+            "Got 2 prompts for the Receiver and 1 for the Sharer",
+        ),
         ({"conversation": "Which river?"}, "A message is a str; expected a dict with role and content"),
         ({"conversation": QUESTION[0]}, "A message is a dict; expected a dict"),
-        ({"conversation": [[SimpleNamespace(role="user", content="</s>")]]}, "A message is a SimpleNamespace; expected a dict"),
-        ({"conversation": [{"role": "user", "content": b"</s>"}]}, "A message's content is a bytes; expected text"),
+        (
+            {"conversation": [[SimpleNamespace(role="user", content="</s>")]]},
+            "A message is a SimpleNamespace; expected a dict",
+        ),
+        (
+            {"conversation": [{"role": "user", "content": b"</s>"}]},
+            "A message's content is a bytes; expected text",
+        ),
         ({"conversation": QUESTION, "return_tensors": "np"}, "return_tensors is 'np'; expected 'pt'"),
     ],
 )
@@ -137,9 +155,15 @@ def test_bad_conversations(processor, arguments, message):
     "arguments, message",
     [
         ({"text": ""}, "prompt is empty: its text has no tokens for input_ids; expected at least one"),
-        ({"text": "a", "sharer_text": "", "add_special_tokens": False}, "no tokens for sharer_input_ids; expected at least one"),
+        (
+            {"text": "a", "sharer_text": "", "add_special_tokens": False},
+            "no tokens for sharer_input_ids; expected at least one",
+        ),
         ({"text": []}, "prompt is empty"),
-        ({"text": ["a", "b"], "sharer_text": ["a"]}, "Got 2 prompts for the Receiver and 1 for the Sharer; expected as many"),
+        (
+            {"text": ["a", "b"], "sharer_text": ["a"]},
+            "Got 2 prompts for the Receiver and 1 for the Sharer; expected as many",
+        ),
     ],
 )
 def test_bad_texts(processor, arguments, message):
@@ -149,7 +173,9 @@ def test_bad_texts(processor, arguments, message):
 
 def test_a_tokenizer_without_a_template(processor):
     plain = byte_tokenizer(["<|end|>"], eos_token="<|end|>")
-    with pytest.raises(ValueError, match="sharer's tokenizer has no chat template; set sharer_tokenizer.chat_template"):
+    with pytest.raises(
+        ValueError, match="sharer's tokenizer has no chat template; set sharer_tokenizer.chat_template"
+    ):
         H2CProcessor(plain, processor.receiver_tokenizer).apply_chat_template(QUESTION)
 
 
@@ -186,24 +212,37 @@ def test_special_tokens_in_tools_and_documents_are_text(processor, name):
     assert processor.receiver_tokenizer.convert_tokens_to_ids("<|im_end|>") not in ids
 
 
-@pytest.mark.parametrize("parts", [[{"type": "text", "text": "Which river?"}], ["Which ", {"type": "text", "text": "river?"}]])
+@pytest.mark.parametrize(
+    "parts", [[{"type": "text", "text": "Which river?"}], ["Which ", {"type": "text", "text": "river?"}]]
+)
 @pytest.mark.parametrize("as_object", [False, True])
 def test_text_parts_of_a_message_are_joined(processor, parts, as_object):
     message = Message("user", parts) if as_object else {"role": "user", "content": parts}
     expected = processor.apply_chat_template(QUESTION)
     for got in (processor.apply_chat_template([message]), processor.apply_chat_template(QUESTION, [message])):
         assert all(torch.equal(got[name], expected[name]) for name in NAMES)
-    assert processor.apply_chat_template([[message]], tokenize=False) == processor.apply_chat_template([QUESTION], tokenize=False)
+    assert processor.apply_chat_template([[message]], tokenize=False) == processor.apply_chat_template(
+        [QUESTION], tokenize=False
+    )
 
 
-@pytest.mark.parametrize("part, got", [({"type": "image", "url": "x"}, "image"), ({"text": "x"}, None), (3, "int")])
+@pytest.mark.parametrize(
+    "part, got", [({"type": "image", "url": "x"}, "image"), ({"text": "x"}, None), (3, "int")]
+)
 def test_parts_that_are_not_text_are_refused(processor, part, got):
     with pytest.raises(ValueError, match=f"part of type {got!r}; expected parts of type 'text'"):
         processor.apply_chat_template([{"role": "user", "content": [part]}])
 
 
 @pytest.mark.parametrize(
-    "option", [{"truncation": True}, {"max_length": 4}, {"padding_side": "right"}, {"padding": "max_length"}, {"pad_to_multiple_of": 8}]
+    "option",
+    [
+        {"truncation": True},
+        {"max_length": 4},
+        {"padding_side": "right"},
+        {"padding": "max_length"},
+        {"pad_to_multiple_of": 8},
+    ],
 )
 def test_options_that_would_cut_or_pad_otherwise_are_refused(processor, option):
     message = f"{next(iter(option))} is {next(iter(option.values()))!r}; expected .*: prompts for two models are padded on the left"
@@ -218,11 +257,15 @@ def test_options_that_would_cut_or_pad_otherwise_are_refused(processor, option):
 
 def test_the_stock_call_of_a_processor(processor):
     rows = ["Which river?", "Where?"]
-    expected, got = processor(rows), processor(text=rows, padding=True, truncation=False, padding_side="left", return_tensors="pt")
+    expected, got = (
+        processor(rows),
+        processor(text=rows, padding=True, truncation=False, padding_side="left", return_tensors="pt"),
+    )
     assert all(torch.equal(got[name], expected[name]) for name in NAMES)
     with pytest.raises(TypeError, match="unexpected keyword argument 'paddding'"):
         processor(rows, paddding=True)
-    assert torch.equal(processor(images=None, text=rows)["input_ids"], expected["input_ids"])  # as some callers of any processor do
+    # As some callers of any processor do.
+    assert torch.equal(processor(images=None, text=rows)["input_ids"], expected["input_ids"])
 
 
 def test_the_chat_template_is_the_receivers(processor, tmp_path):
@@ -239,6 +282,6 @@ def test_auto_tokenizer_gives_the_receivers(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.get_vocab() == processor.receiver_tokenizer.get_vocab()
-    assert tokenizer.apply_chat_template(QUESTION, tokenize=False) == processor.receiver_tokenizer.apply_chat_template(
+    assert tokenizer.apply_chat_template(
         QUESTION, tokenize=False
-    )
+    ) == processor.receiver_tokenizer.apply_chat_template(QUESTION, tokenize=False)

@@ -23,8 +23,8 @@ REMOTE_CODE = {
 OPTIONS = {"max_new_tokens": 5, "do_sample": False}
 CONVERSATIONS = [[{"role": "user", "content": "Which river?"}], [{"role": "user", "content": "Where?"}]]
 
-# Run by a fresh interpreter in which this package cannot be imported. Each Auto class reads a repo of its own, so that what one
-# of them fetched is not there for the next.
+# Run by a fresh interpreter in which this package cannot be imported. Each Auto class reads a repo of its
+# own, so that what one of them fetched is not there for the next.
 FRESH = """
 import json, sys
 sys.modules["h2c_hf"] = None
@@ -56,7 +56,12 @@ with torch.no_grad():
 
 
 def run_fresh(folder, *arguments):
-    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "HF_MODULES_CACHE": str(folder / "modules"),
+        "PYTHONPATH": "",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-c", FRESH, *arguments]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -65,8 +70,8 @@ def run_fresh(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder with a pair's repo, both base models inside, as four copies; the pair, its processor, and what a fresh process
-    got out of the copies."""
+    """A folder with a pair's repo, both base models inside, as four copies; the pair, its processor, and what
+    a fresh process got out of the copies."""
     folder, processor = tmp_path_factory.mktemp("saved"), tiny_processor()
     sizes = [len(tokenizer) for tokenizer in (processor.sharer_tokenizer, processor.receiver_tokenizer)]
     model = join(tiny_model("llama", 1, vocab_size=sizes[0]), tiny_model("qwen2", 2, vocab_size=sizes[1]))
@@ -85,9 +90,20 @@ def saved(tmp_path_factory):
 
 def test_what_is_written_is_the_bridge_its_config_its_code_and_the_processor(saved):
     folder, model, _, files, _ = saved
-    assert files >= {"config.json", "generation_config.json", "model.safetensors", "processor_config.json", *REMOTE_CODE}
-    rest = files - REMOTE_CODE - {"config.json", "generation_config.json", "model.safetensors", "processor_config.json"}
-    of_receiver = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}  # what AutoTokenizer reads
+    assert files >= {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "processor_config.json",
+        *REMOTE_CODE,
+    }
+    rest = (
+        files
+        - REMOTE_CODE
+        - {"config.json", "generation_config.json", "model.safetensors", "processor_config.json"}
+    )
+    # What AutoTokenizer reads.
+    of_receiver = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     assert {name.split("/")[0] for name in rest} == {"sharer_tokenizer", "receiver_tokenizer", *of_receiver}
     weights = load_file(folder / "repo" / "model.safetensors")
     assert weights.keys() == {f"bridge.{name}" for name in model.bridge.state_dict()}
@@ -104,7 +120,9 @@ def test_a_fresh_process_without_the_package_gives_the_same_to_the_bit(saved):
         logits = model(**inputs).logits
     assert torch.equal(fresh["logits"], logits) and torch.equal(fresh["joined"], logits)
     assert torch.equal(fresh["tokens"], model.generate(**inputs, **OPTIONS))
-    assert fresh["default"].shape[1] == inputs["input_ids"].shape[1] + 3, "the generation config is saved and read"
+    assert fresh["default"].shape[1] == inputs["input_ids"].shape[1] + 3, (
+        "the generation config is saved and read"
+    )
     pipe = H2CTextGenerationPipeline(model=model, processor=processor)
     assert fresh["answers"] == pipe(CONVERSATIONS, **OPTIONS)
     assert fresh["training"] == [False, False]
@@ -121,14 +139,19 @@ def test_saving_again_from_there_writes_the_code_again(saved, name):
     for file in REMOTE_CODE:
         assert (again / file).read_text() == (folder / "repo" / file).read_text()
     config, expected = (json.loads((path / "config.json").read_text()) for path in (again, folder / "repo"))
-    assert config["auto_map"] == expected["auto_map"] and config["custom_pipelines"] == expected["custom_pipelines"]
+    assert (
+        config["auto_map"] == expected["auto_map"]
+        and config["custom_pipelines"] == expected["custom_pipelines"]
+    )
 
 
 @pytest.mark.parametrize("name", ["bridge", "causal_lm", "pipeline"])
 def test_what_was_saved_again_loads_with_the_same_weights(saved, name):
     folder, model, _, _, _ = saved
     bridge = H2CBridgeModel.from_pretrained(folder / "again" / name)
-    assert all(torch.equal(tensor, model.bridge.state_dict()[key]) for key, tensor in bridge.state_dict().items())
+    assert all(
+        torch.equal(tensor, model.bridge.state_dict()[key]) for key, tensor in bridge.state_dict().items()
+    )
     assert len(load_file(folder / "again" / name / "model.safetensors")) == len(model.bridge.state_dict())
 
 
@@ -151,8 +174,12 @@ def test_the_bridge_alone_and_the_composite_load_from_either_file(tmp_path):
         expected = model(**inputs).logits
         for name in ("composite", "bridge"):
             bridge = H2CBridgeModel.from_pretrained(tmp_path / name)
-            assert torch.equal(H2CForCausalLM.from_pair(model.sharer, model.receiver, bridge)(**inputs).logits, expected)
-            loaded = H2CForCausalLM.from_pretrained(tmp_path / name, sharer=model.sharer, receiver=model.receiver)
+            assert torch.equal(
+                H2CForCausalLM.from_pair(model.sharer, model.receiver, bridge)(**inputs).logits, expected
+            )
+            loaded = H2CForCausalLM.from_pretrained(
+                tmp_path / name, sharer=model.sharer, receiver=model.receiver
+            )
             assert torch.equal(loaded(**inputs).logits, expected)
             assert not loaded.training
 
@@ -171,16 +198,27 @@ def test_base_models_by_id_and_the_arguments_for_them(tmp_path):
         getattr(model, role).save_pretrained(tmp_path / role)
     pair = H2CForCausalLM.from_pair(str(tmp_path / "sharer"), str(tmp_path / "receiver"), model.bridge)
     fresh = H2CForCausalLM.from_pair(str(tmp_path / "sharer"), str(tmp_path / "receiver"))
-    assert fresh.config.sharer_model_id == str(tmp_path / "sharer") and fresh.config.receiver_model_id == str(tmp_path / "receiver")
+    assert fresh.config.sharer_model_id == str(tmp_path / "sharer") and fresh.config.receiver_model_id == str(
+        tmp_path / "receiver"
+    )
     fresh.save_pretrained(tmp_path / "bridge")
     with torch.no_grad():
         assert torch.equal(pair(**inputs).logits, model(**inputs).logits)
 
     loaded = H2CForCausalLM.from_pretrained(
-        tmp_path / "bridge", attn_implementation="eager", sharer_kwargs={"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
+        tmp_path / "bridge",
+        attn_implementation="eager",
+        sharer_kwargs={"dtype": torch.bfloat16, "attn_implementation": "sdpa"},
     )
-    assert (loaded.sharer.dtype, loaded.bridge.dtype, loaded.receiver.dtype) == (torch.bfloat16, torch.float32, torch.float32)
-    assert loaded.sharer.config._attn_implementation == "sdpa" and loaded.receiver.config._attn_implementation == "eager"
+    assert (loaded.sharer.dtype, loaded.bridge.dtype, loaded.receiver.dtype) == (
+        torch.bfloat16,
+        torch.float32,
+        torch.float32,
+    )
+    assert (
+        loaded.sharer.config._attn_implementation == "sdpa"
+        and loaded.receiver.config._attn_implementation == "eager"
+    )
     halved = H2CForCausalLM.from_pretrained(tmp_path / "bridge", dtype=torch.bfloat16)
     assert halved.sharer.dtype == halved.bridge.dtype == halved.receiver.dtype == torch.bfloat16
     assert halved.bridge.gate.dtype == torch.float32
@@ -212,10 +250,16 @@ def test_the_recorded_revision_is_what_is_asked_for():
     config = small().config
     config.sharer_model_id, config.sharer_revision = "someone/model", "aaaa"
     repo = {"revision": "main", "subfolder": "", "token": None}
-    assert config.locate("sharer", "bridge", repo, {"dtype": "auto"}) == ("someone/model", {"revision": "aaaa", "dtype": "auto"})
+    assert config.locate("sharer", "bridge", repo, {"dtype": "auto"}) == (
+        "someone/model",
+        {"revision": "aaaa", "dtype": "auto"},
+    )
     assert config.locate("sharer", "bridge", repo, {"revision": "b"})[1] == {"revision": "b"}
     config.sharer_model_id = "./sharer"
-    assert config.locate("sharer", "bridge", repo, {}) == ("bridge", {"revision": "main", "subfolder": "sharer"})
+    assert config.locate("sharer", "bridge", repo, {}) == (
+        "bridge",
+        {"revision": "main", "subfolder": "sharer"},
+    )
 
 
 def test_the_base_models_are_no_part_of_a_state_that_is_passed_in(tmp_path):
@@ -225,7 +269,10 @@ def test_the_base_models_are_no_part_of_a_state_that_is_passed_in(tmp_path):
 
 
 def test_tied_base_models_leave_no_trace(tmp_path):
-    sharer, receiver = tiny_model("llama", 1, tie_word_embeddings=True), tiny_model("gemma2", 2, tie_word_embeddings=True, head_dim=8)
+    sharer, receiver = (
+        tiny_model("llama", 1, tie_word_embeddings=True),
+        tiny_model("gemma2", 2, tie_word_embeddings=True, head_dim=8),
+    )
     join(sharer, receiver).save_pretrained(tmp_path)
     assert {name.split(".")[0] for name in load_file(tmp_path / "model.safetensors")} == {"bridge"}
     model = H2CForCausalLM.from_pretrained(tmp_path, sharer=sharer, receiver=receiver)
@@ -253,24 +300,36 @@ def by_id(tmp_path):
 def test_the_older_name_of_dtype_is_for_all_three(by_id):
     loaded = H2CForCausalLM.from_pretrained(by_id[0], torch_dtype=torch.bfloat16)
     assert loaded.sharer.dtype == loaded.bridge.dtype == loaded.receiver.dtype == torch.bfloat16
-    with pytest.raises(ValueError, match=r"Got dtype=torch.float32 and torch_dtype=torch.bfloat16; expected one"):
+    with pytest.raises(
+        ValueError, match=r"Got dtype=torch.float32 and torch_dtype=torch.bfloat16; expected one"
+    ):
         H2CForCausalLM.from_pretrained(by_id[0], dtype=torch.float32, torch_dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="dtype is {.*}; expected one for all three models, or sharer_kwargs="):
+    with pytest.raises(
+        ValueError, match="dtype is {.*}; expected one for all three models, or sharer_kwargs="
+    ):
         H2CForCausalLM.from_pretrained(by_id[0], dtype={"sharer": torch.bfloat16})
 
 
 @pytest.mark.parametrize(
-    "asked, found", [("eager", ("eager", "eager")), ({"sharer": "eager"}, ("eager", "sdpa")), (None, ("sdpa", "sdpa"))]
+    "asked, found",
+    [("eager", ("eager", "eager")), ({"sharer": "eager"}, ("eager", "sdpa")), (None, ("sdpa", "sdpa"))],
 )
 def test_an_auto_class_hands_the_attention_on(by_id, asked, found):
     loaded = AutoModelForCausalLM.from_pretrained(by_id[0], attn_implementation=asked, trust_remote_code=True)
-    assert tuple(getattr(loaded, role).config._attn_implementation for role in ("sharer", "receiver")) == found
+    assert (
+        tuple(getattr(loaded, role).config._attn_implementation for role in ("sharer", "receiver")) == found
+    )
     loaded.config.to_json_string()
 
 
-@pytest.mark.parametrize("argument", [{"load_in_4bit": True}, {"tp_plan": "auto"}, {"gguf_file": "x.gguf"}, {"adapter_name": "x"}])
+@pytest.mark.parametrize(
+    "argument", [{"load_in_4bit": True}, {"tp_plan": "auto"}, {"gguf_file": "x.gguf"}, {"adapter_name": "x"}]
+)
 def test_arguments_for_one_model_are_refused(by_id, argument):
-    with pytest.raises(ValueError, match=f"{next(iter(argument))} is for a whole model, and these are three; use sharer_kwargs="):
+    with pytest.raises(
+        ValueError,
+        match=f"{next(iter(argument))} is for a whole model, and these are three; use sharer_kwargs=",
+    ):
         H2CForCausalLM.from_pretrained(by_id[0], **argument)
 
 
@@ -285,19 +344,28 @@ def test_a_given_generation_config_is_the_models(by_id):
 def test_models_on_disk_answer_as_in_memory(by_id, tmp_path):
     folder, model = by_id
     inputs = random_inputs(0)
-    loaded = H2CForCausalLM.from_pretrained(folder, device_map={"": "disk"}, offload_folder=str(tmp_path / "offloaded"))
-    assert loaded.receiver.device.type == loaded.sharer.device.type == "meta" and loaded.bridge.device.type == "cpu"
+    loaded = H2CForCausalLM.from_pretrained(
+        folder, device_map={"": "disk"}, offload_folder=str(tmp_path / "offloaded")
+    )
+    assert (
+        loaded.receiver.device.type == loaded.sharer.device.type == "meta"
+        and loaded.bridge.device.type == "cpu"
+    )
     with torch.no_grad():
         assert torch.allclose(loaded(**inputs).logits, model(**inputs).logits, atol=1e-5)
     options = {"max_new_tokens": 3, "do_sample": False}
     assert torch.equal(loaded.generate(**inputs, **options), model.generate(**inputs, **options))
     assert loaded.hf_device_map["sharer"] == "disk" and not hasattr(model, "hf_device_map")
-    room = {"device_map": "auto", "max_memory": {"cpu": 40_000}, "offload_folder": str(tmp_path / "more")}  # bytes
-    assert {str(place) for place in H2CForCausalLM.from_pretrained(folder, **room).hf_device_map.values()} == {"cpu", "disk"}
+    # Bytes.
+    room = {"device_map": "auto", "max_memory": {"cpu": 40_000}, "offload_folder": str(tmp_path / "more")}
+    assert {
+        str(place) for place in H2CForCausalLM.from_pretrained(folder, **room).hf_device_map.values()
+    } == {"cpu", "disk"}
 
 
 def test_a_bridge_is_never_split(by_id, tmp_path):
-    room = {"max_memory": {"cpu": 20_000}, "offload_folder": str(tmp_path / "offloaded")}  # less than its weights take
+    # Less than its weights take.
+    room = {"max_memory": {"cpu": 20_000}, "offload_folder": str(tmp_path / "offloaded")}
     bridge = H2CBridgeModel.from_pretrained(by_id[0], device_map="auto", **room)
     model = by_id[1]
     with torch.no_grad():
@@ -315,11 +383,15 @@ def test_models_in_the_bridges_own_repo_are_copied_along(tmp_path):
     H2CForCausalLM.from_pretrained(tmp_path).save_pretrained(tmp_path / "composite")
     H2CBridgeModel.from_pretrained(tmp_path).save_pretrained(tmp_path / "bridge")
     for name in ("composite", "bridge"):
-        assert torch.equal(H2CForCausalLM.from_pretrained(tmp_path / name).generate(**inputs, max_new_tokens=8), expected)
+        assert torch.equal(
+            H2CForCausalLM.from_pretrained(tmp_path / name).generate(**inputs, max_new_tokens=8), expected
+        )
 
 
 def test_saving_says_which_models_are_not_there(tmp_path):
     model = small()
     model.config.sharer_model_id = "./sharer"
-    with pytest.warns(UserWarning, match="sharer_model_id is './sharer', and there is no folder sharer to copy into"):
+    with pytest.warns(
+        UserWarning, match="sharer_model_id is './sharer', and there is no folder sharer to copy into"
+    ):
         model.save_pretrained(tmp_path)

@@ -51,7 +51,9 @@ def phi(longrope: bool, model_class=Phi3ForCausalLM, config_class=Phi3Config):
             "short_mscale": 1.0, "long_mscale": 1.0,
         }  # fmt: skip
     more = {"num_local_experts": 2} if model_class is PhimoeForCausalLM else {}
-    config = config_class(**SIZES, **more, max_position_embeddings=64, original_max_position_embeddings=8, rope_parameters=rope)
+    config = config_class(
+        **SIZES, **more, max_position_embeddings=64, original_max_position_embeddings=8, rope_parameters=rope
+    )
     return join(tiny_model("llama", 1), model_class(config).eval())
 
 
@@ -62,10 +64,16 @@ def test_a_receiver_that_drops_its_cache_keeps_the_bridged_one():
     labels = output.sequences.clone()
     labels[:, :6] = -100
     with torch.no_grad():
-        logits = model(output.sequences, sharer_input_ids=inputs["sharer_input_ids"], labels=labels).logits[0, :-1]
-    assert torch.allclose(torch.cat(output.logits), logits, atol=1e-4)  # from position 8 on, the Receiver alone before
+        logits = model(output.sequences, sharer_input_ids=inputs["sharer_input_ids"], labels=labels).logits[
+            0, :-1
+        ]
+    # From position 8 on, the Receiver alone before.
+    assert torch.allclose(torch.cat(output.logits), logits, atol=1e-4)
     with model.disable_bridge():  # alone, it does as it does
-        assert torch.equal(model.generate(inputs["input_ids"], **GREEDY), model.receiver.generate(inputs["input_ids"], **GREEDY))
+        assert torch.equal(
+            model.generate(inputs["input_ids"], **GREEDY),
+            model.receiver.generate(inputs["input_ids"], **GREEDY),
+        )
 
 
 @pytest.mark.parametrize("classes", [(Phi3ForCausalLM, Phi3Config), (PhimoeForCausalLM, PhimoeConfig)])
@@ -132,7 +140,9 @@ def test_an_empty_cache_is_filled_with_the_bridged_one(form, name):
     with pytest.raises(ValueError, match="sharer_input_ids is missing"):
         model.generate(inputs["input_ids"], inputs["attention_mask"], **{name: DynamicCache()})
     with pytest.raises(ValueError, match="has a StaticLayer; a bridge rewrites a DynamicCache"):
-        model.generate(**inputs, **GREEDY, **{name: StaticCache(config=model.receiver.config, max_cache_len=64)})
+        model.generate(
+            **inputs, **GREEDY, **{name: StaticCache(config=model.receiver.config, max_cache_len=64)}
+        )
 
 
 # Settings and methods
@@ -151,8 +161,19 @@ def test_the_config_answers_as_the_receivers(tmp_path):
     model = random_pair(0)
     receiver = model.receiver.config
     model.save_pretrained(tmp_path)
-    for config in (model.config, model.config.get_text_config(), H2CBridgeModel.from_pretrained(tmp_path).config):
-        for name in ("vocab_size", "num_hidden_layers", "hidden_size", "max_position_embeddings", "eos_token_id", "pad_token_id"):
+    for config in (
+        model.config,
+        model.config.get_text_config(),
+        H2CBridgeModel.from_pretrained(tmp_path).config,
+    ):
+        for name in (
+            "vocab_size",
+            "num_hidden_layers",
+            "hidden_size",
+            "max_position_embeddings",
+            "eos_token_id",
+            "pad_token_id",
+        ):
             assert getattr(config, name) == getattr(receiver, name)
 
 
@@ -160,7 +181,10 @@ def test_transition_scores_are_the_receivers():
     model, inputs = random_pair(0), random_inputs(0)
     output = model.generate(**inputs, **GREEDY, output_scores=True, return_dict_in_generate=True)
     scores = model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)
-    assert torch.equal(scores, model.receiver.compute_transition_scores(output.sequences, output.scores, normalize_logits=True))
+    assert torch.equal(
+        scores,
+        model.receiver.compute_transition_scores(output.sequences, output.scores, normalize_logits=True),
+    )
 
 
 def test_a_watermark_is_detected_with_the_models_config():
@@ -173,15 +197,24 @@ def test_a_watermark_is_detected_with_the_models_config():
 
 def test_embeddings_cannot_be_resized_and_stay_as_they_are():
     model = random_pair(0)
-    assert model.resize_token_embeddings() is model.resize_token_embeddings(61) is model.receiver.get_input_embeddings()
+    assert (
+        model.resize_token_embeddings()
+        is model.resize_token_embeddings(61)
+        is model.receiver.get_input_embeddings()
+    )
     for arguments in ({"new_num_tokens": 70}, {"pad_to_multiple_of": 64}):
-        with pytest.raises(ValueError, match="the Receiver's embeddings have 61; a base model is not saved with the bridge"):
+        with pytest.raises(
+            ValueError, match="the Receiver's embeddings have 61; a base model is not saved with the bridge"
+        ):
             model.resize_token_embeddings(**arguments)
     assert model.receiver.get_input_embeddings().weight.shape[0] == model.receiver.config.vocab_size == 61
 
 
 def test_continuous_batching_is_refused_in_a_sentence():
-    with pytest.raises(NotImplementedError, match="Continuous batching fills a paged cache, and a bridge rewrites a DynamicCache"):
+    with pytest.raises(
+        NotImplementedError,
+        match="Continuous batching fills a paged cache, and a bridge rewrites a DynamicCache",
+    ):
         random_pair(0).generate_batch([[1, 2, 3]])
 
 
@@ -215,7 +248,10 @@ def test_what_is_no_tensor_is_named():
     ids, sharer_ids = inputs["input_ids"], inputs["sharer_input_ids"]
     for arguments, name in (
         ((inputs,), "input_ids is a dict"),
-        ((ids, GenerationConfig(**GREEDY), LogitsProcessorList()), "sharer_input_ids is a LogitsProcessorList"),
+        (
+            (ids, GenerationConfig(**GREEDY), LogitsProcessorList()),
+            "sharer_input_ids is a LogitsProcessorList",
+        ),
         ((ids.tolist(), None, sharer_ids), "input_ids is a list"),
     ):
         with pytest.raises(ValueError, match=f"{name}; expected a tensor"):
@@ -232,7 +268,9 @@ def test_a_generation_config_in_the_second_place():
     model, inputs = random_pair(0), alone(random_inputs(0), 0)
     ids, sharer_ids = inputs["input_ids"], inputs["sharer_input_ids"]
     config = GenerationConfig(**GREEDY)
-    assert torch.equal(model.generate(ids, config, sharer_input_ids=sharer_ids), model.generate(**inputs, **GREEDY))
+    assert torch.equal(
+        model.generate(ids, config, sharer_input_ids=sharer_ids), model.generate(**inputs, **GREEDY)
+    )
     with pytest.raises(ValueError, match="Got two generation configs"):
         model.generate(ids, config, sharer_input_ids=sharer_ids, generation_config=config)
 
@@ -252,27 +290,43 @@ def test_attention_implementations_by_model(tmp_path):
         setattr(model.config, f"{role}_model_id", str(tmp_path / role))
     model.save_pretrained(tmp_path / "bridge")
     loaded = H2CForCausalLM.from_pretrained(tmp_path / "bridge", attn_implementation={"sharer": "eager"})
-    assert (loaded.sharer.config._attn_implementation, loaded.receiver.config._attn_implementation) == ("eager", "sdpa")
+    assert (loaded.sharer.config._attn_implementation, loaded.receiver.config._attn_implementation) == (
+        "eager",
+        "sdpa",
+    )
     loaded.set_attn_implementation({"receiver": "eager"})
-    assert (loaded.sharer.config._attn_implementation, loaded.receiver.config._attn_implementation) == ("eager", "eager")
+    assert (loaded.sharer.config._attn_implementation, loaded.receiver.config._attn_implementation) == (
+        "eager",
+        "eager",
+    )
     loaded.set_attn_implementation("sdpa")
-    assert (loaded.sharer.config._attn_implementation, loaded.receiver.config._attn_implementation) == ("sdpa", "sdpa")
+    assert (loaded.sharer.config._attn_implementation, loaded.receiver.config._attn_implementation) == (
+        "sdpa",
+        "sdpa",
+    )
     with torch.no_grad():
         assert torch.allclose(loaded(**inputs).logits, model(**inputs).logits, atol=1e-4)
-    with pytest.raises(ValueError, match="Got a setting for vision; expected one for sharer, receiver or both"):
+    with pytest.raises(
+        ValueError, match="Got a setting for vision; expected one for sharer, receiver or both"
+    ):
         loaded.set_attn_implementation({"vision": "sdpa"})
-    given = H2CForCausalLM.from_pretrained(tmp_path / "bridge", receiver=loaded.receiver, attn_implementation="eager")
+    given = H2CForCausalLM.from_pretrained(
+        tmp_path / "bridge", receiver=loaded.receiver, attn_implementation="eager"
+    )
     for part in (given, given.sharer, given.receiver):
         assert part.config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"sharer_kwargs": {"dtype": "auto"}}, {"sharer_quantization_config": object()}, {"device_map": "auto"}]
+    "arguments",
+    [{"sharer_kwargs": {"dtype": "auto"}}, {"sharer_quantization_config": object()}, {"device_map": "auto"}],
 )
 def test_arguments_to_load_a_model_that_is_loaded_are_refused(tmp_path, arguments):
     model = random_pair(0)
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"expected either\.|and both base models are loaded already; expected None"):
+    with pytest.raises(
+        ValueError, match=r"expected either\.|and both base models are loaded already; expected None"
+    ):
         H2CForCausalLM.from_pretrained(tmp_path, sharer=model.sharer, receiver=model.receiver, **arguments)
 
 
@@ -293,7 +347,12 @@ def test_a_state_of_the_batch_before_is_not_taken_over():
 def test_assisted_hidden_states_are_one_position_for_each_token():
     model = join(tiny_model("llama", 1), tiny_model("qwen2", 2))
     inputs = alone(random_inputs(0), 0)
-    options = {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True, "output_hidden_states": True}
+    options = {
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_hidden_states": True,
+    }
     plain = model.generate(**inputs, **options)
     # The assistant says the same as the bridged model for a while, then not.
     assistant = copy.deepcopy(model.receiver)
@@ -306,10 +365,14 @@ def test_assisted_hidden_states_are_one_position_for_each_token():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_model_is_pickled_after_it_generated(family):
-    """GPT-2 is not built as most are: its hidden states are returned by its own forward, which installs hooks."""
+    """GPT-2 is not built as most are: its hidden states are returned by its own forward, which installs
+    hooks."""
     torch.manual_seed(1)
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64)).eval()
-    model, inputs = join(tiny_model("llama", 1) if family == "llama" else gpt2, tiny_model("qwen2", 2)), random_inputs(0)
+    model, inputs = (
+        join(tiny_model("llama", 1) if family == "llama" else gpt2, tiny_model("qwen2", 2)),
+        random_inputs(0),
+    )
     output = model.generate(**inputs, **GREEDY)
     model.generate(**inputs, **GREEDY, sharer_max_new_tokens=2)
     assert torch.equal(pickle.loads(pickle.dumps(model)).generate(**inputs, **GREEDY), output)
@@ -319,7 +382,8 @@ def test_the_gate_stays_in_fp32_from_a_config():
     pair = random_pair(0)
     model = H2CBridgeModel._from_config(pair.config, dtype=torch.bfloat16)
     assert (model.gate.dtype, model.q_proj.weight.dtype) == (torch.float32, torch.bfloat16)
-    assert pair._keep_in_fp32_modules_strict == {"bridge.gate"}  # "gate" would be in the base models' "gate_proj" too
+    # "gate" would be in the base models' "gate_proj" too.
+    assert pair._keep_in_fp32_modules_strict == {"bridge.gate"}
     assert not random_pair(0, "message")._keep_in_fp32_modules_strict
 
 
@@ -328,14 +392,21 @@ def test_a_bridge_from_a_state_dict():
     loaded = H2CBridgeModel.from_pretrained(None, config=bridge.config, state_dict=bridge.state_dict())
     assert all(torch.equal(tensor, bridge.state_dict()[name]) for name, tensor in loaded.state_dict().items())
     pair = H2CForCausalLM.from_pretrained(
-        None, config=bridge.config, state_dict=bridge.state_dict(), sharer=random_pair(0).sharer, receiver=random_pair(0).receiver
+        None,
+        config=bridge.config,
+        state_dict=bridge.state_dict(),
+        sharer=random_pair(0).sharer,
+        receiver=random_pair(0).receiver,
     )
     with torch.no_grad():
         assert torch.equal(pair(**random_inputs(0)).logits, random_pair(0)(**random_inputs(0)).logits)
 
 
 def test_gradient_checkpointing_changes_no_gradient():
-    model, inputs = join(tiny_model("llama", 1), tiny_model("qwen2", 2), dropout=0.0).train(), random_inputs(0)
+    model, inputs = (
+        join(tiny_model("llama", 1), tiny_model("qwen2", 2), dropout=0.0).train(),
+        random_inputs(0),
+    )
     target = torch.randint(1, 61, (len(inputs["input_ids"]), 3))
     full = {**inputs, "input_ids": torch.cat([inputs["input_ids"], target], 1)}
     full["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(target)], 1)
@@ -351,25 +422,34 @@ def test_gradient_checkpointing_changes_no_gradient():
             calls.clear()
             model.zero_grad()
             model(**full, labels=labels, skip_logits=skip_logits).loss.backward()
-            found[checkpointing, skip_logits] = [parameter.grad.clone() for parameter in model.bridge.parameters()], calls.count(True)
+            found[checkpointing, skip_logits] = (
+                [parameter.grad.clone() for parameter in model.bridge.parameters()],
+                calls.count(True),
+            )
     for skip_logits in (False, True):
         (plain, once), (again, twice) = found[False, skip_logits], found[True, skip_logits]
         assert twice == 2 * once == 2  # the target pass alone
         assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(plain, again, strict=True))
-    model.gradient_checkpointing_enable({"use_reentrant": True}, every_n_layers=2)  # of layers 0, 1 and 2, not layer 1
+    # Of layers 0, 1 and 2, not layer 1.
+    model.gradient_checkpointing_enable({"use_reentrant": True}, every_n_layers=2)
     calls.clear()
     model.zero_grad()
     model(**full, labels=labels).loss.backward()
     assert calls.count(True) == 1
     expected = found[False, False][0]
-    assert all(torch.allclose(p.grad, grad, atol=1e-6) for p, grad in zip(model.bridge.parameters(), expected, strict=True))
+    assert all(
+        torch.allclose(p.grad, grad, atol=1e-6)
+        for p, grad in zip(model.bridge.parameters(), expected, strict=True)
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", ["rewrite", "message"])
 @pytest.mark.parametrize("training", [False, True])
 def test_a_compiled_model_gives_the_same(training, form):
-    model = join(tiny_model("llama", 1), tiny_model("qwen2", 2), dropout=0.0, bridge_form=form).train(training)
+    model = join(tiny_model("llama", 1), tiny_model("qwen2", 2), dropout=0.0, bridge_form=form).train(
+        training
+    )
     inputs = random_inputs(0)
     with torch.set_grad_enabled(training):
         expected = model(**inputs).logits
@@ -387,7 +467,9 @@ class Logits(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids, attention_mask, sharer_input_ids, sharer_attention_mask):
-        return self.model(input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, use_cache=False).logits
+        return self.model(
+            input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, use_cache=False
+        ).logits
 
 
 @pytest.mark.filterwarnings("ignore")

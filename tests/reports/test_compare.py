@@ -19,8 +19,15 @@ def saved(directory, share: float, questions: list[dict], seed: int = 0) -> np.n
     results = {}
     for name in ("receiver", "h2c", "sharer", "zeros"):
         correct = rng.random(len(questions)) < (share if name == "h2c" else 0.5)
-        predictions = [q["answer"] if right else (q["answer"] + 1) % 4 for q, right in zip(questions, correct, strict=True)]
-        results[name] = {"correct": correct, "predictions": predictions, "scores": [[0.0] * 4] * len(questions)}
+        predictions = [
+            q["answer"] if right else (q["answer"] + 1) % 4
+            for q, right in zip(questions, correct, strict=True)
+        ]
+        results[name] = {
+            "correct": correct,
+            "predictions": predictions,
+            "scores": [[0.0] * 4] * len(questions),
+        }
     save_report(build_report(results, {}, questions), directory, {"choice": (questions, results)})
     return results["h2c"]["correct"]
 
@@ -32,8 +39,14 @@ def test_two_reports_are_paired_over_the_questions_that_both_asked(tmp_path, cap
     assert main(["report", str(tmp_path / "first"), str(tmp_path / "second" / "report.json")]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| H2C"))
     expected = difference(second[::-1][:100], first[50:])
-    assert line.endswith("| 100 |") and f"{100 * expected['value']:.1f} %" in line and f"{expected['p']:.1g}" in line
-    assert f"| {100 * first[50:].mean():.1f} % | {100 * second[::-1][:100].mean():.1f} % |" in line, "both over the shared questions"
+    assert (
+        line.endswith("| 100 |")
+        and f"{100 * expected['value']:.1f} %" in line
+        and f"{expected['p']:.1g}" in line
+    )
+    assert f"| {100 * first[50:].mean():.1f} % | {100 * second[::-1][:100].mean():.1f} % |" in line, (
+        "both over the shared questions"
+    )
     (tmp_path / "second" / "items.parquet").unlink()
     main(["report", str(tmp_path / "first"), str(tmp_path / "second")])
     assert "not paired" in capsys.readouterr().out

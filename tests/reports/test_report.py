@@ -8,16 +8,29 @@ from h2c_hf.reports.report import beats_controls, build_report, save_report
 from h2c_hf.reports.schema import load_report
 
 
-METHODS = {"receiver": 0.25, "text_to_text": 0.9, "h2c": 0.85, "sharer": 0.95, "shuffled": 0.26, "zeros": 0.24}
+METHODS = {
+    "receiver": 0.25,
+    "text_to_text": 0.9,
+    "h2c": 0.85,
+    "sharer": 0.95,
+    "shuffled": 0.26,
+    "zeros": 0.24,
+}
 
 
 def report(**accuracies) -> dict:
     rng = np.random.default_rng(0)
-    questions = [{"subject": "capital" if row % 2 else "region", "answer": row % 4, "choices": [*"wxyz"]} for row in range(800)]
+    questions = [
+        {"subject": "capital" if row % 2 else "region", "answer": row % 4, "choices": [*"wxyz"]}
+        for row in range(800)
+    ]
     results = {}
     for name, value in {**METHODS, **accuracies}.items():
         correct = rng.random(800) < value
-        results[name] = {"correct": correct, "predictions": [row % 4 if right else (row + 1) % 4 for row, right in enumerate(correct)]}
+        results[name] = {
+            "correct": correct,
+            "predictions": [row % 4 if right else (row + 1) % 4 for row, right in enumerate(correct)],
+        }
     latency = {name: {"ttft_ms_median": 5.0, "ttft_ms_p90": 6.0} for name in results}
     return build_report(results, latency, questions, gates={"key": [0.5, None], "value": [0.6, 0.7]})
 
@@ -43,12 +56,17 @@ def test_what_the_figures_need_is_right():
         counts = np.array(counts)
         assert counts.shape == (4, 4) and counts.sum() == 800 and (counts.sum(1) == 200).all()
         assert np.trace(counts) / 800 == pytest.approx(made["methods"][name]["accuracy"])
-        assert counts[0, 1] == 200 - counts[0, 0] and counts[1, 0] == 0  # rows are expected, columns predicted
+        # Rows are expected, columns predicted.
+        assert counts[0, 1] == 200 - counts[0, 0] and counts[1, 0] == 0
         groups = made["by_subject"].values()
-        assert made["methods"][name]["macro_accuracy"] == pytest.approx(np.mean([row[name] for row in groups]))
+        assert made["methods"][name]["macro_accuracy"] == pytest.approx(
+            np.mean([row[name] for row in groups])
+        )
     assert [row["second"] for row in made["comparisons"]] == [name for name in METHODS if name != "h2c"]
     for row in made["comparisons"]:
-        assert row["value"] == pytest.approx(made["methods"]["h2c"]["accuracy"] - made["methods"][row["second"]]["accuracy"])
+        assert row["value"] == pytest.approx(
+            made["methods"]["h2c"]["accuracy"] - made["methods"][row["second"]]["accuracy"]
+        )
         assert (row["questions_needed"] is None) == (row["p"] < 0.05)
 
 

@@ -21,7 +21,10 @@ from h2c_hf.reports.statistics import (
 def test_wilson_interval_is_the_textbook_formula(right, n):
     accuracy, low, high = accuracy_interval(np.arange(n) < right)
     z, p = 1.959963984540054, right / n
-    center, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    center, half = (
+        (p + z * z / (2 * n)) / (1 + z * z / n),
+        z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n),
+    )
     assert accuracy == p
     assert (low, high) == pytest.approx((max(0, center - half), min(1, center + half)), abs=1e-9)
 
@@ -42,7 +45,10 @@ def test_recovered_is_not_defined_without_a_lead():
     same = answers(0.5)
     found = recovered(same, same, same)
     assert {found[name] for name in ("value", "low", "high")} == {None}
-    assert found["reason"] == "the Sharer does not lead the Receiver significantly (0.0 points, 95 % interval 0.0 to 0.0)"
+    assert (
+        found["reason"]
+        == "the Sharer does not lead the Receiver significantly (0.0 points, 95 % interval 0.0 to 0.0)"
+    )
 
 
 @pytest.mark.parametrize(("h2c", "receiver", "sharer"), [(0.0, 0.43, 0.0), (0.9, 0.5, 0.51)])
@@ -60,7 +66,10 @@ def test_equivalence_is_two_one_sided_t_tests():
         found = equivalence(first, second)
         expected, *_ = ttost_paired(first.astype(float), second.astype(float), -0.02, 0.02)
         differences = first.astype(float) - second
-        sides = [stats.ttest_1samp(differences, at, alternative=side).pvalue for at, side in ((-0.02, "greater"), (0.02, "less"))]
+        sides = [
+            stats.ttest_1samp(differences, at, alternative=side).pvalue
+            for at, side in ((-0.02, "greater"), (0.02, "less"))
+        ]
         assert found["p"] == pytest.approx(expected) and found["p"] == pytest.approx(max(sides))
         assert found["equivalent"] == (found["p"] < 0.05) and found["margin"] == 0.02
     assert found["equivalent"]  # with 5,000 questions
@@ -78,11 +87,14 @@ def test_a_mean_lies_in_its_bootstrap_interval():
     row = mean_row(values)
     error = values.std(ddof=1) / 20
     assert row["value"] == pytest.approx(values.mean())
-    assert (row["low"], row["high"]) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.25 * error)
+    assert (row["low"], row["high"]) == pytest.approx(
+        (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.25 * error
+    )
 
 
 def test_a_difference_is_paired_over_questions():
-    """One right answer more on each of 50 questions: certain when paired, lost in the noise of two independent samples."""
+    """One right answer more on each of 50 questions: certain when paired, lost in the noise of two
+    independent samples."""
     second = answers(0.5, 1000)
     first = second.copy()
     first[np.flatnonzero(~second)[:50]] = True
@@ -101,7 +113,9 @@ def test_intervals_are_the_same_every_time():
 def test_mcnemar_is_the_binomial_test_of_the_discordant():
     first, second = answers(0.6, 300, seed=6), answers(0.5, 300, seed=7)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    assert difference(first, second)["p"] == pytest.approx(stats.binomtest(only_first, only_first + only_second).pvalue)
+    assert difference(first, second)["p"] == pytest.approx(
+        stats.binomtest(only_first, only_first + only_second).pvalue
+    )
 
 
 def test_so_many_questions_as_needed_find_the_difference_in_80_percent_of_tries():

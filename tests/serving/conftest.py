@@ -10,7 +10,10 @@ from h2c_hf.prompts import FORMS
 @pytest.fixture(scope="session")
 def vllm_environment():
     if not PYTHON.exists():
-        pytest.skip(f"there is no vLLM environment at {ENVIRONMENT}: make one with scripts/serve_env, or set H2C_VLLM_ENV")
+        pytest.skip(
+            f"there is no vLLM environment at {ENVIRONMENT}: make one with scripts/serve_env, or set "
+            "H2C_VLLM_ENV"
+        )
 
 
 @pytest.fixture(scope="session")

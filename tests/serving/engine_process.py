@@ -1,11 +1,13 @@
-"""Runs in vLLM's environment: starts an engine as a file of JSON says, and answers requests that come on standard input.
+"""Runs in vLLM's environment: starts an engine as a file of JSON says, and answers requests that come on
+standard input.
 
     python engine_process.py SPECIFICATION.json
 
-The specification is {"engine": arguments of LLM, "connector": extra config, "transfer": fields of the KV transfer config, "environment":
-variables}. The process prints {"error"} or {}, and then a line for each line that it reads: for a list of waves, each a list of requests,
-{"waves": [[answers of a request]], "passes", "hits", "preemptions", "blocks"}. A request is {"ids", "params" (kv_transfer_params),
-"tokens", "bias", "n", "temperature", "sampling"}.
+The specification is {"engine": arguments of LLM, "connector": extra config, "transfer": fields of the KV
+transfer config, "environment": variables}. The process prints {"error"} or {}, and then a line for each line
+that it reads: for a list of waves, each a list of requests, {"waves": [[answers of a request]], "passes",
+"hits", "preemptions", "blocks"}. A request is {"ids", "params" (kv_transfer_params), "tokens", "bias", "n",
+"temperature", "sampling"}.
 """
 
 import json
@@ -22,7 +24,13 @@ DEFAULTS = {
 def started(specification: dict):
     from vllm import LLM
 
-    engine = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "skip_tokenizer_init": True, "seed": 0}
+    engine = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 512,
+        "skip_tokenizer_init": True,
+        "seed": 0,
+    }
     engine |= specification["engine"]
     engine["kv_transfer_config"] = {
         "kv_connector": "H2CConnector", "kv_connector_module_path": "h2c_hf.serving.vllm_connector", "kv_role": "kv_consumer",
@@ -39,17 +47,22 @@ def answered(llm, wave: list[dict]) -> list[list]:
     sampling = [
         SamplingParams(
             n=request.get("n", 1), temperature=request.get("temperature", 0), max_tokens=request["tokens"],
-            logit_bias={int(token): bias for token, bias in request["bias"].items()},  # JSON has texts for keys
+            # JSON has texts for keys.
+            logit_bias={int(token): bias for token, bias in request["bias"].items()},
             extra_args={"kv_transfer_params": request["params"]} if "params" in request else None, **request.get("sampling", {}),
         )
         for request in wave
     ]  # fmt: skip
     outputs = llm.generate(prompts, sampling, use_tqdm=False)
-    return [[[*map(int, one.token_ids)] if one.finish_reason != "error" else "error" for one in out.outputs] for out in outputs]
+    return [
+        [[*map(int, one.token_ids)] if one.finish_reason != "error" else "error" for one in out.outputs]
+        for out in outputs
+    ]
 
 
 def counted(llm) -> dict:
-    """Counts since the start, and the blocks that are in use now; what the engine's process does not tell is left out."""
+    """Counts since the start, and the blocks that are in use now; what the engine's process does not tell is
+    left out."""
     from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
     metrics = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()}

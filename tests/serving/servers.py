@@ -48,9 +48,20 @@ class Server:
 @contextlib.contextmanager
 def started(*command: str, python: str | Path = sys.executable, **environment: str):
     """A server that `python COMMAND` starts; it is ended with the block."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **environment}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
     process = subprocess.Popen(
-        [str(python), *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT
+        [str(python), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd=ROOT,
     )
     try:
         yield Server(process)

@@ -32,7 +32,10 @@ def prompts(count: int = 6, seed: int = 0) -> list[Prompt]:
     """Of different lengths."""
     inputs = random_inputs(seed, count)
     kept = [
-        [inputs[f"{prefix}input_ids"][row][inputs[f"{prefix}attention_mask"][row].bool()] for prefix in ("", "sharer_")]
+        [
+            inputs[f"{prefix}input_ids"][row][inputs[f"{prefix}attention_mask"][row].bool()]
+            for prefix in ("", "sharer_")
+        ]
         for row in range(count)
     ]
     return [Prompt(*(tuple(ids.tolist()) for ids in row)) for row in kept]
@@ -47,12 +50,16 @@ def alone(model, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
         else:
             cache = model.bridged_cache(ids, sharer_input_ids=sharer_ids)
     from_zero(model, cache)
-    return tuple(torch.stack([getattr(layer, name)[0] for layer in cache.layers]) for name in ("keys", "values"))
+    return tuple(
+        torch.stack([getattr(layer, name)[0] for layer in cache.layers]) for name in ("keys", "values")
+    )
 
 
 def same(model, prompt: Prompt, bridged) -> bool:
     got = (bridged.keys, bridged.values)
-    return all(torch.allclose(one, two, atol=1e-4) for one, two in zip(alone(model, prompt), got, strict=True))
+    return all(
+        torch.allclose(one, two, atol=1e-4) for one, two in zip(alone(model, prompt), got, strict=True)
+    )
 
 
 @torch.no_grad()
@@ -63,11 +70,17 @@ def test_an_engine_that_counts_from_0_gives_the_logits_of_the_pair(model):
         with contextlib.closing(Bridger(model)) as bridger:
             bridged = bridger.submit(prompt).result(30)
         cache, positions = DynamicCache(config=model.receiver.config), bridged.keys.shape[2]
-        assert positions == len(prompt.input_ids) - 1 + message_tokens(model.config, len(prompt.sharer_input_ids))
+        assert positions == len(prompt.input_ids) - 1 + message_tokens(
+            model.config, len(prompt.sharer_input_ids)
+        )
         for layer, (keys, values) in enumerate(zip(bridged.keys, bridged.values, strict=True)):
             cache.update(keys[None], values[None], layer)
-        logits = model.receiver(ids[:, -1:], position_ids=torch.tensor([[positions]]), **{CACHE: cache}).logits
-        torch.testing.assert_close(logits, model(ids, sharer_input_ids=sharer_ids).logits, atol=1e-4, rtol=1e-4)
+        logits = model.receiver(
+            ids[:, -1:], position_ids=torch.tensor([[positions]]), **{CACHE: cache}
+        ).logits
+        torch.testing.assert_close(
+            logits, model(ids, sharer_input_ids=sharer_ids).logits, atol=1e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.gpu
@@ -111,16 +124,22 @@ def test_waiting_prompts_share_a_pass(model):
         with held(bridger):
             before = bridger.passes
             futures = [bridger.submit(prompt) for prompt in waiting]
-        assert all(same(model, prompt, future.result(30)) for prompt, future in zip(waiting, futures, strict=True))
+        assert all(
+            same(model, prompt, future.result(30)) for prompt, future in zip(waiting, futures, strict=True)
+        )
         assert bridger.passes - before == 2, "the one that was held, and one for the rest"
 
 
 def test_a_pass_has_at_most_the_given_tokens(model):
     waiting = prompts(6)
-    with contextlib.closing(Bridger(model, max_batch_tokens=max(prompt.length for prompt in waiting))) as bridger:
+    with contextlib.closing(
+        Bridger(model, max_batch_tokens=max(prompt.length for prompt in waiting))
+    ) as bridger:
         with held(bridger):
             futures = [bridger.submit(prompt) for prompt in waiting]
-        assert all(same(model, prompt, future.result(30)) for prompt, future in zip(waiting, futures, strict=True))
+        assert all(
+            same(model, prompt, future.result(30)) for prompt, future in zip(waiting, futures, strict=True)
+        )
         assert bridger.passes > 2
 
 
@@ -142,7 +161,11 @@ def test_the_control_is_part_of_the_prompt(model):
         with held(bridger):
             futures = [bridger.submit(one) for one in (prompt, zeros)]
         results = [future.result(30) for future in futures]
-    assert same(model, prompt, results[0]) and same(model, zeros, results[1]) and not same(model, prompt, results[1])
+    assert (
+        same(model, prompt, results[0])
+        and same(model, zeros, results[1])
+        and not same(model, prompt, results[1])
+    )
 
 
 def test_a_bad_prompt_fails_alone(model):
@@ -150,7 +173,10 @@ def test_a_bad_prompt_fails_alone(model):
     with contextlib.closing(Bridger(model)) as bridger:
         with held(bridger):
             futures = [bridger.submit(prompt) for prompt in waiting]
-        assert all(same(model, prompt, future.result(30)) for prompt, future in zip(waiting[:3], futures[:3], strict=True))
+        assert all(
+            same(model, prompt, future.result(30))
+            for prompt, future in zip(waiting[:3], futures[:3], strict=True)
+        )
         with pytest.raises(ValueError, match="context window of its model is 256"):
             futures[3].result(30)
 
@@ -200,12 +226,17 @@ def test_the_server_gives_what_the_bridge_gives(model):
     with served(app) as url, contextlib.closing(BridgeClient([url], "secret")) as client:
         assert client.pairs() == [app.facts]
         futures = [client.submit(prompt) for prompt in waiting]
-        assert all(same(model, prompt, future.result(30)) for prompt, future in zip(waiting, futures, strict=True))
+        assert all(
+            same(model, prompt, future.result(30)) for prompt, future in zip(waiting, futures, strict=True)
+        )
 
 
 @pytest.mark.parametrize("token", [None, "wrong"])
 def test_a_wrong_token_is_refused_at_once(model, token):
-    with served(BridgeServer(model, "secret")) as url, contextlib.closing(BridgeClient([url], token)) as client:
+    with (
+        served(BridgeServer(model, "secret")) as url,
+        contextlib.closing(BridgeClient([url], token)) as client,
+    ):
         with pytest.raises(BridgeServerError, match="status 401"):
             client.submit(prompts(1)[0]).result(5)
         assert json.load(urllib.request.urlopen(f"{url}/health")) == {"status": "ok"}
@@ -264,12 +295,17 @@ def test_another_server_answers_for_one_that_is_gone(model):
     gone = f"http://127.0.0.1:{closed_port()}"
     with served(BridgeServer(model)) as url, contextlib.closing(BridgeClient([gone, url])) as client:
         futures = [client.submit(prompt) for prompt in waiting]
-        assert all(same(model, prompt, future.result(30)) for prompt, future in zip(waiting, futures, strict=True))
+        assert all(
+            same(model, prompt, future.result(30)) for prompt, future in zip(waiting, futures, strict=True)
+        )
 
 
 def test_no_server_in_time_is_an_error():
     gone = f"http://127.0.0.1:{closed_port()}"
-    with contextlib.closing(BridgeClient([gone], timeout=0.5)) as client, pytest.raises(BridgeServerError, match=r"within 0\.5 s"):
+    with (
+        contextlib.closing(BridgeClient([gone], timeout=0.5)) as client,
+        pytest.raises(BridgeServerError, match=r"within 0\.5 s"),
+    ):
         client.submit(prompts(1)[0]).result(30)
 
 
@@ -294,7 +330,13 @@ def test_several_clients_share_one_server(model):
 
 
 def test_the_command_serves_and_needs_a_token_elsewhere():
-    command = ["-m", "h2c_hf.serving.bridge_server", str(ROOT / "hub_configs" / "atlas"), "--port", str(closed_port())]
+    command = [
+        "-m",
+        "h2c_hf.serving.bridge_server",
+        str(ROOT / "hub_configs" / "atlas"),
+        "--port",
+        str(closed_port()),
+    ]
     with started(*command) as server, contextlib.closing(BridgeClient([server.url])) as client:
         assert client.pairs()[0]["layers"] == 5
         assert client.submit(Prompt((5, 6, 7), (5, 6))).result(30).keys.shape == (5, 2, 2, 32)

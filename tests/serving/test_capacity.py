@@ -45,14 +45,18 @@ ONE, EIGHT = 1 / (1 / BRIDGED + 1 / DECODED), 7 * BRIDGED
         f"{1e3 / BRIDGED:.1f} ms, **{BRIDGED:.1f} requests a second**",
         f"{POSITION:,} bytes a position",
         f"576 positions {576 * POSITION / 1e6:.1f} MB",
-        f"({WEIGHTS / 1e9:.2f} + {AT_ONCE * 576 * POSITION / 1e9:.2f}) GB over 0.60 x 4.8 TB/s = {1e3 * step(576):.1f} ms",
+        f"({WEIGHTS / 1e9:.2f} + {AT_ONCE * 576 * POSITION / 1e9:.2f}) GB over 0.60 x 4.8 TB/s = "
+        f"{1e3 * step(576):.1f} ms",
         f"{DECODED:.0f} requests a second: {DECODED / BRIDGED:.0f} times as many",
         f"4,096 x 2 bytes: {24 * 4096 * 4096 * 2 / 1e9:.1f} GB",
-        f"{110e9 / POSITION / 1e6:.0f} M positions, {round(110e9 / POSITION / (PROMPT + NEW), -3):,.0f} requests",
-        f"| {ONE:.0f}: a request takes 1/{BRIDGED:.1f} s to bridge and 1/{DECODED:.0f} s to decode | {round(ONE * NEW, -2):,.0f} |",
+        f"{110e9 / POSITION / 1e6:.0f} M positions, {round(110e9 / POSITION / (PROMPT + NEW), -3):,.0f} "
+        "requests",
+        f"| {ONE:.0f}: a request takes 1/{BRIDGED:.1f} s to bridge and 1/{DECODED:.0f} s to decode | "
+        f"{round(ONE * NEW, -2):,.0f} |",
         f"| 7 x {BRIDGED:.1f} = {EIGHT:.0f} | {round(EIGHT * NEW, -2):,.0f} |",
         f"{EIGHT:.0f} / {DECODED:.0f} = {100 * EIGHT / DECODED:.0f} % busy",
-        f"511 x {POSITION:,} bytes = {511 * POSITION / 1e6:.1f} MB; {EIGHT:.0f} a second are {EIGHT * 511 * POSITION / 1e9:.2f} GB/s",
+        f"511 x {POSITION:,} bytes = {511 * POSITION / 1e6:.1f} MB; {EIGHT:.0f} a second are "
+        f"{EIGHT * 511 * POSITION / 1e9:.2f} GB/s",
         f"{8 * EIGHT * 511 * POSITION / 1e9:.0f} Gbit/s, into the worker",
         f"{512 * 33 * 4096 * 2 / 1e6:.0f} MB a request, {EIGHT * 512 * 33 * 4096 * 2 / 1e9:.0f} GB/s",
         f"so {1023 * POSITION / 1e6:.1f} MB and {8 * EIGHT * 1023 * POSITION / 1e9:.0f} Gbit/s",

@@ -15,7 +15,10 @@ from h2c_hf.serving.openai_requests import CHAT, COMPLETIONS, RESPONSES, BadRequ
 
 
 ATLAS = str(ROOT / "hub_configs" / "atlas")
-TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 async def echo(scope, receive, send):
@@ -37,7 +40,9 @@ def post(middleware, path: str, body: bytes) -> tuple[int, dict]:
 
     async def run():
         pieces = [body[at : at + 1000] for at in range(0, len(body), 1000)] or [b""]
-        messages = [{"type": "http.request", "body": piece, "more_body": piece is not pieces[-1]} for piece in pieces]
+        messages = [
+            {"type": "http.request", "body": piece, "more_body": piece is not pieces[-1]} for piece in pieces
+        ]
         forever = asyncio.Event()
 
         async def receive():
@@ -76,7 +81,12 @@ def test_it_imports_no_vllm():
     "messages",
     [
         ASKED,
-        [{"role": "system", "content": "Be brief."}, *ASKED, {"role": "assistant", "content": "Algeria"}, *ASKED],
+        [
+            {"role": "system", "content": "Be brief."},
+            *ASKED,
+            {"role": "assistant", "content": "Algeria"},
+            *ASKED,
+        ],
         [{"role": "user", "content": "What does </s><assistant> mean?"}],
     ],
     ids=["one turn", "several turns", "special tokens in a message"],
@@ -84,19 +94,32 @@ def test_it_imports_no_vllm():
 def test_chat_gets_the_tokens_of_the_processor(middleware, atlas, messages):
     body = passed(middleware, CHAT, messages=messages, temperature=0)
     ids, sharer_ids = rows(atlas[1], messages)
-    assert body["kv_transfer_params"] == {"prompt_token_ids": ids, "sharer_input_ids": sharer_ids, "control": None}
+    assert body["kv_transfer_params"] == {
+        "prompt_token_ids": ids,
+        "sharer_input_ids": sharer_ids,
+        "control": None,
+    }
     assert body["messages"] == messages and body["temperature"] == 0
 
 
 def test_text_parts_and_tools(middleware, atlas):
-    parts = [{"role": "user", "content": [{"type": "text", "text": "Where is"}, {"type": "text", "text": "Bensekrane?"}]}]
+    parts = [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Where is"}, {"type": "text", "text": "Bensekrane?"}],
+        }
+    ]
     body = passed(middleware, CHAT, messages=parts, tools=[TOOL])
     joined = [{"role": "user", "content": "Where is\nBensekrane?"}]
     assert body["kv_transfer_params"]["prompt_token_ids"] == rows(atlas[1], joined, tools=[TOOL])[0]
 
 
 def test_tool_calls_of_earlier_turns_are_rendered(middleware, atlas):
-    call = {"id": "1", "type": "function", "function": {"name": "look_up", "arguments": '{"city": "Bensekrane"}'}}
+    call = {
+        "id": "1",
+        "type": "function",
+        "function": {"name": "look_up", "arguments": '{"city": "Bensekrane"}'},
+    }
     messages = [
         *ASKED,
         {"role": "assistant", "content": None, "tool_calls": [call]},
@@ -109,7 +132,11 @@ def test_only_the_sharer_reads_sharer_messages(middleware, atlas):
     private = [{"role": "user", "content": "Bensekrane is in Algeria."}]
     body = passed(middleware, CHAT, messages=ASKED, sharer_messages=private, control="zeros")
     ids, sharer_ids = rows(atlas[1], ASKED, private)
-    assert body["kv_transfer_params"] == {"prompt_token_ids": ids, "sharer_input_ids": sharer_ids, "control": "zeros"}
+    assert body["kv_transfer_params"] == {
+        "prompt_token_ids": ids,
+        "sharer_input_ids": sharer_ids,
+        "control": "zeros",
+    }
     assert "sharer_messages" not in body and "control" not in body
 
 
@@ -120,16 +147,26 @@ def test_completions_become_token_ids(middleware, atlas):
     assert body["kv_transfer_params"]["sharer_input_ids"] == inputs["sharer_input_ids"][0].tolist()
 
 
-@pytest.mark.parametrize("given", [QUESTION, ASKED, [{"type": "input_text", "text": QUESTION}], [{"type": "message", **ASKED[0]}]])
+@pytest.mark.parametrize(
+    "given", [QUESTION, ASKED, [{"type": "input_text", "text": QUESTION}], [{"type": "message", **ASKED[0]}]]
+)
 def test_responses_keep_their_input(middleware, atlas, given):
     body = passed(middleware, RESPONSES, input=given, instructions="Be brief.")
     ids, sharer_ids = rows(atlas[1], [{"role": "system", "content": "Be brief."}, *ASKED])
-    assert body["kv_transfer_params"] == {"input_ids": ids, "sharer_input_ids": sharer_ids, "control": None} and body["input"] == given
+    assert (
+        body["kv_transfer_params"] == {"input_ids": ids, "sharer_input_ids": sharer_ids, "control": None}
+        and body["input"] == given
+    )
 
 
 def test_h2c_false_passes_the_request_on(middleware):
     body = passed(middleware, CHAT, messages=ASKED, h2c=False, prompt_logprobs=1, temperature=1)
-    assert body == {"messages": ASKED, "prompt_logprobs": 1, "temperature": 1, "kv_transfer_params": {"h2c": False}}
+    assert body == {
+        "messages": ASKED,
+        "prompt_logprobs": 1,
+        "temperature": 1,
+        "kv_transfer_params": {"h2c": False},
+    }
 
 
 def test_the_default_is_greedy_unless_the_bridge_samples(middleware, fetched_pair):
@@ -154,10 +191,27 @@ def test_what_vllm_would_answer_without_the_bridge_is_refused(middleware, name):
         (CHAT, b"{", 400, "not JSON"),
         (CHAT, b'{"a": "' + b"a" * 2**17 + b'"}', 413, "more than 65,536 bytes"),
         (CHAT, b'{"messages": []}', 400, "empty list"),
-        (CHAT, json.dumps({"messages": ASKED, "sharer_messages": [{"role": "user", "content": "Who? " * 600}]}).encode(), 400, "is 512"),
+        (
+            CHAT,
+            json.dumps(
+                {"messages": ASKED, "sharer_messages": [{"role": "user", "content": "Who? " * 600}]}
+            ).encode(),
+            400,
+            "is 512",
+        ),
         (CHAT, json.dumps({"messages": ASKED, "add_generation_prompt": False}).encode(), 400, "kickstart"),
-        (CHAT, json.dumps({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}).encode(), 400, "text parts only"),
-        (CHAT, json.dumps({"messages": ASKED, "h2c": False, "kv_transfer_params": {}}).encode(), 400, "this server sets them"),
+        (
+            CHAT,
+            json.dumps({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}).encode(),
+            400,
+            "text parts only",
+        ),
+        (
+            CHAT,
+            json.dumps({"messages": ASKED, "h2c": False, "kv_transfer_params": {}}).encode(),
+            400,
+            "this server sets them",
+        ),
         (COMPLETIONS, b'{"prompt": ["a", "b"]}', 400, "prompt is a list"),
         (COMPLETIONS, b'{"prompt": "a", "sharer_messages": []}', 400, "expected sharer_prompt"),
         (RESPONSES, b'{"input": [{"type": "item_reference"}]}', 400, "item_reference"),
@@ -172,10 +226,16 @@ def test_a_request_that_cannot_be_bridged_gets_a_4xx(middleware, path, body, sta
 def fetched_pair(tmp_path, monkeypatch):
     """The folder of a message-form bridge that names a Sharer that `h2c models fetch` got."""
     monkeypatch.setenv("H2C_MODELS_DIR", str(tmp_path / "models"))
-    processor, model = tiny_processor(), join(tiny_model("llama", 1), tiny_model("qwen2", 2), bridge_form="message")
+    processor, model = (
+        tiny_processor(),
+        join(tiny_model("llama", 1), tiny_model("qwen2", 2), bridge_form="message"),
+    )
     model.sharer.save_pretrained(tmp_path / "models" / "gemma-3-270m")
     model.receiver.save_pretrained(tmp_path / "receiver")
-    model.config.sharer_model_id, model.config.receiver_model_id = "google/gemma-3-270m", str(tmp_path / "receiver")
+    model.config.sharer_model_id, model.config.receiver_model_id = (
+        "google/gemma-3-270m",
+        str(tmp_path / "receiver"),
+    )
     model.save_pretrained(tmp_path / "bridge")
     processor.save_pretrained(tmp_path / "bridge")
     return str(tmp_path / "bridge")

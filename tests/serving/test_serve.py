@@ -91,9 +91,13 @@ def test_text_parts_are_one_text(client, atlas):
 
 
 def test_responses_api(client, atlas):
-    assert client.responses.create(model="atlas", input=QUESTION, temperature=0).output_text == expected(atlas)
+    assert client.responses.create(model="atlas", input=QUESTION, temperature=0).output_text == expected(
+        atlas
+    )
     events = client.responses.create(model="atlas", input=ASKED, temperature=0, stream=True)
-    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == expected(atlas)
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == expected(
+        atlas
+    )
 
 
 def test_completions_read_the_prompt_as_it_is(client, atlas):
@@ -102,7 +106,8 @@ def test_completions_read_the_prompt_as_it_is(client, atlas):
     inputs = processor(prompt)
     output = model.generate(**inputs, do_sample=False, max_new_tokens=6, sequence_bias={(1,): -100.0})
     continued = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    ask = {"model": "atlas", "prompt": prompt, "max_tokens": 6, "temperature": 0, "logit_bias": {"1": -100}}  # 1 ends the text
+    # 1 ends the text.
+    ask = {"model": "atlas", "prompt": prompt, "max_tokens": 6, "temperature": 0, "logit_bias": {"1": -100}}
     answer = client.completions.create(**ask)
     assert answer.choices[0].text == continued != ""
     stream = client.completions.create(stream=True, **ask)
@@ -118,7 +123,11 @@ def test_only_the_sharer_reads_sharer_messages(client, atlas, questions):
 def test_h2c_false_is_the_receiver_alone(client, atlas, questions):
     with atlas[0].disable_bridge():
         alone = [expected(atlas, one) for one in questions]
-    assert [text(client, one, extra_body={"h2c": False}) for one in questions] == alone != [expected(atlas, one) for one in questions]
+    assert (
+        [text(client, one, extra_body={"h2c": False}) for one in questions]
+        == alone
+        != [expected(atlas, one) for one in questions]
+    )
 
 
 def test_zeros_is_the_control_of_the_evaluation(client, atlas):
@@ -126,12 +135,21 @@ def test_zeros_is_the_control_of_the_evaluation(client, atlas):
     controlled = METHODS["zeros"].generate(Batch(*atlas, rows, "open"), do_sample=False, max_new_tokens=64)
     conversation = Batch(*atlas, rows, "open")
     asked = conversation.processor.apply_chat_template(ASKED)
-    assert asked["input_ids"].tolist() == conversation.inputs["input_ids"].tolist(), "the evaluation asks in the same words"
+    assert asked["input_ids"].tolist() == conversation.inputs["input_ids"].tolist(), (
+        "the evaluation asks in the same words"
+    )
     assert [text(client, extra_body={"control": "zeros"})] == controlled != [expected(atlas)]
 
 
 def test_n_answers_and_the_seed(client):
-    ask = {"model": "atlas", "messages": ASKED, "n": 4, "temperature": 2.0, "max_tokens": 12, "extra_body": {"h2c": False}}
+    ask = {
+        "model": "atlas",
+        "messages": ASKED,
+        "n": 4,
+        "temperature": 2.0,
+        "max_tokens": 12,
+        "extra_body": {"h2c": False},
+    }
     first, second, other = (client.chat.completions.create(seed=seed, **ask) for seed in (1, 1, 2))
     texts = [[choice.message.content for choice in answer.choices] for answer in (first, second, other)]
     assert texts[0] == texts[1] != texts[2] and len(set(texts[0])) > 1
@@ -143,7 +161,10 @@ def test_a_stop_string_is_not_in_the_text(client, atlas):
     answer = expected(atlas)
     stop, before = answer[3:5], answer[:3]
     assert text(client, stop=[stop]) == before
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chat(client, stop=stop, stream=True)) == before
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chat(client, stop=stop, stream=True))
+        == before
+    )
 
 
 def test_model_list_and_health(server):
@@ -153,8 +174,11 @@ def test_model_list_and_health(server):
 
 def test_transformers_chat_and_the_inference_client(server, atlas):
     command = [sys.executable, "-m", "transformers.cli.transformers", "chat", "atlas", server.url]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "0"}  # huggingface_hub's InferenceClient, which it uses, refuses any host otherwise
-    done = subprocess.run(command, input=f"{QUESTION}\n!exit\n", capture_output=True, text=True, timeout=120, env=environment)
+    # huggingface_hub's InferenceClient, which it uses, refuses any host otherwise.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        command, input=f"{QUESTION}\n!exit\n", capture_output=True, text=True, timeout=120, env=environment
+    )
     assert expected(atlas).strip() in done.stdout, done.stdout + done.stderr
 
 
@@ -167,18 +191,24 @@ def chat_lines(url: str, *lines: str) -> tuple[str, str]:
 
 def test_h2c_chat_talks_to_the_server(server, atlas, questions):
     url, other = server.url, questions[1]
-    shown, _ = chat_lines(url, f"/sharer {other}", questions[0], f"/compare {other}", "/clear", "Who? " * 600, QUESTION, "/quit")
+    shown, _ = chat_lines(
+        url, f"/sharer {other}", questions[0], f"/compare {other}", "/clear", "Who? " * 600, QUESTION, "/quit"
+    )
     assert expected(atlas, questions[0], sharer=f"{other}\n\n{questions[0]}") in shown
     with atlas[0].disable_bridge():
         alone = expected(atlas, other)
     assert f"{alone.strip()}  " in shown and expected(atlas, other) in shown and "text-to-text" not in shown
-    assert f"{url} answered 400: A prompt in sharer_input_ids" in shown and "That message is forgotten" in shown
+    assert (
+        f"{url} answered 400: A prompt in sharer_input_ids" in shown and "That message is forgotten" in shown
+    )
     assert f"> {expected(atlas)}\n" in shown
 
 
 def test_h2c_chat_names_a_server_that_is_not_there():
     _, told = chat_lines("http://127.0.0.1:9/v1", QUESTION)
-    assert told.splitlines()[-1].startswith("h2c: http://127.0.0.1:9 does not answer (Connection error.); start a server with: h2c serve")
+    assert told.splitlines()[-1].startswith(
+        "h2c: http://127.0.0.1:9 does not answer (Connection error.); start a server with: h2c serve"
+    )
 
 
 def test_h2c_chat_refuses_a_repo_beside_a_url(capsys):
@@ -187,16 +217,41 @@ def test_h2c_chat_refuses_a_repo_beside_a_url(capsys):
 
 
 def test_the_load_benchmark_measures_a_server(server, tmp_path, capsys):
-    """Two clients with two requests each, of the bridge and of the Receiver alone; every answer has all its tokens."""
-    arguments = ["--eos", "1", "--clients", "2", "--requests", "4", "--new_tokens", "5", "--output", str(tmp_path / "load.json")]
-    assert load.main(["--server", f"bridged={server.url}", "--server", f"receiver={server.url},alone", *arguments]) == 0
+    """Two clients with two requests each, of the bridge and of the Receiver alone; every answer has all its
+    tokens."""
+    arguments = [
+        "--eos",
+        "1",
+        "--clients",
+        "2",
+        "--requests",
+        "4",
+        "--new_tokens",
+        "5",
+        "--output",
+        str(tmp_path / "load.json"),
+    ]
+    assert (
+        load.main(
+            ["--server", f"bridged={server.url}", "--server", f"receiver={server.url},alone", *arguments]
+        )
+        == 0
+    )
     rows = json.loads((tmp_path / "load.json").read_text())["rows"]
-    assert [(row["server"], row["requests"], row["tokens"]) for row in rows] == [("bridged", 4, 20), ("receiver", 4, 20)]
-    assert all(0 < row["first_token_p50"] <= row["first_token_p99"] for row in rows) and (tmp_path / "load.png").exists()
+    assert [(row["server"], row["requests"], row["tokens"]) for row in rows] == [
+        ("bridged", 4, 20),
+        ("receiver", 4, 20),
+    ]
+    assert (
+        all(0 < row["first_token_p50"] <= row["first_token_p99"] for row in rows)
+        and (tmp_path / "load.png").exists()
+    )
     assert "bridged        2 clients" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["--bridge", "a", "--server", "a=http://b"], ["--server", "a=http://b"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--bridge", "a", "--server", "a=http://b"], ["--server", "a=http://b"]]
+)
 def test_the_load_benchmark_expects_a_bridge_or_servers(arguments):
     with pytest.raises(ValueError, match="expected --bridge, or the other two"):
         load.main(arguments)
@@ -219,7 +274,11 @@ def test_the_printed_curl_line_works(server, atlas):
     [
         (CHAT, {"messages": []}, "empty list"),
         (CHAT, {}, "messages is a NoneType"),
-        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "text parts only"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "text parts only",
+        ),
         (CHAT, {"messages": ASKED, "max_tokens": 10**6}, "context window is 512"),
         (CHAT, {"messages": ASKED, "max_tokens": "many"}, "expected an integer"),
         (CHAT, {"messages": ASKED, "temperature": -1}, "expected a number from 0 to 2"),
@@ -227,7 +286,11 @@ def test_the_printed_curl_line_works(server, atlas):
         (CHAT, {"messages": ASKED, "n": 10**6}, "n is 1000000"),
         (CHAT, {"messages": ASKED, "control": "shuffled"}, "another request's"),
         (CHAT, {"messages": ASKED, "control": "zeros", "h2c": False}, "no Sharer"),
-        (CHAT, {"messages": ASKED, "response_format": {"type": "json_object"}}, "response_format is not supported"),
+        (
+            CHAT,
+            {"messages": ASKED, "response_format": {"type": "json_object"}},
+            "response_format is not supported",
+        ),
         (CHAT, {"messages": ASKED, "logprobs": True}, "logprobs is not supported"),
         (CHAT, {"messages": ASKED, "chat_template_kwargs": {"chat_template": "x"}}, "the server sets itself"),
         (CHAT, {"messages": ASKED, "model": "other"}, "pinned to 'atlas'"),
@@ -278,7 +341,15 @@ def test_ten_clients_at_once(client, atlas, questions):
 def hang_up(url: str, stream: bool) -> None:
     """Ask for 400 tokens, and close the connection at once (or after the first piece)."""
     host, port = re.fullmatch(r"http://(.*):(\d+)", url).groups()
-    body = json.dumps({"messages": ASKED, "stream": stream, "n": 1 if stream else 16, "temperature": 2.0, "logit_bias": {"1": -100}})
+    body = json.dumps(
+        {
+            "messages": ASKED,
+            "stream": stream,
+            "n": 1 if stream else 16,
+            "temperature": 2.0,
+            "logit_bias": {"1": -100},
+        }
+    )
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall((head + body).encode())
@@ -307,7 +378,9 @@ def test_sigterm_lets_running_requests_end():
             time.sleep(0.5)
             server.process.send_signal(signal.SIGTERM)
             answers = [one.result() for one in running]
-        assert [(status, answer["usage"]["completion_tokens"]) for status, answer in answers] == [(200, 300)] * 3
+        assert [(status, answer["usage"]["completion_tokens"]) for status, answer in answers] == [
+            (200, 300)
+        ] * 3
         assert server.process.wait(300) in (0, -signal.SIGTERM)
 
 
@@ -332,7 +405,12 @@ def test_a_bridge_of_the_message_form(tmp_path):
     output = model.generate(**inputs, do_sample=False, max_new_tokens=16)[0, prompt:]
     with started("-m", "h2c_hf.cli", "serve", str(tmp_path), "--port", "0", "--name", "message") as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        ask = {"model": "message", "messages": ASKED, "temperature": 0, "extra_body": {"sharer_messages": passage}}
+        ask = {
+            "model": "message",
+            "messages": ASKED,
+            "temperature": 0,
+            "extra_body": {"sharer_messages": passage},
+        }
         answer = client.chat.completions.create(max_tokens=16, **ask)
         assert answer.choices[0].message.content == processor.decode(output, skip_special_tokens=True)
         other = {**ask, "extra_body": {"sharer_messages": passage, "control": "zeros"}}
@@ -356,12 +434,27 @@ def free_port() -> int:
 def test_stock_transformers_serve_answers(atlas, tmp_path):
     model, processor = atlas
     for part in (model, model.receiver, model.sharer):
-        part.save_pretrained(tmp_path / {"H2CForCausalLM": ""}.get(type(part).__name__, "receiver" if part is model.receiver else "sharer"))
+        part.save_pretrained(
+            tmp_path
+            / {"H2CForCausalLM": ""}.get(
+                type(part).__name__, "receiver" if part is model.receiver else "sharer"
+            )
+        )
     processor.save_pretrained(tmp_path)
-    command = ["-m", "transformers.cli.transformers", "serve", str(tmp_path), "--trust-remote-code", "--port", str(free_port())]
+    command = [
+        "-m",
+        "transformers.cli.transformers",
+        "serve",
+        str(tmp_path),
+        "--trust-remote-code",
+        "--port",
+        str(free_port()),
+    ]
     with started(*command, PYTHONPATH="") as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         ask = {"model": str(tmp_path), "messages": ASKED, "temperature": 0, "max_tokens": 64}
         assert client.chat.completions.create(**ask).choices[0].message.content == expected(atlas)
-        stopped = client.chat.completions.create(stop=[expected(atlas)[3:5]], **ask).choices[0].message.content
+        stopped = (
+            client.chat.completions.create(stop=[expected(atlas)[3:5]], **ask).choices[0].message.content
+        )
         assert stopped in (expected(atlas), expected(atlas)[:5])

@@ -1,4 +1,5 @@
-"""vLLM with the connector gives the tokens of `H2CForCausalLM.generate`. Run with `pytest -m serve`, after `scripts/serve_env`."""
+"""vLLM with the connector gives the tokens of `H2CForCausalLM.generate`. Run with `pytest -m serve`, after
+`scripts/serve_env`."""
 
 import json
 from itertools import pairwise
@@ -19,12 +20,18 @@ ASYNC = pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "sy
 KINDS = [(form, asynchronous) for form in ("atlas_pair", "message_pair") for asynchronous in (True, False)]
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind[0].removesuffix('_pair')}-{'async' if kind[1] else 'sync'}")
+@pytest.fixture(
+    scope="module",
+    params=KINDS,
+    ids=lambda kind: f"{kind[0].removesuffix('_pair')}-{'async' if kind[1] else 'sync'}",
+)
 def running(request, tmp_path_factory):
     """A pair and an engine for it: each of the two forms, asynchronous or not."""
     form, asynchronous = request.param
     pair = request.getfixturevalue(form)
-    with engine(tmp_path_factory.mktemp("engine"), pair, {"async": asynchronous}, block_size=32, max_num_seqs=8) as vllm:
+    with engine(
+        tmp_path_factory.mktemp("engine"), pair, {"async": asynchronous}, block_size=32, max_num_seqs=8
+    ) as vllm:
         yield pair, vllm
 
 
@@ -54,7 +61,9 @@ def test_bridged_plain_and_controlled_requests_in_one_batch(running, questions):
     for made in wave[2::3]:
         made["params"]["control"] = "zeros"
     kinds = ("bridged", "alone", "zeros")
-    assert vllm.answers(*wave) == [pair.answer(one, kind=kinds[index % 3]) for index, one in enumerate(inputs)]
+    assert vllm.answers(*wave) == [
+        pair.answer(one, kind=kinds[index % 3]) for index, one in enumerate(inputs)
+    ]
 
 
 def test_n_answers_are_bridged_once(running, questions):
@@ -67,18 +76,39 @@ def test_n_answers_are_bridged_once(running, questions):
 
 
 def test_prefix_caching_never_mixes_requests(running, questions):
-    """vLLM caches prefixes unless it is told not to. The same Receiver's prompt with another Sharer's, plain, bridged and plain again."""
+    """vLLM caches prefixes unless it is told not to. The same Receiver's prompt with another Sharer's, plain,
+    bridged and plain again."""
     pair, vllm = running
     long = f"{'Who? ' * 30}{questions[0]}"
-    first, other, longer = pair.inputs(long, questions[0]), pair.inputs(long, questions[5]), pair.inputs(f"{long} {questions[1]}")
+    first, other, longer = (
+        pair.inputs(long, questions[0]),
+        pair.inputs(long, questions[5]),
+        pair.inputs(f"{long} {questions[1]}"),
+    )
     plain = pair.request(first, bridged=False)
-    asked = (pair.request(first), plain, pair.request(other), pair.request(first), plain, pair.request(longer))
+    asked = (
+        pair.request(first),
+        plain,
+        pair.request(other),
+        pair.request(first),
+        plain,
+        pair.request(longer),
+    )
     result = vllm.run(*([one] for one in asked))
     bridged, alone, others = pair.answer(first), pair.answer(first, kind="alone"), pair.answer(other)
     assert bridged != alone != others != bridged
-    assert [firsts(wave)[0] for wave in result["waves"]] == [bridged, alone, others, bridged, alone, pair.answer(longer)]
+    assert [firsts(wave)[0] for wave in result["waves"]] == [
+        bridged,
+        alone,
+        others,
+        bridged,
+        alone,
+        pair.answer(longer),
+    ]
     prompts = (pair.positions(first), first["input_ids"].shape[1])
-    assert result["hits"] >= sum((prompt - 1) // 32 * 32 for prompt in prompts), "a repeated prompt hits, bridged and plain"
+    assert result["hits"] >= sum((prompt - 1) // 32 * 32 for prompt in prompts), (
+        "a repeated prompt hits, bridged and plain"
+    )
 
 
 def test_a_failed_request_fails_alone(running, questions):
@@ -88,10 +118,14 @@ def test_a_failed_request_fails_alone(running, questions):
     too_long["params"]["sharer_input_ids"] = [5] * 600
     del nothing["params"]
     other["params"]["input_ids"] = [1, 2, 3]
-    count = len(wrong_form["params"]["sharer_input_ids"])  # a message for a bridge without one, and the reverse
+    # A message for a bridge without one, and the reverse.
+    count = len(wrong_form["params"]["sharer_input_ids"])
     wrong_form["params"]["message_tokens"] = 0 if "message_tokens" in wrong_form["params"] else count
     wrong_form["ids"] = [5] * count + wrong_form["ids"]
-    one_token, logprobs = {**pair.request(inputs[0]), "ids": [5]}, pair.request(inputs[1], sampling={"prompt_logprobs": 1})
+    one_token, logprobs = (
+        {**pair.request(inputs[0]), "ids": [5]},
+        pair.request(inputs[1], sampling={"prompt_logprobs": 1}),
+    )
     bad = [too_long, one_token, nothing, logprobs, other, wrong_form]
     wave = [pair.request(inputs[0]), *bad, *pair.requests(inputs[1:])]
     result = vllm.run(wave, wave)
@@ -121,15 +155,25 @@ def test_tensor_parallel_2(pair, questions, tmp_path, asynchronous):
 
 @ASYNC
 def test_the_real_pair_on_real_passages(real_data, tmp_path, asynchronous):
-    """The bridge that ships from Gemma 3 270M to SmolLM2-135M-Instruct, 8 requests at once. Only the Sharer reads the passages, which
-    are of XQuAD and of Atlas facts."""
+    """The bridge that ships from Gemma 3 270M to SmolLM2-135M-Instruct, 8 requests at once. Only the Sharer
+    reads the passages, which are of XQuAD and of Atlas facts."""
     for name in FETCHED:
         if not (models_dir() / name).is_dir():
             pytest.skip(f"{name} is not in {models_dir()}; fetch it with: h2c models fetch {name}")
-    pair = Pair(str(REAL_BRIDGE), *load_pair(str(REAL_BRIDGE), dtype=torch.float32), receiver=str(models_dir() / list(FETCHED)[1]))
-    rows = [json.loads(line) for line in (real_data / "xquad" / "validation.jsonl").read_text().splitlines()[:16]]
+    pair = Pair(
+        str(REAL_BRIDGE),
+        *load_pair(str(REAL_BRIDGE), dtype=torch.float32),
+        receiver=str(models_dir() / list(FETCHED)[1]),
+    )
+    rows = [
+        json.loads(line) for line in (real_data / "xquad" / "validation.jsonl").read_text().splitlines()[:16]
+    ]
     passages = [(row["context"], row["question"]) for row in rows]
-    passages += [(row["passage"], row["question"]) for facts in (1, 4, 16) for row in atlas_passages("test", facts=facts)[:8]]
+    passages += [
+        (row["passage"], row["question"])
+        for facts in (1, 4, 16)
+        for row in atlas_passages("test", facts=facts)[:8]
+    ]
     inputs = [pair.inputs(question, f"{passage}\n\n{question}") for passage, question in passages]
     with engine(tmp_path, pair, {"async": asynchronous}, max_model_len=1024, max_num_seqs=8) as vllm:
         result = vllm.run(pair.requests(inputs))
@@ -144,7 +188,10 @@ def test_the_real_pair_on_real_passages(real_data, tmp_path, asynchronous):
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype is 'fp8'"),
         ({"connector": {"bridg": "x"}}, "kv_connector_extra_config has 'bridg'"),
         ({"connector": {"urls": ["http://127.0.0.1:9"], "bridge": "x"}}, "expected one of them"),
-        ({"connector": {"urls": ["http://127.0.0.1:9"], "timeout": 1}}, "No bridge server answered within 1 s"),
+        (
+            {"connector": {"urls": ["http://127.0.0.1:9"], "timeout": 1}},
+            "No bridge server answered within 1 s",
+        ),
         ({"model": str(ATLAS / "sharer")}, "made for another Receiver"),
     ],
 )
@@ -153,9 +200,17 @@ def test_refused_at_start(atlas_pair, tmp_path, options, says):
         assert says in vllm.error
 
 
-@pytest.mark.parametrize("layers", [["sliding_attention"] * 3, ["sliding_attention", "full_attention", "sliding_attention"]])
+@pytest.mark.parametrize(
+    "layers", [["sliding_attention"] * 3, ["sliding_attention", "full_attention", "sliding_attention"]]
+)
 def test_sliding_windows_are_refused_at_start(atlas_pair, tmp_path, layers):
-    shape = {"head_dim": 32, "hidden_size": 128, "num_key_value_heads": 2, "layer_types": layers, "sliding_window": 64}
+    shape = {
+        "head_dim": 32,
+        "hidden_size": 128,
+        "num_key_value_heads": 2,
+        "layer_types": layers,
+        "sliding_window": 64,
+    }
     tiny_model("gemma3", **shape).save_pretrained(tmp_path / "receiver")
     with engine(tmp_path, atlas_pair, model=str(tmp_path / "receiver"), max_model_len=256) as vllm:
         assert "no sliding windows" in vllm.error
@@ -166,7 +221,9 @@ def test_the_bridge_in_another_process(atlas_pair, questions, tmp_path):
     command = ("-m", "h2c_hf.serving.bridge_server", str(ATLAS), "--dtype", "float32", "--port", "18277")
     with (
         started(*command, H2C_BRIDGE_TOKEN="secret") as server,
-        engine(tmp_path, atlas_pair, {"urls": [server.url]}, environment={"H2C_BRIDGE_TOKEN": "secret"}) as vllm,
+        engine(
+            tmp_path, atlas_pair, {"urls": [server.url]}, environment={"H2C_BRIDGE_TOKEN": "secret"}
+        ) as vllm,
     ):
         result = vllm.run(atlas_pair.requests(inputs))
     assert firsts(result["waves"][0]) == atlas_pair.answers(inputs) and result["blocks"] == 0

@@ -1,4 +1,5 @@
-"""vLLM's HTTP server with the middleware and the connector. Run with `pytest -m serve`, after `scripts/serve_env`."""
+"""vLLM's HTTP server with the middleware and the connector. Run with `pytest -m serve`, after
+`scripts/serve_env`."""
 
 import json
 import time
@@ -26,7 +27,12 @@ def serving(pair: Pair, port: int, **connector):
         "--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "atlas",
         "--max-model-len", "512", "--middleware", "h2c_hf.serving.middleware.H2CMiddleware", "--kv-transfer-config", json.dumps(config),
     )  # fmt: skip
-    variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1", "H2C_BRIDGE": pair.folder}
+    variables = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "HF_HUB_OFFLINE": "1",
+        "H2C_BRIDGE": pair.folder,
+    }
     return started(*command, python=PYTHON, **variables)
 
 
@@ -65,7 +71,9 @@ def expected_text(pair: Pair, content: str, sharer: str | None = None) -> str:
 
 def ask(client, content: str, **fields) -> str:
     messages = [{"role": "user", "content": content}]
-    answer = client.chat.completions.create(model="atlas", messages=messages, temperature=0, max_tokens=64, **fields)
+    answer = client.chat.completions.create(
+        model="atlas", messages=messages, temperature=0, max_tokens=64, **fields
+    )
     return answer.choices[0].message.content
 
 
@@ -85,8 +93,12 @@ def test_the_server_reads_every_endpoint_and_extension(client, atlas_pair, quest
         assert ask(client, first, extra_body={"h2c": False}) == expected_text(atlas_pair, first)
     special = "What does </s><assistant> mean?"
     assert ask(client, special) == expected_text(atlas_pair, special)
-    pieces = client.chat.completions.create(model="atlas", messages=ASKED, temperature=0, max_tokens=64, stream=True)
-    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected_text(atlas_pair, QUESTION)
+    pieces = client.chat.completions.create(
+        model="atlas", messages=ASKED, temperature=0, max_tokens=64, stream=True
+    )
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected_text(
+        atlas_pair, QUESTION
+    )
     with pytest.raises(openai.BadRequestError, match="prompt_logprobs is given"):
         ask(client, first, extra_body={"prompt_logprobs": 1})
 
@@ -96,14 +108,19 @@ def test_h2c_chat_talks_to_vllm(url, atlas_pair, questions):
 
     first, other = questions[:2]
     shown, _ = chat_lines(url, f"/sharer {other}", first, "/clear", f"/compare {other}", "/quit")
-    assert expected_text(atlas_pair, first, f"{other}\n\n{first}") in shown and expected_text(atlas_pair, other) in shown
+    assert (
+        expected_text(atlas_pair, first, f"{other}\n\n{first}") in shown
+        and expected_text(atlas_pair, other) in shown
+    )
     with atlas_pair.model.disable_bridge():
         assert expected_text(atlas_pair, other).strip() in shown
 
 
 def used_blocks(url: str) -> float:
     text = urllib.request.urlopen(f"{url}/metrics").read().decode()
-    return max(float(line.split()[-1]) for line in text.splitlines() if line.startswith("vllm:kv_cache_usage_perc"))
+    return max(
+        float(line.split()[-1]) for line in text.splitlines() if line.startswith("vllm:kv_cache_usage_perc")
+    )
 
 
 def test_24_clients_that_hang_up_leave_no_blocks(url, client, atlas_pair):

@@ -1,4 +1,5 @@
-"""An engine of vLLM in a process of its own, for tests: the requests that it gets, and the tokens that `generate` expects of it."""
+"""An engine of vLLM in a process of its own, for tests: the requests that it gets, and the tokens that
+`generate` expects of it."""
 
 import contextlib
 import json
@@ -31,11 +32,14 @@ class Pair:
     _answers: dict[tuple, list[int]] = field(default_factory=dict)
 
     def inputs(self, content: str, sharer: str | None = None) -> dict[str, torch.Tensor]:
-        return self.processor.apply_chat_template(*([{"role": "user", "content": one}] for one in (content, sharer or content)))
+        return self.processor.apply_chat_template(
+            *([{"role": "user", "content": one}] for one in (content, sharer or content))
+        )
 
     @torch.no_grad()
     def answer(self, inputs, tokens: int = TOKENS, kind: str = "bridged") -> list[int]:
-        """The tokens of `generate`; `kind`: "bridged", "alone" (the Receiver's own answer), or "zeros" (the control)."""
+        """The tokens of `generate`; `kind`: "bridged", "alone" (the Receiver's own answer), or "zeros" (the
+        control)."""
         key = (kind, tokens, *(tuple(inputs[name][0].tolist()) for name in ("input_ids", "sharer_input_ids")))
         if key not in self._answers:
             given = dict(inputs)
@@ -43,7 +47,9 @@ class Pair:
                 states = self.model.read(given.pop("sharer_input_ids"))
                 given["sharer_hidden_states"] = tuple(torch.zeros_like(state) for state in states)
             with self.model.disable_bridge() if kind == "alone" else contextlib.nullcontext():
-                output = self.model.generate(**given, do_sample=False, max_new_tokens=tokens, sequence_bias={(END,): -100.0})
+                output = self.model.generate(
+                    **given, do_sample=False, max_new_tokens=tokens, sequence_bias={(END,): -100.0}
+                )
             self._answers[key] = output[0, inputs["input_ids"].shape[1] :].tolist()
         return self._answers[key]
 
@@ -55,7 +61,8 @@ class Pair:
         return len(self.request(inputs)["ids"])
 
     def request(self, inputs, tokens: int = TOKENS, bridged: bool = True, **fields) -> dict:
-        """For a bridge of the message form, a placeholder id for each Sharer token stands before the Receiver's prompt."""
+        """For a bridge of the message form, a placeholder id for each Sharer token stands before the
+        Receiver's prompt."""
         ids, params = inputs["input_ids"][0].tolist(), {"h2c": False}
         if bridged:
             params = {"sharer_input_ids": inputs["sharer_input_ids"][0].tolist()}
@@ -87,7 +94,9 @@ class Engine:
         self._process.stdin.write(json.dumps(waves) + "\n")
         self._process.stdin.flush()
         result, before = self._read(), self._before
-        self._before = {name: result[name] for name in ("passes", "hits", "preemptions") if result.get(name) is not None}
+        self._before = {
+            name: result[name] for name in ("passes", "hits", "preemptions") if result.get(name) is not None
+        }
         return {**result, **{name: count - before.get(name, 0) for name, count in self._before.items()}}
 
     def answers(self, *wave: dict) -> list:
@@ -96,7 +105,9 @@ class Engine:
 
 
 @contextlib.contextmanager
-def engine(folder: Path, pair: Pair, connector: dict | None = None, environment: dict | None = None, **options):
+def engine(
+    folder: Path, pair: Pair, connector: dict | None = None, environment: dict | None = None, **options
+):
     """Start an engine that bridges asynchronously, but where `connector` says otherwise.
 
     Args:
@@ -110,13 +121,20 @@ def engine(folder: Path, pair: Pair, connector: dict | None = None, environment:
         connector = {"bridge": pair.folder, **connector}
     transfer = options.pop("transfer", {})
     options = {"model": pair.receiver, **options}
-    specification = {"engine": options, "transfer": transfer, "environment": environment or {}, "connector": connector}
+    specification = {
+        "engine": options,
+        "transfer": transfer,
+        "environment": environment or {},
+        "connector": connector,
+    }
     path, log = folder / "specification.json", folder / "log"
     path.write_text(json.dumps(specification))
     inherited = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
     command = [PYTHON, Path(__file__).parent / "engine_process.py", path]
     with log.open("w") as errors:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=inherited)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=inherited
+        )
     try:
         yield Engine(process, log)
         process.stdin.close()

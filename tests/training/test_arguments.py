@@ -29,7 +29,10 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(conf
 
 
 def test_sources_can_be_given_on_the_command_line(config):
-    h2c, _ = parse([config(), "--train_data", "path=cais/mmlu,name=all,split=auxiliary_train,weight=0.2", "atlas"], "test")
+    h2c, _ = parse(
+        [config(), "--train_data", "path=cais/mmlu,name=all,split=auxiliary_train,weight=0.2", "atlas"],
+        "test",
+    )
     assert [(s.path, s.name, s.split, s.weight) for s in h2c.train_data] == [
         ("cais/mmlu", "all", "auxiliary_train", 0.2), ("atlas", None, "train", None),
     ]  # fmt: skip
@@ -46,7 +49,11 @@ def test_sources_can_be_given_on_the_command_line(config):
         ("sharer_quantization: nf5\n", [], "nf5"),
         ("validation_data: [{pth: atlas}]\n", [], "'pth'.*did you mean 'path'"),
         ("validation_fraction: 1.5\n", [], "validation_fraction is 1.5; expected at least 0 and less than 1"),
-        ("validation_fraction: 0.1\nvalidation_data: [atlas]\n", [], "validation_data and validation_fraction are both given"),
+        (
+            "validation_fraction: 0.1\nvalidation_data: [atlas]\n",
+            [],
+            "validation_data and validation_fraction are both given",
+        ),
         ("eval_strategy: epoch\n", [], "eval_strategy asks for evaluation, but there is no validation_data"),
         ("validation_data: [{path: atlas, split: 'test[:9]'}]\n", [], "a test split is for reports"),
         ("validation_data: [atlas]\n", [], "a source is in train_data and in validation_data"),
@@ -63,7 +70,9 @@ def test_a_wrong_or_contradictory_field_is_refused_in_a_sentence(config, text, a
 
 
 def test_what_is_missing_is_named(config):
-    with pytest.raises(ValueError, match="receiver is missing; expected it in the yaml file or as --receiver VALUE"):
+    with pytest.raises(
+        ValueError, match="receiver is missing; expected it in the yaml file or as --receiver VALUE"
+    ):
         parse([config(base="sharer: atlas\ntrain_data: [atlas]\n")], "test")
 
 
@@ -83,6 +92,8 @@ def test_a_bridge_to_go_on_from_is_of_the_form_that_is_asked_for(config):
     same, other = (["--init_from", str(bridge), "--num_attention_heads", heads] for heads in ("8", "4"))
     assert Pair(parse([config(), *same], "test")[0]).bridge_config().num_attention_heads == 8
     with pytest.raises(
-        ValueError, match="init_from is a bridge with num_attention_heads 8, and num_attention_heads is 4; expected the same"
+        ValueError,
+        match="init_from is a bridge with num_attention_heads 8, and num_attention_heads is 4; expected the "
+        "same",
     ):
         Pair(parse([config(), *other], "test")[0]).bridge_config()

@@ -23,15 +23,46 @@ def test_the_loss_is_that_of_zero_states_whatever_the_sharer_read(atlas):
 def test_the_command_trains_an_adapter_without_a_sharer(tmp_path, monkeypatch):
     from h2c_hf.pair import Pair
 
-    monkeypatch.setattr(Pair, "_sharer", lambda *_: (_ for _ in ()).throw(AssertionError("the Sharer was loaded")))
-    few = ["--train_data", "path=atlas,split=validation", "--max_steps", "2", "--report_to", "none", "--save_strategy", "no"]
-    models = ["--sharer", "atlas", "--receiver", "atlas", "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "adapter")]
+    monkeypatch.setattr(
+        Pair, "_sharer", lambda *_: (_ for _ in ()).throw(AssertionError("the Sharer was loaded"))
+    )
+    few = [
+        "--train_data",
+        "path=atlas,split=validation",
+        "--max_steps",
+        "2",
+        "--report_to",
+        "none",
+        "--save_strategy",
+        "no",
+    ]
+    models = [
+        "--sharer",
+        "atlas",
+        "--receiver",
+        "atlas",
+        "--per_device_train_batch_size",
+        "4",
+        "--output_dir",
+        str(tmp_path / "adapter"),
+    ]
     assert main(["train", *models, *few, "--blank_sharer", "true"]) == 0
     bridge = H2CBridgeModel.from_pretrained(tmp_path / "adapter")
     assert bridge.config.sharer_hidden_size == 192
 
 
 def test_blanked_states_cannot_also_be_stored_ones(capsys):
-    few = ["--sharer", "atlas", "--receiver", "atlas", "--train_data", "atlas", "--blank_sharer", "true", "--sharer_states", "x"]
+    few = [
+        "--sharer",
+        "atlas",
+        "--receiver",
+        "atlas",
+        "--train_data",
+        "atlas",
+        "--blank_sharer",
+        "true",
+        "--sharer_states",
+        "x",
+    ]
     assert main(["train", *few]) == 2
     assert "blank_sharer and sharer_states are both given" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""FSDP2 as `hub_configs/accelerate/8gpu_fsdp2.yaml` sets it up, trained for real by two gloo processes on CPU."""
+"""FSDP2 as `hub_configs/accelerate/8gpu_fsdp2.yaml` sets it up, trained for real by two gloo processes on
+CPU."""
 
 import json
 import sys
@@ -9,8 +10,8 @@ from safetensors.torch import load_file
 from test_runs import ROOT, losses, train
 
 
-# accelerate makes FSDP of ACCELERATE_USE_FSDP on accelerators only: AcceleratorState.__init__ leaves MULTI_CPU as it is, which is
-# mended here. What each rank has sharded is written down.
+# accelerate makes FSDP of ACCELERATE_USE_FSDP on accelerators only: AcceleratorState.__init__ leaves
+# MULTI_CPU as it is, which is mended here. What each rank has sharded is written down.
 ON_CPU = """
 import json, os, sys
 import accelerate.state
@@ -37,9 +38,20 @@ sys.exit(main(["train", *sys.argv[1:]]))
 @pytest.mark.slow
 def test_fsdp2_shards_the_bridge_alone_and_trains_as_one_process(tmp_path):
     config = yaml.safe_load((ROOT / "hub_configs/accelerate/8gpu_fsdp2.yaml").read_text())["fsdp_config"]
-    environment = {"ACCELERATE_USE_FSDP": "true", "PYTHONPATH": str(ROOT), **{name.upper(): str(value) for name, value in config.items()}}
+    environment = {
+        "ACCELERATE_USE_FSDP": "true",
+        "PYTHONPATH": str(ROOT),
+        **{name.upper(): str(value) for name, value in config.items()},
+    }
     (tmp_path / "on_cpu.py").write_text(ON_CPU)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(tmp_path / "on_cpu.py")]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        str(tmp_path / "on_cpu.py"),
+    ]
     one, two = tmp_path / "one", tmp_path / "two"
     # Drawn at random, since batches of like lengths are other batches where two ranks share them.
     options = ("--dropout=0.0", "--train_sampling_strategy=random")
@@ -52,5 +64,7 @@ def test_fsdp2_shards_the_bridge_alone_and_trains_as_one_process(tmp_path):
     for rank in range(2):
         assert sorted(json.loads((two / f"rank{rank}.json").read_text())) == sorted(bridge)
     for folder in (two, two / "checkpoint-6"):
-        assert {name: tensor.shape for name, tensor in load_file(folder / "model.safetensors").items()} == bridge
+        assert {
+            name: tensor.shape for name, tensor in load_file(folder / "model.safetensors").items()
+        } == bridge
     train(tmp_path / "further", f"--init_from={two / 'checkpoint-6'}", "--max_steps=1")

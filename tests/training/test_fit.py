@@ -1,4 +1,5 @@
-"""The regression that a message starts from, against scikit-like plain formulas and against the Receiver itself."""
+"""The regression that a message starts from, against scikit-like plain formulas and against the Receiver
+itself."""
 
 import pytest
 import torch
@@ -37,12 +38,17 @@ WORDS = [
 
 def texts(count: int = 40) -> list[str]:
     generator = torch.Generator().manual_seed(0)
-    return [" ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (12,), generator=generator)) for _ in range(count)]
+    return [
+        " ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (12,), generator=generator))
+        for _ in range(count)
+    ]
 
 
 def pair(**overrides):
     processor, model = text_pair()
-    return processor, H2CForCausalLM.from_pair(model.sharer, model.receiver, bridge_form="message", **overrides).eval()
+    return processor, H2CForCausalLM.from_pair(
+        model.sharer, model.receiver, bridge_form="message", **overrides
+    ).eval()
 
 
 def test_moments_solve_the_ridge_regression():
@@ -78,7 +84,8 @@ def test_frame_is_what_the_template_writes_before_the_text():
 
 @torch.no_grad()
 def test_targets_are_the_receivers_own_values_at_the_same_characters():
-    """One token a byte on both sides: each Sharer token's target is the Receiver's token at that byte, at position 0."""
+    """One token a byte on both sides: each Sharer token's target is the Receiver's token at that byte, at
+    position 0."""
     processor, model = pair()
     states, targets = next(aligned(model, processor, ["Lima", "a longer text"]))
     frame = frame_before_text(processor.receiver_tokenizer)
@@ -107,7 +114,8 @@ def test_fitted_message_is_nearer_to_the_receivers_cache(path):
         text = " ".join(reversed(WORDS))
         ids = torch.tensor([processor.sharer_tokenizer(text)["input_ids"]])
         cache = model.bridged_cache(torch.ones(1, 3, dtype=torch.long), sharer_input_ids=ids)
-        written = cache.layers[-1].values[0, :, 1 : ids.shape[1]].transpose(0, 1).flatten(1)  # the Sharer begins with a bos
+        # The Sharer begins with a bos.
+        written = cache.layers[-1].values[0, :, 1 : ids.shape[1]].transpose(0, 1).flatten(1)
         _, targets = next(aligned(model, processor, [text]))
         target = targets[-1][:, model.config.receiver_size :]
         return ((written - target).square().sum() / (target - target.mean(0)).square().sum()).item()
@@ -115,7 +123,10 @@ def test_fitted_message_is_nearer_to_the_receivers_cache(path):
     fitted, unfitted = error(model), error(pair(**path)[1])
     assert fitted < 1 < unfitted
     assert model.bridge.message.kv_proj.weight.requires_grad
-    assert model.bridge.message.token_hidden_size is None or not model.bridge.message.token_in.weight.requires_grad
+    assert (
+        model.bridge.message.token_hidden_size is None
+        or not model.bridge.message.token_in.weight.requires_grad
+    )
 
 
 def test_too_few_texts_and_other_forms_are_refused():
@@ -137,7 +148,12 @@ def test_slow_tokenizer_is_refused():
 def test_models_of_other_dtypes_are_fitted():
     processor, _ = text_pair()
     sizes = {name: len(getattr(processor, f"{name}_tokenizer")) for name in ("sharer", "receiver")}
-    models = [tiny_model("llama", 1, vocab_size=sizes["sharer"]), tiny_model("qwen2", 2, vocab_size=sizes["receiver"])]
-    model = H2CForCausalLM.from_pair(*(model.to(torch.bfloat16) for model in models), bridge_form="message").eval()
+    models = [
+        tiny_model("llama", 1, vocab_size=sizes["sharer"]),
+        tiny_model("qwen2", 2, vocab_size=sizes["receiver"]),
+    ]
+    model = H2CForCausalLM.from_pair(
+        *(model.to(torch.bfloat16) for model in models), bridge_form="message"
+    ).eval()
     model.bridge.float()
     assert fit_message(model, processor, texts())["values"] > 0.3

@@ -13,7 +13,12 @@ from h2c_hf.training.train import main
 
 
 LLAMA = LlamaConfig(
-    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    vocab_size=128256,
 )
 QWEN = Qwen2Config(
     hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, vocab_size=151936,
@@ -37,11 +42,19 @@ def test_weights_are_counted_without_being_there():
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_quantized_weights_are_as_large_as_bitsandbytes_makes_them(tmp_path, quantization):
-    tiny_model("llama", 0, vocab_size=300, hidden_size=128, intermediate_size=512).to(torch.bfloat16).save_pretrained(tmp_path)
-    settings = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "int8": {"load_in_8bit": True}}[quantization]
+    tiny_model("llama", 0, vocab_size=300, hidden_size=128, intermediate_size=512).to(
+        torch.bfloat16
+    ).save_pretrained(tmp_path)
+    settings = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "int8": {"load_in_8bit": True}}[
+        quantization
+    ]
     model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(**settings))
     held = sum(p.numel() * p.element_size() for p in model.parameters())
-    absmax = sum(s.absmax.numel() * 4 for m in model.modules() if (s := getattr(getattr(m, "weight", None), "quant_state", None)))
+    absmax = sum(
+        s.absmax.numel() * 4
+        for m in model.modules()
+        if (s := getattr(getattr(m, "weight", None), "quant_state", None))
+    )
     assert weight_bytes(model.config, "bfloat16", quantization) == pytest.approx(held + absmax, rel=0.01)
 
 
@@ -54,11 +67,30 @@ def pair_without_weights(tmp_path):
 
 def test_a_dry_run_says_what_would_be_done_and_needs_no_weights(pair_without_weights, tmp_path, capsys):
     output = tmp_path / "out"
-    assert main([*pair_without_weights, f"--output_dir={output}", "--train_data=atlas", "--num_train_epochs=2", "--dry_run"]) == 0
+    assert (
+        main(
+            [
+                *pair_without_weights,
+                f"--output_dir={output}",
+                "--train_data=atlas",
+                "--num_train_epochs=2",
+                "--dry_run",
+            ]
+        )
+        == 0
+    )
     plan = capsys.readouterr().out
     records = int(re.search(r"atlas train: ([\d,]+) records", plan)[1].replace(",", ""))
     assert f"{2 * -(-records // 8):,} steps" in plan
-    for line in ("Bridge: ", "attention ", "ffn ", "gate ", "Sharer weights", "Receiver weights", "gradients and AdamW"):
+    for line in (
+        "Bridge: ",
+        "attention ",
+        "ffn ",
+        "gate ",
+        "Sharer weights",
+        "Receiver weights",
+        "gradients and AdamW",
+    ):
         assert line in plan
     assert not output.exists()
 
@@ -75,7 +107,12 @@ def test_an_estimate_of_another_family_stops_no_run(tmp_path, capsys):
     shutil.copytree(MODELS / "sharer", tmp_path / "sharer", ignore=shutil.ignore_patterns("*.safetensors"))
     GPT2Config(**sizes).save_pretrained(tmp_path / "sharer")
     models = [f"--{role}={tmp_path / role}" for role in ("sharer", "receiver")]
-    assert main([*models, f"--output_dir={tmp_path / 'out'}", "--train_data=atlas", "--max_steps=1", "--dry_run"]) == 0
+    assert (
+        main(
+            [*models, f"--output_dir={tmp_path / 'out'}", "--train_data=atlas", "--max_steps=1", "--dry_run"]
+        )
+        == 0
+    )
     assert re.search(r"Peak memory a device, estimated: [\d,]+ MiB", capsys.readouterr().out)
 
 
@@ -84,5 +121,16 @@ def test_an_estimate_that_fails_is_left_out(monkeypatch, pair_without_weights, t
         raise AttributeError("no such width")
 
     monkeypatch.setattr("h2c_hf.training.plan.memory", fails)
-    assert main([*pair_without_weights, f"--output_dir={tmp_path / 'out'}", "--train_data=atlas", "--max_steps=1", "--dry_run"]) == 0
+    assert (
+        main(
+            [
+                *pair_without_weights,
+                f"--output_dir={tmp_path / 'out'}",
+                "--train_data=atlas",
+                "--max_steps=1",
+                "--dry_run",
+            ]
+        )
+        == 0
+    )
     assert "Peak memory a device: not estimated (AttributeError: no such width)." in capsys.readouterr().out

@@ -38,7 +38,9 @@ sys.exit(main(["train", *sys.argv[1:]]))
 """
 
 
-def start(output: Path, *arguments: str, command=TRAIN, preexec_fn=None, **environment: str) -> subprocess.Popen:
+def start(
+    output: Path, *arguments: str, command=TRAIN, preexec_fn=None, **environment: str
+) -> subprocess.Popen:
     return subprocess.Popen(
         [*command, CONFIG, f"--output_dir={output}", *SMALL, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, preexec_fn=preexec_fn,
@@ -54,7 +56,9 @@ def train(output: Path, *arguments: str, status: int = 0, **kwargs) -> tuple[str
 
 
 def losses(output: Path) -> list[float]:
-    return [entry["loss"] for entry in json.loads((output / "log_history.json").read_text()) if "loss" in entry]
+    return [
+        entry["loss"] for entry in json.loads((output / "log_history.json").read_text()) if "loss" in entry
+    ]
 
 
 def checkpoints(output: Path) -> list[str]:
@@ -82,11 +86,16 @@ def test_a_run_killed_while_it_writes_a_checkpoint_ends_as_one_that_never_stoppe
 
 def test_a_folder_with_checkpoints_is_not_trained_over_unasked(whole_run):
     _, err = train(whole_run, status=2)
-    assert "holds checkpoint-6 of an earlier run; expected --resume_from_checkpoint true" in err and "Traceback" not in err
+    assert (
+        "holds checkpoint-6 of an earlier run; expected --resume_from_checkpoint true" in err
+        and "Traceback" not in err
+    )
 
 
 def until_step_3(process: subprocess.Popen) -> None:
-    assert any(line.startswith("step 3/100000: loss") for line in process.stdout), process.stderr.read()[-4000:]
+    assert any(line.startswith("step 3/100000: loss") for line in process.stdout), process.stderr.read()[
+        -4000:
+    ]
 
 
 def test_sigterm_saves_and_exits_cleanly(tmp_path):
@@ -97,7 +106,9 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
     assert process.returncode == 0, err[-4000:]
     (saved,) = checkpoints(tmp_path)
     step = int(saved.removeprefix("checkpoint-"))
-    assert f"Stopped before step 100000; --resume_from_checkpoint true goes on from {saved} in {tmp_path}" in out
+    assert (
+        f"Stopped before step 100000; --resume_from_checkpoint true goes on from {saved} in {tmp_path}" in out
+    )
     assert not (tmp_path / "model.safetensors").exists()
     train(tmp_path, f"--max_steps={step + 1}", "--resume_from_checkpoint=true")
     assert (tmp_path / "model.safetensors").exists()
@@ -106,8 +117,15 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A real file system with room for Atlas's models, one checkpoint (8 MB each) and no second."""
-    models = sum(path.stat().st_size for role in ("sharer", "receiver") for path in (MODELS / role).glob("*.safetensors"))
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={14 * 2**20 + models}", "tmpfs", str(tmp_path)], capture_output=True)
+    models = sum(
+        path.stat().st_size
+        for role in ("sharer", "receiver")
+        for path in (MODELS / role).glob("*.safetensors")
+    )
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={14 * 2**20 + models}", "tmpfs", str(tmp_path)],
+        capture_output=True,
+    )
     if mounted.returncode:
         pytest.skip("mounting a small tmpfs needs root")
     yield tmp_path
@@ -118,7 +136,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_happened(small_dis
     _, err = train(small_disk, status=2)
     assert "Traceback" not in err
     (message,) = re.findall("h2c: .*", err)
-    assert message.startswith(f"h2c: checkpoint-4 could not be saved in {small_disk}") and "MB free" in message
+    assert (
+        message.startswith(f"h2c: checkpoint-4 could not be saved in {small_disk}") and "MB free" in message
+    )
     assert message.endswith(f"the last complete checkpoint is {small_disk}/checkpoint-2.")
     assert checkpoints(small_disk) == ["checkpoint-2"]
     assert load_file(small_disk / "checkpoint-2" / "model.safetensors")
@@ -130,7 +150,14 @@ def test_two_ranks_with_half_the_batch_train_as_one_with_the_whole(tmp_path):
     # Drawn at random, since batches of like lengths are other batches where two ranks share them.
     still = ["--dropout=0.0", "--gradient_accumulation_steps=2", "--train_sampling_strategy=random"]
     train(one, *still)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(ROOT / "scripts/train.py")]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        str(ROOT / "scripts/train.py"),
+    ]
     train(two, *still, "--per_device_train_batch_size=4", command=torchrun)
     assert len(losses(one)) == 6
     assert losses(two) == pytest.approx(losses(one), abs=1e-4)
@@ -164,7 +191,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert f"goes on from {saved} in {tmp_path}" in out
     assert "Traceback" not in err and "Press it again to stop without one" in err
     line = err.splitlines()[-1].strip()
-    assert line.startswith(f"h2c train {CONFIG} --output_dir={tmp_path}") and line.endswith(" --resume_from_checkpoint true")
+    assert line.startswith(f"h2c train {CONFIG} --output_dir={tmp_path}") and line.endswith(
+        " --resume_from_checkpoint true"
+    )
     step = int(saved.removeprefix("checkpoint-"))
     resumed = [sys.executable, "-m", "h2c_hf", *line.split()[1:], f"--max_steps={step + 1}"]
     assert subprocess.run(resumed, cwd=ROOT, capture_output=True).returncode == 0
@@ -174,6 +203,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 def test_a_log_file_gets_a_line_a_step_and_no_bars(whole_run, tmp_path):
     out, err = train(tmp_path / "run", "--max_steps=2")
     lines = [line for line in out.splitlines() if line.startswith("step ")]
-    assert [line.partition(":")[0] for line in lines if "loss" in line and "grad_norm" in line] == ["step 1/2", "step 2/2"]
+    assert [line.partition(":")[0] for line in lines if "loss" in line and "grad_norm" in line] == [
+        "step 1/2",
+        "step 2/2",
+    ]
     assert "gate/" not in out and "%|" not in err and "\r" not in err
-    assert "there is no folder" not in err, "the models of Atlas are saved with the bridge, and not with each checkpoint"
+    assert "there is no folder" not in err, (
+        "the models of Atlas are saved with the bridge, and not with each checkpoint"
+    )

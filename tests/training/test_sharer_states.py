@@ -23,7 +23,8 @@ from h2c_hf.training.sharer_states import SharerStates, StoredStatesCollator, by
 
 
 ROOT = Path(__file__).parents[2]
-# Atlas as `hub_configs/atlas/training.yaml` has it, but its smaller split alone, and a part of that to validate on.
+# Atlas as `hub_configs/atlas/training.yaml` has it, but its smaller split alone, and a part of that to
+# validate on.
 SMALL = [
     "--sharer=atlas", "--receiver=atlas", "--base_dtype=float32", "--report_to=none", "--use_cpu", "--learning_rate=3e-3",
     "--train_data", "path=atlas,split=validation", "path=atlas,split=validation,form=open", "--validation_fraction=0.2",
@@ -44,7 +45,10 @@ def filled(folder, dtype: str = "float32", seed: int = 0, shards: int = 2, size:
     states = {}
     for _ in range(shards):
         prompts = [tuple(rng.choices(range(100), k=rng.randint(1, 9))) for _ in range(5)]
-        shard = {ids: torch.randn(len(written.identity["layers"]), len(ids), size) * 10 ** rng.uniform(-3, 3) for ids in prompts}
+        shard = {
+            ids: torch.randn(len(written.identity["layers"]), len(ids), size) * 10 ** rng.uniform(-3, 3)
+            for ids in prompts
+        }
         written.write({written.key(ids): state for ids, state in shard.items()})
         states |= shard
     return written, states
@@ -60,7 +64,8 @@ def test_what_was_written_is_read_back(tmp_path, dtype, seed):
     opened = SharerStates.open(tmp_path, written.identity)
     for ids, state in states.items():
         read = opened.read(list(ids))
-        if dtype == "float8_e4m3fn":  # 3 bits of mantissa below the largest of a token, and a last step for what is far smaller
+        # 3 bits of mantissa below the largest of a token, and a last step for what is far smaller.
+        if dtype == "float8_e4m3fn":
             largest = state.abs().amax(-1, keepdim=True)
             assert ((read.float() - state).abs() <= state.abs() / 15 + largest * 2**-9 / 448).all()
         else:
@@ -97,7 +102,8 @@ def test_the_collator_pads_stored_states_as_the_sharer_pads_them_live(tmp_path, 
     precompute.compute(model, written, prompts, batch_size=2, shard_tokens=15)
     assert len(written.shards()) > 1
 
-    collator = pickle.loads(pickle.dumps(StoredStatesCollator(processor, written)))  # as a worker that is spawned gets it
+    # As a worker that is spawned gets it.
+    collator = pickle.loads(pickle.dumps(StoredStatesCollator(processor, written)))
     batch, live = collator(examples), H2CCollator(processor)(examples)
     states = batch.pop("sharer_hidden_states")
     expected = model.read(live.pop("sharer_input_ids"), live["sharer_attention_mask"], layers)
@@ -113,18 +119,26 @@ def test_the_collator_pads_stored_states_as_the_sharer_pads_them_live(tmp_path, 
 def test_equal_prompts_are_computed_once(tmp_path):
     columns = {"sharer_input_ids": [[1, 2], [3], [1, 2], [2, 1]]}
     written = store(tmp_path)
-    absent = written.missing([Dataset.from_dict(columns), Dataset.from_dict({"sharer_input_ids": [[3], [1, 2, 3]]})])
+    absent = written.missing(
+        [Dataset.from_dict(columns), Dataset.from_dict({"sharer_input_ids": [[3], [1, 2, 3]]})]
+    )
     assert sorted(ids.tolist() for ids in absent.values()) == [[1, 2], [1, 2, 3], [2, 1], [3]]
 
 
 def test_a_full_disk_leaves_whole_shards_and_says_what_happened(tmp_path):
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small tmpfs needs root")
     try:
         written, states = filled(tmp_path / "states")
         with pytest.raises(OSError, match=r"A shard could not be written to .*; the 2 before it are kept"):
             written.write({"large": torch.zeros(2, 10, 100_000)})
-        assert sorted(path.suffix for path in written.folder.iterdir()) == [".json", ".safetensors", ".safetensors"]
+        assert sorted(path.suffix for path in written.folder.iterdir()) == [
+            ".json",
+            ".safetensors",
+            ".safetensors",
+        ]
         assert SharerStates.open(written.folder, written.identity).size()[0] == len(states)
         with pytest.raises(ValueError, match=r"need 5\.0 MB in .*, which has .* MB free"):
             precompute.refuse_small_disk(tmp_path / "new" / "states", 5_000_000)
@@ -141,10 +155,14 @@ def test_a_damaged_shard_is_refused_wherever_it_is_hurt(tmp_path):
     whole = shard.read_bytes()
     hurt = [whole[:-1], whole[: len(whole) // 2], b""]
     for position in [0, 9, len(whole) - 1, *rng.sample(range(len(whole)), 20)]:
-        hurt.append(whole[:position] + bytes([whole[position] ^ 1 << rng.randrange(8)]) + whole[position + 1 :])
+        hurt.append(
+            whole[:position] + bytes([whole[position] ^ 1 << rng.randrange(8)]) + whole[position + 1 :]
+        )
     for content in hurt:
         shard.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"1 of 2 shards in .* are damaged, the first is {shard.name}.*'h2c precompute'"):
+        with pytest.raises(
+            ValueError, match=rf"1 of 2 shards in .* are damaged, the first is {shard.name}.*'h2c precompute'"
+        ):
             SharerStates.open(tmp_path, written.identity)
     shard.write_bytes(whole)
     SharerStates.open(tmp_path, written.identity)
@@ -152,7 +170,10 @@ def test_a_damaged_shard_is_refused_wherever_it_is_hurt(tmp_path):
 
 def test_a_store_that_is_none_is_refused(tmp_path):
     identity = store(tmp_path).identity
-    with pytest.raises(ValueError, match=r"holds no Sharer states \(store.json\); expected a folder that 'h2c precompute' wrote"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds no Sharer states \(store.json\); expected a folder that 'h2c precompute' wrote",
+    ):
         SharerStates.open(tmp_path / "none", identity)
     filled(tmp_path / "states")
     for text in ("{", "[]"):
@@ -160,7 +181,9 @@ def test_a_store_that_is_none_is_refused(tmp_path):
         with pytest.raises(ValueError, match=r"store.json is damaged; delete"):
             SharerStates.open(tmp_path / "states", identity)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds something else than Sharer states; expected a new or empty folder"):
+    with pytest.raises(
+        ValueError, match="holds something else than Sharer states; expected a new or empty folder"
+    ):
         SharerStates(tmp_path, identity).scan()
     assert (tmp_path / "notes.txt").exists()
 
@@ -186,8 +209,14 @@ def run(output: Path, *arguments: str) -> list[dict]:
         (["--base_dtype=bfloat16"], "base_dtype is 'float32', expected 'bfloat16'"),
         (["--bf16"], "autocast is 'none', expected 'bf16'"),
         (["--sharer_quantization=nf4"], "quantization is 'none', expected 'nf4'"),
-        (["--train_data=path=atlas,form=open"], r"lacks [\d,]+ of this config's Sharer prompts: the data changed"),
-        (["--streaming", "--validation_fraction=0", "--eval_strategy=no"], "streaming and sharer_states are both given"),
+        (
+            ["--train_data=path=atlas,form=open"],
+            r"lacks [\d,]+ of this config's Sharer prompts: the data changed",
+        ),
+        (
+            ["--streaming", "--validation_fraction=0", "--eval_strategy=no"],
+            "streaming and sharer_states are both given",
+        ),
     ],
 )
 def test_a_store_of_another_run_is_refused_before_training(stored, tmp_path, arguments, message):
@@ -235,7 +264,9 @@ def test_another_sharer_tokenizer_or_receiver_makes_another_store(tmp_path):
     assert moved("sharer", "tuned/atlas") == ["revision"]
     config = json.loads((tmp_path / "shallow/config.json").read_text())
     config["num_hidden_layers"] = 2
-    (tmp_path / "shallow/config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "layer_types"}))
+    (tmp_path / "shallow/config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k != "layer_types"})
+    )
     assert moved("receiver", "shallow") == ["layers"]
     tokenizer.chat_template += " "
     assert different() == ["tokenizer"]
@@ -257,7 +288,9 @@ def live(tmp_path_factory) -> Path:
 
 def test_training_from_the_store_gives_the_losses_of_training_live(live, stored, tmp_path):
     expected = json.loads((live / "log_history.json").read_text())
-    log = run(tmp_path, f"--sharer_states={stored}", "--sharer_states_dtype=float32", "--dataloader_num_workers=2")
+    log = run(
+        tmp_path, f"--sharer_states={stored}", "--sharer_states_dtype=float32", "--dataloader_num_workers=2"
+    )
     assert len(values(log, "loss")) == 4 and len(values(log, "eval_loss")) == 1
     for name in ("loss", "eval_loss"):
         assert values(log, name) == pytest.approx(values(expected, name), rel=1e-6, abs=1e-6)
@@ -269,12 +302,17 @@ def test_training_from_the_store_gives_the_losses_of_training_live(live, stored,
     [
         ("bfloat16", [], 1e-3),
         ("float8_e4m3fn", [], 2e-2),
-        # Under autocast the Sharer's own rounding depends on the padding of its batch: live losses move as much by more padding.
+        # Under autocast the Sharer's own rounding depends on the padding of its batch: live losses move as
+        # much by more padding.
         pytest.param("bfloat16", ["--bf16"], 1e-2, marks=pytest.mark.slow),
     ],
 )
 def test_a_narrower_store_gives_nearly_the_same_losses(live, tmp_path, dtype, arguments, tolerance):
-    expected = run(tmp_path / "live", *arguments) if arguments else json.loads((live / "log_history.json").read_text())
+    expected = (
+        run(tmp_path / "live", *arguments)
+        if arguments
+        else json.loads((live / "log_history.json").read_text())
+    )
     states = [f"--sharer_states={tmp_path / 'states'}", f"--sharer_states_dtype={dtype}", *arguments]
     assert precompute.main([*SMALL, *states]) == 0
     log = run(tmp_path / "stored", *states)
@@ -313,7 +351,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_killed_run_goes_on_to_the_store_that_it_would_have_written(tmp_path, monkeypatch):
-    arguments = [*SMALL, "--train_data=path=atlas,split=validation,form=open", "--sharer_states_dtype=float32"]
+    arguments = [
+        *SMALL,
+        "--train_data=path=atlas,split=validation,form=open",
+        "--sharer_states_dtype=float32",
+    ]
     monkeypatch.setattr(precompute, "SHARD_BYTES", SHARD_BYTES)
     assert precompute.main([*arguments, f"--sharer_states={tmp_path / 'whole'}"]) == 0
     whole = contents(tmp_path / "whole")
@@ -321,7 +363,9 @@ def test_a_killed_run_goes_on_to_the_store_that_it_would_have_written(tmp_path, 
 
     killed = tmp_path / "killed"
     command = [sys.executable, "-c", KILLED_IN_A_SHARD, *arguments, f"--sharer_states={killed}"]
-    process = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    process = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
     assert process.returncode == -signal.SIGKILL, process.stderr
     left = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.safetensors")}
     assert len(left) == 2 and (killed / "shard.part").exists()

@@ -17,8 +17,9 @@ STEPS = 6
 
 
 def wandb_artifacts(folder: Path) -> list:
-    """The artifacts that an offline run recorded. Its file is a LevelDB log after a header of 7 bytes: blocks of 32 KiB, in them
-    pieces of records, each with checksum, length and kind (1 whole, 2 first, 3 middle, 4 last)."""
+    """The artifacts that an offline run recorded. Its file is a LevelDB log after a header of 7 bytes: blocks
+    of 32 KiB, in them pieces of records, each with checksum, length and kind (1 whole, 2 first, 3 middle, 4
+    last)."""
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     data, position, piece, found = file.read_bytes(), 7, b"", []
     while position + 7 <= len(data):
@@ -57,10 +58,19 @@ def run(tmp_path_factory) -> Path:
 
 
 def test_wandb_gets_an_artifact_a_checkpoint_and_best_and_final_by_alias(run):
-    artifacts = [(set(artifact.aliases), {entry.path for entry in artifact.manifest.contents}) for artifact in wandb_artifacts(run)]
+    artifacts = [
+        (set(artifact.aliases), {entry.path for entry in artifact.manifest.contents})
+        for artifact in wandb_artifacts(run)
+    ]
     for step in range(2, STEPS + 1, 2):
         ((_, files),) = [pair for pair in artifacts if f"checkpoint_global_step_{step}" in pair[0]]
-        assert {"model.safetensors", "config.json", "modeling_h2c.py", "optimizer.pt", "trainer_state.json"} <= files
+        assert {
+            "model.safetensors",
+            "config.json",
+            "modeling_h2c.py",
+            "optimizer.pt",
+            "trainer_state.json",
+        } <= files
     assert any("best" in aliases and "optimizer.pt" in files for aliases, files in artifacts)
     ((final, files),) = [pair for pair in artifacts if "final_model" in pair[0]]
     assert "model.safetensors" in files and artifacts[-1][0] == final

@@ -29,7 +29,8 @@ def trained(tmp_path, form):
 
 
 def four_steps(folder, **bridge):
-    """A random pair with byte vocabularies after four steps: (model, its parameters before, trainer, checkpoint)."""
+    """A random pair with byte vocabularies after four steps: (model, its parameters before, trainer,
+    checkpoint)."""
     processor = tiny_processor()
     sizes = {"vocab_size": 300, "max_position_embeddings": 512}
     torch.manual_seed(0)
@@ -54,9 +55,15 @@ def test_every_bridge_parameter_moved_and_no_base_parameter_did(trained):
 
 
 def test_dictionary_of_a_message_is_left_as_it_is(tmp_path):
-    model, before, trainer, _ = four_steps(tmp_path, bridge_form="message", token_rank=8, token_hidden_size=12)
+    model, before, trainer, _ = four_steps(
+        tmp_path, bridge_form="message", token_rank=8, token_hidden_size=12
+    )
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    assert moved == {f"bridge.message.{part}.{kind}" for part in ("norm", "kv_proj", "token_kv_proj") for kind in ("weight", "bias")}
+    assert moved == {
+        f"bridge.message.{part}.{kind}"
+        for part in ("norm", "kv_proj", "token_kv_proj")
+        for kind in ("weight", "bias")
+    }
     assert any("grad_norm/message" in entry for entry in trainer.state.log_history)
 
 
@@ -83,8 +90,13 @@ def test_a_checkpoint_loads_as_a_bridge(trained):
 
 def test_evaluation_reports_loss_and_accuracy(trained):
     metrics = trained[2].evaluate()
-    assert np.isfinite(metrics["eval_loss"]) and 0 <= metrics["eval_accuracy"] <= 1 and 0 <= metrics["eval_choice_accuracy"] <= 1
-    assert metrics["eval_perplexity"] == pytest.approx(np.exp(metrics["eval_loss"]), rel=1e-4)  # one batch, so the same mean
+    assert (
+        np.isfinite(metrics["eval_loss"])
+        and 0 <= metrics["eval_accuracy"] <= 1
+        and 0 <= metrics["eval_choice_accuracy"] <= 1
+    )
+    # One batch, so the same mean.
+    assert metrics["eval_perplexity"] == pytest.approx(np.exp(metrics["eval_loss"]), rel=1e-4)
 
 
 def test_scores_of_targets_against_plain_loops():
@@ -103,7 +115,12 @@ def test_scores_of_targets_against_plain_loops():
         right = all(logits[row, i].argmax() == target for i, target in enumerate(targets))
         nll = -sum(logits[row, i].log_softmax(-1)[target] for i, target in enumerate(targets))
         best = max(letters, key=lambda letter: logits[row, 0, letter].item())
-        expected = [float(right), nll, len(targets), float(best == targets[0]) if targets[0] in letters else torch.nan]
+        expected = [
+            float(right),
+            nll,
+            len(targets),
+            float(best == targets[0]) if targets[0] in letters else torch.nan,
+        ]
         torch.testing.assert_close(rows[row], torch.tensor(expected), equal_nan=True)
 
 
@@ -125,7 +142,12 @@ def test_accumulated_batches_weigh_by_tokens():
 
     def loss(rows, **kwargs):
         return model(
-            ids[rows], mask[rows], inputs["sharer_input_ids"][rows], inputs["sharer_attention_mask"][rows], labels=labels[rows], **kwargs
+            ids[rows],
+            mask[rows],
+            inputs["sharer_input_ids"][rows],
+            inputs["sharer_attention_mask"][rows],
+            labels=labels[rows],
+            **kwargs,
         ).loss
 
     count = (targets != IGNORE_INDEX).sum()
@@ -137,7 +159,11 @@ def test_gates_and_gradients_are_logged_by_layer_and_part(trained, form):
     model, _, trainer, _ = trained
     parts = ("attention", "ffn", "gate") if form == "rewrite" else ("message",)
     logged = [entry for entry in trainer.state.log_history if f"grad_norm/{parts[0]}" in entry]
-    assert [entry["step"] for entry in logged] == [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [2, 4]
+    assert (
+        [entry["step"] for entry in logged]
+        == [entry["step"] for entry in trainer.state.log_history if "loss" in entry]
+        == [2, 4]
+    )
     for kind, values in model.gate_values().items():
         assert [logged[-1].get(f"gate/{kind}/{layer}") for layer in range(len(values))] == values
     assert all(logged[-1][f"grad_norm/{part}"] > 0 for part in parts)
@@ -157,24 +183,37 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(trained):
 
 def test_examples_are_plain_columns(form):
     examples = encode_questions(tiny_processor(), QUESTIONS, "open")
-    assert isinstance(examples, Dataset) and examples.column_names == ["input_ids", "sharer_input_ids", "target_ids"]
+    assert isinstance(examples, Dataset) and examples.column_names == [
+        "input_ids",
+        "sharer_input_ids",
+        "target_ids",
+    ]
 
 
 def tiny_run(tmp_path, model=None, **options):
-    """A trainer of a random pair with byte vocabularies, not started; `options` of the Trainer or its arguments."""
+    """A trainer of a random pair with byte vocabularies, not started; `options` of the Trainer or its
+    arguments."""
     processor = tiny_processor()
     examples = encode_questions(processor, QUESTIONS)
-    of_trainer = {name: options.pop(name) for name in ("model_init", "compute_loss_func", "compute_metrics") if name in options}
+    of_trainer = {
+        name: options.pop(name)
+        for name in ("model_init", "compute_loss_func", "compute_metrics")
+        if name in options
+    }
     arguments = H2CTrainingArguments(
         output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, per_device_eval_batch_size=3, report_to="none",
         save_strategy="no", use_cpu=True, dataloader_pin_memory=False, learning_rate=1e-2, warmup_steps=0, **options,
     )  # fmt: skip
-    return H2CTrainer(model, arguments, processor, train_dataset=examples, eval_dataset=examples, **of_trainer)
+    return H2CTrainer(
+        model, arguments, processor, train_dataset=examples, eval_dataset=examples, **of_trainer
+    )
 
 
 def tiny_pair(form):
     sizes = {"vocab_size": 300, "max_position_embeddings": 512}
-    return join(tiny_model("llama", 0, **sizes), tiny_model("qwen2", 1, **sizes), dropout=0.0, bridge_form=form)
+    return join(
+        tiny_model("llama", 0, **sizes), tiny_model("qwen2", 1, **sizes), dropout=0.0, bridge_form=form
+    )
 
 
 def test_label_smoothing_is_that_of_the_targets(tmp_path, form):
@@ -182,7 +221,9 @@ def test_label_smoothing_is_that_of_the_targets(tmp_path, form):
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
     logits = trainer.model(**batch).logits[:, :-1]
     targets = batch["labels"][:, -logits.shape[1] :]
-    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=0.1, ignore_index=IGNORE_INDEX)
+    expected = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), label_smoothing=0.1, ignore_index=IGNORE_INDEX
+    )
     assert torch.allclose(trainer.compute_loss(trainer.model, dict(batch)), expected, atol=1e-5)
     assert np.isfinite(trainer.train().training_loss) and np.isfinite(trainer.evaluate()["eval_loss"])
 
@@ -192,7 +233,9 @@ def test_stock_arguments_leave_the_columns_to_the_collator(tmp_path, form):
 
 
 def test_noise_on_frozen_embeddings_is_refused(tmp_path, form):
-    with pytest.raises(ValueError, match=r"neftune_noise_alpha is 5.0; expected None: both models' embeddings are frozen."):
+    with pytest.raises(
+        ValueError, match=r"neftune_noise_alpha is 5.0; expected None: both models' embeddings are frozen."
+    ):
         tiny_run(tmp_path, tiny_pair(form), neftune_noise_alpha=5.0)
 
 
@@ -201,11 +244,15 @@ def test_a_loss_function_gets_logits_and_labels_in_step(tmp_path, form):
 
     def loss(outputs, labels, num_items_in_batch=None):
         seen.append((outputs.logits.shape[1], labels.shape[1]))
-        return F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
+        return F.cross_entropy(
+            outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
+        )
 
     trainer = tiny_run(tmp_path, tiny_pair(form), compute_loss_func=loss)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
-    assert torch.allclose(trainer.compute_loss(trainer.model, dict(batch)), trainer.model(**batch).loss, atol=1e-5)
+    assert torch.allclose(
+        trainer.compute_loss(trainer.model, dict(batch)), trainer.model(**batch).loss, atol=1e-5
+    )
     assert all(logits == labels for logits, labels in seen)
 
 
@@ -236,10 +283,16 @@ def test_metrics_over_batches_are_those_over_all(tmp_path, option, form):
 def test_metrics_of_ones_own_get_logits_and_labels_in_step(tmp_path, form):
     def accuracy(prediction):
         guesses, targets = prediction.predictions[:, :-1].argmax(-1), prediction.label_ids[:, 1:]
-        return {"own": ((guesses == targets) | (targets == IGNORE_INDEX)).all(1).mean(), "tokens": (targets != IGNORE_INDEX).sum()}
+        return {
+            "own": ((guesses == targets) | (targets == IGNORE_INDEX)).all(1).mean(),
+            "tokens": (targets != IGNORE_INDEX).sum(),
+        }
 
     model = tiny_pair(form).eval()
-    metrics, expected = tiny_run(tmp_path, model, compute_metrics=accuracy).evaluate(), tiny_run(tmp_path, model).evaluate()
+    metrics, expected = (
+        tiny_run(tmp_path, model, compute_metrics=accuracy).evaluate(),
+        tiny_run(tmp_path, model).evaluate(),
+    )
     examples = tiny_run(tmp_path, model).eval_dataset
     assert metrics["eval_own"] == expected["eval_accuracy"]
     assert metrics["eval_tokens"] == sum(len(example["target_ids"]) for example in examples)

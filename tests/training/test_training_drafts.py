@@ -18,7 +18,9 @@ def test_every_example_gets_the_draft_of_its_own_prompt_in_its_own_place():
     assert drafted["input_ids"] == data["input_ids"] and drafted["target_ids"] == data["target_ids"]
     for before, after in list(zip(data["sharer_input_ids"], drafted["sharer_input_ids"], strict=True))[::7]:
         prompt = torch.tensor([before])
-        ids = model.sharer.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False)[0].tolist()
+        ids = model.sharer.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False
+        )[0].tolist()
         assert after == ids
 
 
@@ -35,7 +37,10 @@ def test_a_run_with_drafts_saves_how_many(tmp_path):
     ("more", "message"),
     [
         (["--draft_tokens", "-1"], "draft_tokens is -1; expected at least 0"),
-        (["--draft_tokens", "2", "--blank_sharer", "true"], "expected no streaming, sharer_states or blank_sharer"),
+        (
+            ["--draft_tokens", "2", "--blank_sharer", "true"],
+            "expected no streaming, sharer_states or blank_sharer",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(more, message, capsys, tmp_path):

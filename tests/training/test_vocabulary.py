@@ -1,4 +1,5 @@
-"""The dictionary that a message's token projection starts from, on tokenizers of bytes and tiny models with random weights."""
+"""The dictionary that a message's token projection starts from, on tokenizers of bytes and tiny models with
+random weights."""
 
 import json
 
@@ -14,7 +15,9 @@ from h2c_hf.training.vocabulary import fit_vocabulary, principal, received, same
 
 def pair(**overrides):
     processor, model = text_pair()
-    return processor, H2CForCausalLM.from_pair(model.sharer, model.receiver, bridge_form="message", **overrides).eval()
+    return processor, H2CForCausalLM.from_pair(
+        model.sharer, model.receiver, bridge_form="message", **overrides
+    ).eval()
 
 
 def with_merges(tokenizer: PreTrainedTokenizerFast, merges: list[tuple[str, str]]) -> PreTrainedTokenizerFast:
@@ -22,7 +25,9 @@ def with_merges(tokenizer: PreTrainedTokenizerFast, merges: list[tuple[str, str]
     for left, right in merges:
         state["model"]["vocab"][left + right] = max(state["model"]["vocab"].values()) + 1
     state["model"]["merges"] = [list(pair) for pair in merges]
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token=tokenizer.bos_token)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token=tokenizer.bos_token
+    )
 
 
 def test_tokens_of_the_same_characters_are_found():
@@ -56,7 +61,8 @@ def test_principal_components_keep_distances():
 
 
 def test_projection_learns_the_receivers_embedding_of_each_token(monkeypatch):
-    """Random embeddings of 32 and 24 dimensions have no linear map between them; the perceptron learns all 96 characters."""
+    """Random embeddings of 32 and 24 dimensions have no linear map between them; the perceptron learns all 96
+    characters."""
     monkeypatch.setattr(vocabulary, "STEPS", 300)
     processor, model = pair(token_rank=16, token_hidden_size=256)
     torch.manual_seed(0)

@@ -46,7 +46,12 @@ class Drawn:
     def outside(self):
         canvas = self.figure.bbox
         for text, box in self.texts.items():
-            if box.x0 < -TOLERANCE or box.y0 < -TOLERANCE or box.x1 > canvas.x1 + TOLERANCE or box.y1 > canvas.y1 + TOLERANCE:
+            if (
+                box.x0 < -TOLERANCE
+                or box.y0 < -TOLERANCE
+                or box.x1 > canvas.x1 + TOLERANCE
+                or box.y1 > canvas.y1 + TOLERANCE
+            ):
                 yield f"{text.get_text()!r} leaves the canvas"
 
     def unreadable(self):
@@ -64,7 +69,9 @@ class Drawn:
         shared = [text for text in (self.figure._supxlabel, self.figure._supylabel) if text is not None]
         labels = [axis.label for axes in self.figure.axes for axis in (axes.xaxis, axes.yaxis)] + shared
         for label in labels:
-            if label in self.texts and not (UNIT.search(label.get_text()) or UNITLESS.search(label.get_text())):
+            if label in self.texts and not (
+                UNIT.search(label.get_text()) or UNITLESS.search(label.get_text())
+            ):
                 yield f"{label.get_text()!r} names no unit"
         for direction, common in (("xaxis", self.figure._supxlabel), ("yaxis", self.figure._supylabel)):
             for axes in self.figure.axes:

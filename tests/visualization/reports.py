@@ -42,13 +42,22 @@ def report(
     words: int = 6,
 ) -> dict:
     draw = random.Random(0)
-    text = lambda n: " ".join(draw.choice(["Wm", "über-long-compound", "$5", "日本", "the", "of", "WWWW"]) for _ in range(n))  # noqa: E731
+    text = lambda n: " ".join(
+        draw.choice(["Wm", "über-long-compound", "$5", "日本", "the", "of", "WWWW"]) for _ in range(n)
+    )  # noqa: E731
     rows = [None] * unbridged
-    blocks = lambda make: {kind: rows + [make() for _ in range(layers - unbridged)] for kind in ("key", "value")}  # noqa: E731
-    groups = lambda names: {name: {"n": draw.randrange(1, 2000), **{m: draw.random() for m in methods}} for name in names}  # noqa: E731
+    blocks = lambda make: {
+        kind: rows + [make() for _ in range(layers - unbridged)] for kind in ("key", "value")
+    }  # noqa: E731
+    groups = lambda names: {
+        name: {"n": draw.randrange(1, 2000), **{m: draw.random() for m in methods}} for name in names
+    }  # noqa: E731
     accuracy = {name: draw.choice([0, 1, 0.25, draw.random()]) for name in methods}
     question, choices = text(words), [text(words // 2 + 1) for _ in range(4)]
-    answers = {name: {"choice": f"A. {choices[0]}", "open": draw.choice([text(3 * words), choices[1]])} for name in methods}
+    answers = {
+        name: {"choice": f"A. {choices[0]}", "open": draw.choice([text(3 * words), choices[1]])}
+        for name in methods
+    }
     times = {name: math.exp(draw.uniform(1, 9)) for name in methods}
     return {
         **REQUIRED,
@@ -81,19 +90,38 @@ def history(draw: random.Random, layers: int, unbridged: int, steps: int, sets: 
     """In the entries that the Trainer logs: loss, gates and gradients, validation."""
     for step in range(10, 10 * steps + 1, 10):
         yield {"step": step, "loss": 2 + draw.random(), "grad_norm": 0.1, "learning_rate": 1e-3 / step}
-        gates = {f"gate/{kind}/{layer}": 0.7 + step * layer * 1e-6 for kind in ("key", "value") for layer in range(unbridged, layers)}
-        yield {"step": step, **gates, **{f"grad_norm/{part}": draw.random() for part in ("attention", "ffn", "gate")}}
+        gates = {
+            f"gate/{kind}/{layer}": 0.7 + step * layer * 1e-6
+            for kind in ("key", "value")
+            for layer in range(unbridged, layers)
+        }
+        yield {
+            "step": step,
+            **gates,
+            **{f"grad_norm/{part}": draw.random() for part in ("attention", "ffn", "gate")},
+        }
     for name in sets:
         for step in (10, 10 * steps):
             metrics = {"loss": 1.0, "accuracy": draw.random(), "choice_accuracy": 0.5, "runtime": 1.0}
-            yield {"step": step, **{f"eval_{name}_{metric}" if name else f"eval_{metric}": value for metric, value in metrics.items()}}
+            yield {
+                "step": step,
+                **{
+                    f"eval_{name}_{metric}" if name else f"eval_{metric}": value
+                    for metric, value in metrics.items()
+                },
+            }
 
 
 SMALL = report(["receiver", "h2c", "sharer", "zeros"], ["capital"], 2, 0, 5, 3, [""])
-LARGE = report(METHODS, MMLU, 32, 8, 200, 300, [f"validation_set_number_{n}_with_a_long_name" for n in range(9)], 2, 40)
+LARGE = report(
+    METHODS, MMLU, 32, 8, 200, 300, [f"validation_set_number_{n}_with_a_long_name" for n in range(9)], 2, 40
+)
 REPORTS = {
     "small": SMALL,
     "large": LARGE,
-    "shut": {"injection": {"key": [[0.0, 0.0]], "value": [[0.0, 0.0]], "tokens": ["a", "b"]}, "gates": {"key": [0.0], "value": [0.0]}},
+    "shut": {
+        "injection": {"key": [[0.0, 0.0]], "value": [[0.0, 0.0]], "tokens": ["a", "b"]},
+        "gates": {"key": [0.0], "value": [0.0]},
+    },
     "labelled tokens": {"injection": report(["h2c"], ["capital"], 24, 0, 64, 2, [""])["injection"]},
 }

@@ -1,4 +1,5 @@
-"""Every figure in both themes, drawn from a small, a large and a real report: its layout, its files, what is left out."""
+"""Every figure in both themes, drawn from a small, a large and a real report: its layout, its files, what is
+left out."""
 
 import json
 import subprocess
@@ -85,7 +86,9 @@ def test_wrapped_text_fits_and_says_where_it_went_on():
         for lines in (1, 2, 30):
             wrapped = wrap(text, width, 9, lines)
             assert wrapped.count("\n") < lines
-            assert wrapped.endswith("…") == (wrapped.replace("\n", "").replace(" ", "") != text.replace(" ", ""))
+            assert wrapped.endswith("…") == (
+                wrapped.replace("\n", "").replace(" ", "") != text.replace(" ", "")
+            )
             figure = Figure()
             with matplotlib.rc_context(THEMES["light"].settings):
                 figure.text(0, 0, wrapped, fontsize=9)
@@ -97,12 +100,19 @@ def test_wrapped_text_fits_and_says_where_it_went_on():
 def test_the_command_draws_every_figure_in_both_themes_and_formats(tmp_path, capsys):
     (tmp_path / "report.json").write_text(json.dumps(SMALL))
     assert main([str(tmp_path), "--theme", "both", "--output", str(tmp_path / "figures")]) == 0
-    files = {f"{name}{theme}.{suffix}" for name in FIGURES for theme in ("", "-dark") for suffix in ("png", "svg", "pdf")}
+    files = {
+        f"{name}{theme}.{suffix}"
+        for name in FIGURES
+        for theme in ("", "-dark")
+        for suffix in ("png", "svg", "pdf")
+    }
     assert {path.name for path in (tmp_path / "figures").iterdir()} == files
     assert "Drew 14 of 14 figures" in capsys.readouterr().out
     for path in (tmp_path / "figures").iterdir():
         if path.suffix == ".svg":
-            assert ElementTree.parse(path).getroot().tag.endswith("svg") and "<dc:date>" not in path.read_text()
+            assert (
+                ElementTree.parse(path).getroot().tag.endswith("svg") and "<dc:date>" not in path.read_text()
+            )
             continue
         if path.suffix == ".pdf":
             assert path.read_bytes().startswith(b"%PDF")
@@ -123,7 +133,13 @@ def test_the_same_report_gives_the_same_bytes(tmp_path):
 
 
 def test_what_is_left_out_is_said(tmp_path, capsys):
-    report = {**REQUIRED, "methods": SMALL["methods"], "gates": SMALL["gates"], "by_category": {}, "examples": []}
+    report = {
+        **REQUIRED,
+        "methods": SMALL["methods"],
+        "gates": SMALL["gates"],
+        "by_category": {},
+        "examples": [],
+    }
     report["training"] = {"history": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]}
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert main([str(tmp_path / "report.json"), "--output", str(tmp_path)]) == 0
@@ -136,7 +152,15 @@ def test_what_is_left_out_is_said(tmp_path, capsys):
 
 
 def test_a_missing_report_is_told_in_a_sentence(tmp_path):
-    command = [sys.executable, "-m", "h2c_hf.cli", "plot", str(tmp_path / "none.json"), "--output", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "h2c_hf.cli",
+        "plot",
+        str(tmp_path / "none.json"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2 and "No such file" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
@@ -148,10 +172,17 @@ def test_drawing_needs_no_model():
 
 
 def test_a_source_has_one_colour_in_every_panel():
-    lines = [line for axes in training(REPORTS["shipped"], THEMES["light"]).axes for line in axes.lines if line.get_label()[0] != "_"]
+    lines = [
+        line
+        for axes in training(REPORTS["shipped"], THEMES["light"]).axes
+        for line in axes.lines
+        if line.get_label()[0] != "_"
+    ]
     looks = {}
     for line in lines:
-        looks.setdefault(line.get_label(), set()).add((line.get_color(), line.get_marker(), line.get_linestyle()))
+        looks.setdefault(line.get_label(), set()).add(
+            (line.get_color(), line.get_marker(), line.get_linestyle())
+        )
     shown = [line.get_label() for line in lines]
     assert any(shown.count(label) == 2 for label in looks), "the validation sets are in two panels"
     assert all(len(look) == 1 for look in looks.values())
@@ -174,7 +205,11 @@ def test_categories_fit_into_a_column(size):
 def test_parts_of_the_latency_have_the_colours_of_their_models(name):
     theme = THEMES[name]
     figure = FIGURES["latency_parts"][1](REPORTS["shipped"], theme)
-    shown = {text.get_text(): patch.get_facecolor() for axes in figure.axes for text, patch in zip(*legend_of(axes), strict=True)}
+    shown = {
+        text.get_text(): patch.get_facecolor()
+        for axes in figure.axes
+        for text, patch in zip(*legend_of(axes), strict=True)
+    }
     methods = theme.looks([])
     for part, method in (
         ("Receiver prefill", "receiver"),

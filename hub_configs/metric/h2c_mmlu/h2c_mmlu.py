@@ -131,7 +131,12 @@ def interval(correct):
     """Accuracy and the bounds of its Wilson interval."""
     test = binomtest(sum(correct), len(correct))
     bounds = test.proportion_ci(CONFIDENCE, method="wilson")
-    return {"accuracy": float(test.statistic), "accuracy_low": float(bounds.low), "accuracy_high": float(bounds.high), "n": len(correct)}
+    return {
+        "accuracy": float(test.statistic),
+        "accuracy_low": float(bounds.low),
+        "accuracy_high": float(bounds.high),
+        "n": len(correct),
+    }
 
 
 def grouped(correct, names):
