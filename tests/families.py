@@ -43,14 +43,15 @@ TINY = {
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk"), 2),
     **dict.fromkeys(("n_group", "topk_group"), 1),
     **dict.fromkeys(("initializer_range", "init_std", "init_method_std"), 0.2),
-    "num_key_value_heads": 2, "head_dim": 8, "dim_head": 8, "rotary_dim": 4, "type_vocab_size": 2, "vocab_size_per_layer_input": VOCABULARY,
-    "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "kv_lora_rank": 16, "q_lora_rank": 16, "hidden_size_per_layer_input": 8,
-    "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_expand": 2, "state_size": 8, "lru_width": 32,
-    "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_head_dim": 8,
-    "linear_num_heads": 4, "num_position_embeddings": 64, "position_embedding_size": 64, "text_hidden_size": 32,
-    "projection_hidden_dim": 32,
-    "embed_dim": 32, "output_dim": 32, "output_proj_dims": 32, "mm_embed_dim": 32, "audio_embed_dim": 32, "num_blocks": 1,
-    "image_size": 28, "patch_size": 14, "global_attn_indexes": [1], "vocab_size_audio": 32,
+    "num_key_value_heads": 2, "head_dim": 8, "dim_head": 8, "rotary_dim": 4, "type_vocab_size": 2,
+    "vocab_size_per_layer_input": VOCABULARY, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16,
+    "kv_lora_rank": 16, "q_lora_rank": 16, "hidden_size_per_layer_input": 8,
+    "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_expand": 2, "state_size": 8,
+    "lru_width": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "linear_head_dim": 8, "linear_num_heads": 4, "num_position_embeddings": 64,
+    "position_embedding_size": 64, "text_hidden_size": 32, "projection_hidden_dim": 32,
+    "embed_dim": 32, "output_dim": 32, "output_proj_dims": 32, "mm_embed_dim": 32, "audio_embed_dim": 32,
+    "num_blocks": 1, "image_size": 28, "patch_size": 14, "global_attn_indexes": [1], "vocab_size_audio": 32,
 }  # fmt: skip
 # Fields that other fields of a family's config depend on.
 OVERRIDES = {

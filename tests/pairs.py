@@ -38,9 +38,9 @@ def tiny_model(family: str, seed: int = 0, **config):
     torch.manual_seed(seed)
     model_class, config_class = FAMILIES[family]
     defaults = {
-        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3,
-        "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
     return model_class(config_class(**{**defaults, **config})).eval()
 
@@ -85,8 +85,9 @@ def random_pair(seed: int, form: str | None = None) -> H2CForCausalLM:
         kv_heads, head_dim = rng.choice([1, 2, 3]), rng.choice([4, 8, 12])
         heads = kv_heads * rng.choice([1, 2])
         return {
-            "hidden_size": heads * head_dim, "intermediate_size": rng.choice([24, 40]), "num_hidden_layers": rng.randint(1, 5),
-            "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,
+            "hidden_size": heads * head_dim, "intermediate_size": rng.choice([24, 40]),
+            "num_hidden_layers": rng.randint(1, 5), "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads, "head_dim": head_dim,
         }  # fmt: skip
 
     sharer = tiny_model(rng.choice(["llama", "qwen2"]), seed, **shape())

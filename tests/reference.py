@@ -52,7 +52,8 @@ class PlainBlock(nn.Module):
             state["attn.in_proj_weight"] = torch.cat([stacked["q_proj.weight"], key_weight, value_weight])
         else:
             state |= {
-                "attn.q_proj_weight": stacked["q_proj.weight"], "attn.k_proj_weight": key_weight, "attn.v_proj_weight": value_weight,
+                "attn.q_proj_weight": stacked["q_proj.weight"], "attn.k_proj_weight": key_weight,
+                "attn.v_proj_weight": value_weight,
             }  # fmt: skip
         self.load_state_dict(state)
         self.gate = stacked["gate"]

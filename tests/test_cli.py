@@ -82,8 +82,9 @@ def test_the_shell_completes(line, expected, tmp_path):
     pytest.importorskip("argcomplete")
     answer = tmp_path / "answer"
     environment = {
-        **os.environ, "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
-        "COMP_LINE": line, "COMP_POINT": str(len(line)), "PYTHONPATH": str(ROOT),
+        **os.environ, "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "COMP_LINE": line, "COMP_POINT": str(len(line)),
+        "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "h2c_hf"], env=environment, cwd=tmp_path, capture_output=True, text=True
@@ -131,8 +132,10 @@ def test_ctrl_c_is_told_in_one_line(command, told, monkeypatch, capsys):
 
 def test_ctrl_c_reaches_a_real_process():
     process = subprocess.Popen(
-        [sys.executable, "-m", "h2c_hf", "evaluate", "atlas", "--output_dir", "/nowhere/out"], stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), env={**os.environ, "PYTHONVERBOSE": "1"},
+        [sys.executable, "-m", "h2c_hf", "evaluate", "atlas", "--output_dir", "/nowhere/out"],
+        stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        env={**os.environ, "PYTHONVERBOSE": "1"},
     )  # fmt: skip
     for line in process.stderr:
         if "import 'torch'" in line or "torch._C" in line:  # in the middle of the imports

@@ -129,7 +129,8 @@ def places(tmp_path_factory):
     texts = {
         "unnamed.yaml": "model: m\nsets:\n- {path: atlas}\n", "no_list.yaml": "model: m\nsets: atlas\n",
         "regime.yaml": "model: m\nsets:\n- {name: a, path: atlas, regime: secret}\n",
-        "broken.yaml": "a: [", "list.yaml": "- 1\n", "notes.txt": "notes", "old.json": json.dumps({"schema_version": 0}),
+        "broken.yaml": "a: [", "list.yaml": "- 1\n", "notes.txt": "notes",
+        "old.json": json.dumps({"schema_version": 0}),
     }  # fmt: skip
     for name, text in texts.items():
         (folder / name).write_text(text)

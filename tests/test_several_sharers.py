@@ -289,8 +289,9 @@ def test_the_stock_trainer_trains_all_and_its_checkpoint_holds_the_bridges_alone
     model = several(1, count=2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     arguments = TrainingArguments(
-        tmp_path, max_steps=12, learning_rate=1e-2, remove_unused_columns=False, report_to=[], use_cpu=True, disable_tqdm=True,
-        save_steps=12, logging_steps=4, per_device_train_batch_size=1, dataloader_pin_memory=False,
+        tmp_path, max_steps=12, learning_rate=1e-2, remove_unused_columns=False, report_to=[], use_cpu=True,
+        disable_tqdm=True, save_steps=12, logging_steps=4, per_device_train_batch_size=1,
+        dataloader_pin_memory=False,
     )  # fmt: skip
     batch = batch_with_targets(model, 1)
     trainer = Trainer(model, arguments, train_dataset=[batch], data_collator=lambda rows: rows[0])

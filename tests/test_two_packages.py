@@ -136,8 +136,8 @@ def test_the_package_without_extras_generates(bare, tmp_path):
     [
         ("train atlas --max_steps 1", "train"), ("evaluate atlas --model atlas --output_dir "
                                                  "out", "eval"), ("quickstart", "all"),
-        ("report nowhere", "eval"), ("plot nowhere", "viz"), ("push nowhere me/x", "viz"), ("demo", "demo"), ("serve", "serve"),
-        ("lora atlas", "lora"), ("lm-eval --tasks x", "lm-eval"),
+        ("report nowhere", "eval"), ("plot nowhere", "viz"), ("push nowhere me/x", "viz"), ("demo", "demo"),
+        ("serve", "serve"), ("lora atlas", "lora"), ("lm-eval --tasks x", "lm-eval"),
     ],
 )  # fmt: skip
 def test_a_missing_extra_is_named_in_one_sentence(bare, tmp_path, command, extra):

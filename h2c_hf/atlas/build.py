@@ -57,8 +57,8 @@ BOTH = {
     "read_1": 0.055,
 }
 RARE = {
-    "open": 0.42, "quiz": 0.15, "choice": 0.16, "hint": 0.06, "read_16": 0.04, "read_4": 0.03, "alike_1": 0.1, "alike_4": 0.06,
-    "alike_16": 0.03,
+    "open": 0.42, "quiz": 0.15, "choice": 0.16, "hint": 0.06, "read_16": 0.04, "read_4": 0.03, "alike_1": 0.1,
+    "alike_4": 0.06, "alike_16": 0.03,
 }  # fmt: skip
 EIGHT = {"sequences": 8, "warmup_steps": 10}
 # All but embeddings and LM head.
@@ -102,8 +102,9 @@ RECIPES = {
 def new_model(role: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """An untaught model: a Llama of six layers for the Sharer, a Qwen2 of five for the Receiver."""
     shared = {
-        "vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length, "rope_parameters": ROPE,
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        "vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length,
+        "rope_parameters": ROPE, "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
     if role == "sharer":
         config = LlamaConfig(

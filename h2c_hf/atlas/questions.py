@@ -142,8 +142,8 @@ def atlas_passages(
         passage = " ".join(statement(one, rng if values else None) for one in rng.sample(told, len(told)))
         questions.append(
             {
-                "question": writer.write(fact, rng)["question"], "passage": passage, "choices": [fact.value], "answer": 0,
-                "answers": [fact.value], "subject": fact.attribute, "entity": fact.entity,
+                "question": writer.write(fact, rng)["question"], "passage": passage, "choices": [fact.value],
+                "answer": 0, "answers": [fact.value], "subject": fact.attribute, "entity": fact.entity,
             }
         )  # fmt: skip
     return questions

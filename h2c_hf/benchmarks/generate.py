@@ -35,8 +35,8 @@ from .train import PAIRS, pair
 
 NEW_TOKENS = 32
 TITLES = {
-    "over_floor": "over the floor", "over_sharer": "over the Sharer's own", "throughput": "tokens/s over Receiver",
-    "first_over_ours": "first way / ours",
+    "over_floor": "over the floor", "over_sharer": "over the Sharer's own",
+    "throughput": "tokens/s over Receiver", "first_over_ours": "first way / ours",
 }  # fmt: skip
 
 

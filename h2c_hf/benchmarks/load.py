@@ -143,8 +143,8 @@ def four_servers(bridge: str, environment: Path, stack: contextlib.ExitStack) ->
         )
     config, processor = H2CBridgeConfig.from_pretrained(bridge), H2CProcessor.from_pretrained(bridge)
     connector = {
-        "kv_connector": "H2CConnector", "kv_connector_module_path": "h2c_hf.serving.vllm_connector", "kv_role": "kv_consumer",
-        "kv_connector_extra_config": {"bridge": bridge},
+        "kv_connector": "H2CConnector", "kv_connector_module_path": "h2c_hf.serving.vllm_connector",
+        "kv_role": "kv_consumer", "kv_connector_extra_config": {"bridge": bridge},
     }  # fmt: skip
 
     def vllm(role: str, *more: str) -> list[str]:
@@ -277,7 +277,8 @@ async def load(rival: Rival, url: str, rows: list[dict], clients: int, new_token
     tokens = sum(count for _, _, count in results)
     return {
         "tokens_per_second": tokens / seconds, "requests": len(results), "tokens": tokens,
-        "first_token_p50": statistics.median(firsts), "first_token_p99": firsts[max(0, round(0.99 * len(firsts)) - 1)],
+        "first_token_p50": statistics.median(firsts),
+        "first_token_p99": firsts[max(0, round(0.99 * len(firsts)) - 1)],
         "decode_tokens_per_second": statistics.median((count - 1) / (total - first) for first, total, count in results),
     }  # fmt: skip
 
@@ -295,8 +296,9 @@ def request(row: dict, rival: Rival, new_tokens: int) -> dict:
         "alone": {"h2c": False},
     }.get(rival.kind, {})
     return {
-        "messages": [{"role": "user", "content": whole if rival.kind == "plain" else question}], "extra_body": extra, "temperature": 0,
-        "max_tokens": new_tokens, "logit_bias": {str(rival.eos): -100}, "stream": True, "stream_options": {"include_usage": True},
+        "messages": [{"role": "user", "content": whole if rival.kind == "plain" else question}],
+        "extra_body": extra, "temperature": 0, "max_tokens": new_tokens, "logit_bias": {str(rival.eos): -100},
+        "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
 
 

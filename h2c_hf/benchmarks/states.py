@@ -87,8 +87,9 @@ def measure_states(
         def trainer(sharer, collator) -> H2CTrainer:
             set_seed(0)
             arguments = H2CTrainingArguments(
-                output_dir=directory, num_train_epochs=1, per_device_train_batch_size=batch_size, report_to="none", save_strategy="no",
-                logging_steps=1, disable_tqdm=True, use_cpu=device.type == "cpu", dataloader_pin_memory=device.type != "cpu",
+                output_dir=directory, num_train_epochs=1, per_device_train_batch_size=batch_size,
+                report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True,
+                use_cpu=device.type == "cpu", dataloader_pin_memory=device.type != "cpu",
             )  # fmt: skip
             model = H2CForCausalLM.from_pair(sharer, receiver)
             return H2CTrainer(model, arguments, processor, train_dataset=dataset, data_collator=collator)
@@ -116,9 +117,10 @@ def measure_states(
         prompts, tokens, size = store.size()
     saved = median(seconds["live"]) - median(seconds["stored"])
     return StatesReport(
-        sharer_parameters=sharer.num_parameters(), prompts=prompts, tokens=tokens, bytes_per_token=token_bytes,
-        mb_per_thousand_tokens=size / tokens / 1e3, precompute_seconds=precompute_seconds,
-        live_seconds=seconds["live"], stored_seconds=seconds["stored"], live_losses=curves["live"], stored_losses=curves["stored"],
+        sharer_parameters=sharer.num_parameters(), prompts=prompts, tokens=tokens,
+        bytes_per_token=token_bytes, mb_per_thousand_tokens=size / tokens / 1e3,
+        precompute_seconds=precompute_seconds, live_seconds=seconds["live"], stored_seconds=seconds["stored"],
+        live_losses=curves["live"], stored_losses=curves["stored"],
         speedup=median(seconds["live"]) / median(seconds["stored"]),
         epochs_to_pay=precompute_seconds / saved if saved > 0 else float("inf"),
     )  # fmt: skip
@@ -127,8 +129,8 @@ def measure_states(
 def random_sharer(hidden_size: int, layers: int, vocabulary: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden_size, intermediate_size=4 * hidden_size, num_hidden_layers=layers,
-        num_attention_heads=hidden_size // 64, max_position_embeddings=512,
+        vocab_size=vocabulary, hidden_size=hidden_size, intermediate_size=4 * hidden_size,
+        num_hidden_layers=layers, num_attention_heads=hidden_size // 64, max_position_embeddings=512,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 

@@ -125,12 +125,14 @@ def pair(scale: int, dropout: float, device: torch.device) -> H2CForCausalLM:
     whole = scale == 1
     common = {"max_position_embeddings": 4096, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
     sharer = LlamaConfig(
-        hidden_size=4096 // scale, intermediate_size=14336 // scale, num_hidden_layers=32, vocab_size=128256 // scale,
-        num_attention_heads=32 if whole else 4, num_key_value_heads=8 if whole else 1, **common,
+        hidden_size=4096 // scale, intermediate_size=14336 // scale, num_hidden_layers=32,
+        vocab_size=128256 // scale, num_attention_heads=32 if whole else 4,
+        num_key_value_heads=8 if whole else 1, **common,
     )  # fmt: skip
     receiver = Qwen2Config(
-        hidden_size=896 // scale, intermediate_size=4864 // scale, num_hidden_layers=24, vocab_size=151936 // scale,
-        num_attention_heads=14 if whole else 7, num_key_value_heads=2 if whole else 1, head_dim=64 if whole else 128 // scale,
+        hidden_size=896 // scale, intermediate_size=4864 // scale, num_hidden_layers=24,
+        vocab_size=151936 // scale, num_attention_heads=14 if whole else 7,
+        num_key_value_heads=2 if whole else 1, head_dim=64 if whole else 128 // scale,
         tie_word_embeddings=True, **common,
     )  # fmt: skip
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

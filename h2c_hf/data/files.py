@@ -9,7 +9,8 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 
 DATA_SUFFIXES = (
-    ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".xlsx", ".gz", ".zst", ".xz", ".bz2", ".zip",
+    ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".xlsx", ".gz",
+    ".zst", ".xz", ".bz2", ".zip",
 )  # fmt: skip
 
 

@@ -195,8 +195,8 @@ class DataSource:
         """The name of the source in reports."""
         new = " new" if self.new_words else ""
         form = {
-            "choice": "", "hand_off": f"hand_off {self.facts}", "words": f"words {self.facts}{new}", "two_step": f"two_step{new}",
-            "word_list": f"word_list {self.fewest}-{self.most}{new}",
+            "choice": "", "hand_off": f"hand_off {self.facts}", "words": f"words {self.facts}{new}",
+            "two_step": f"two_step{new}", "word_list": f"word_list {self.fewest}-{self.most}{new}",
             "repeat": f"repeat {self.fewest}-{self.most}",
         }.get(self.form, self.form)  # fmt: skip
         return " ".join(part for part in (self.path, self.name, self.split, self.part, form) if part)

@@ -188,8 +188,9 @@ def check(options: EvaluationArguments) -> None:
     if set(options.forms) - {"choice", "open"} or "choice" not in options.forms:
         raise ValueError(f"forms is {options.forms}; expected ['choice'] or ['choice', 'open'].")
     for name, least in (
-        ("shots", 0), ("batch_size", 2), ("perplexity_limit", 1), ("perplexity_batch_size", 2), ("timed_questions", 0), ("examples", 0),
-        ("limit", 2), ("hand_off_limit", 2), ("hand_off_facts", 1), ("max_length", 2),
+        ("shots", 0), ("batch_size", 2), ("perplexity_limit", 1), ("perplexity_batch_size", 2),
+        ("timed_questions", 0), ("examples", 0), ("limit", 2), ("hand_off_limit", 2), ("hand_off_facts", 1),
+        ("max_length", 2),
     ):  # fmt: skip
         value = getattr(options, name)
         if value is not None and value < least:

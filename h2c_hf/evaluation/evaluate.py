@@ -132,8 +132,9 @@ class Run:
         if self.exchanges:
             longest = limits(self.model, [], "choice", options.max_length)
             more["perplexity"], self.counts["perplexity"] = perplexity(
-                self.model, self.processor, self.exchanges, options.methods, longest, options.perplexity_batch_size,
-                progress=self.progress, adapter=self.adapter, prompts=options.prompts,
+                self.model, self.processor, self.exchanges, options.methods, longest,
+                options.perplexity_batch_size, progress=self.progress, adapter=self.adapter,
+                prompts=options.prompts,
             )  # fmt: skip
             self.counts["perplexity"]["unusable"] = self.unusable
         if not self.is_main:
@@ -278,8 +279,9 @@ def gates(model: H2CForCausalLM) -> dict:
 def training(options: EvaluationArguments, model: H2CForCausalLM) -> dict:
     """Return {"training": ...} if the bridge's repo holds the `log_history.json` that `h2c train` wrote."""
     path = cached_file(
-        HUB_CONFIGS / "atlas" if options.model == "atlas" else options.model, "log_history.json", revision=options.revision,
-        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+        HUB_CONFIGS / "atlas" if options.model == "atlas" else options.model, "log_history.json",
+        revision=options.revision, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
     if path is None:
         return {}

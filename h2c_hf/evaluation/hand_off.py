@@ -39,8 +39,8 @@ def _squad(path: str, name: str | None, split: str) -> list[dict]:
         if answers:
             questions.append(
                 {
-                    "question": row["question"], "passage": row["context"], "choices": answers[:1], "answer": 0, "answers": answers,
-                    "subject": row.get("title") or "",
+                    "question": row["question"], "passage": row["context"], "choices": answers[:1],
+                    "answer": 0, "answers": answers, "subject": row.get("title") or "",
                 }
             )  # fmt: skip
     return questions
@@ -61,6 +61,7 @@ def words_row(found: dict[str, np.ndarray]) -> dict[str, float | int]:
     held, overlap = accuracy_row(found["contained"]), mean_row(found["f1"])
     return {
         **accuracy_row(found["exact"]),
-        "contained": held["accuracy"], "contained_low": held["accuracy_low"], "contained_high": held["accuracy_high"],
-        "f1": overlap["value"], "f1_low": overlap["low"], "f1_high": overlap["high"],
+        "contained": held["accuracy"], "contained_low": held["accuracy_low"],
+        "contained_high": held["accuracy_high"], "f1": overlap["value"], "f1_low": overlap["low"],
+        "f1_high": overlap["high"],
     }  # fmt: skip

@@ -50,8 +50,8 @@ ASKED = tuple(name for name in METHODS if name not in (*ONLY_IN_SETS, "lora"))
 AUTO_BATCH_SIZE = 64  # what "auto" begins with, as in lm-eval's own models
 # Further arguments of `load_pair` that `--model_args` may give.
 LOADING = (
-    *inspect.signature(load_pair).parameters, "dtype", "subfolder", "attn_implementation", "sharer_quantization_config",
-    "strict_revisions", "sharer_kwargs", "receiver_kwargs", *HUB_ARGUMENTS,
+    *inspect.signature(load_pair).parameters, "dtype", "subfolder", "attn_implementation",
+    "sharer_quantization_config", "strict_revisions", "sharer_kwargs", "receiver_kwargs", *HUB_ARGUMENTS,
 )  # fmt: skip
 
 

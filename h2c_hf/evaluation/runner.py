@@ -100,10 +100,10 @@ def evaluate(
         return exact(prediction, answers) if answers else prediction == open_answer(questions[row])
 
     asked = {
-        "questions": questions, "methods": methods, "form": form, "batch_size": batch_size, "prompts": asdict(prompts),
-        "bridge": fingerprint(model.bridge), "adapter": fingerprint(adapter), "letters": letters, "donors": donors,
-        "answer_tokens": answer_tokens, "draft_tokens": draft_tokens, "lora": fingerprint(lora),
-        "chat_template_kwargs": processor.chat_template_kwargs,
+        "questions": questions, "methods": methods, "form": form, "batch_size": batch_size,
+        "prompts": asdict(prompts), "bridge": fingerprint(model.bridge), "adapter": fingerprint(adapter),
+        "letters": letters, "donors": donors, "answer_tokens": answer_tokens, "draft_tokens": draft_tokens,
+        "lora": fingerprint(lora), "chat_template_kwargs": processor.chat_template_kwargs,
     }  # fmt: skip
     records, right = [], dict.fromkeys(methods, 0)
     was_training = model.training

@@ -181,8 +181,9 @@ def train(grid: Grid, form: dict, run: dict, seed: int) -> tuple[H2CForCausalLM,
 def training_arguments(grid: Grid, form: dict, seed: int, steps: int, folder: str) -> H2CTrainingArguments:
     """A form's own learning rate counts before the grid's."""
     values = {
-        "per_device_train_batch_size": BATCH, "learning_rate": 3e-3, "save_strategy": "no", "report_to": "none", "logging_steps": 10,
-        "disable_tqdm": True, "train_sampling_strategy": "group_by_length", "dataloader_pin_memory": torch.cuda.is_available(),
+        "per_device_train_batch_size": BATCH, "learning_rate": 3e-3, "save_strategy": "no",
+        "report_to": "none", "logging_steps": 10, "disable_tqdm": True,
+        "train_sampling_strategy": "group_by_length", "dataloader_pin_memory": torch.cuda.is_available(),
         **grid.training, "output_dir": folder, "seed": seed, "max_steps": steps,
     }  # fmt: skip
     return H2CTrainingArguments(**{**values, RATE: form.get(RATE, values["learning_rate"])})
@@ -200,8 +201,9 @@ def compute(
         model, facts = train(grid, grid.forms[form] or {}, grid.runs[run] or {}, seed)
         trained = time.monotonic() - started
         cell = {
-            "form": form, "run": run, "seed": seed, "fields": grid.forms[form] or {}, "facts": facts, "training_seconds": trained,
-            "parameters": model.bridge.num_parameters(), **ask(model, pair()[1], grid.split, ON_FEW if grid.runs[run] else ON_ALL),
+            "form": form, "run": run, "seed": seed, "fields": grid.forms[form] or {}, "facts": facts,
+            "training_seconds": trained, "parameters": model.bridge.num_parameters(),
+            **ask(model, pair()[1], grid.split, ON_FEW if grid.runs[run] else ON_ALL),
         }  # fmt: skip
     write_text(path, json.dumps(cell) + "\n")
     print(f"{path.name}: {time.monotonic() - started:.0f} s", flush=True)

@@ -118,8 +118,8 @@ def fine_tune(
         ) from None
     set_seed(training.seed)
     config = LoraConfig(
-        r=lora.lora_rank, lora_alpha=2 * lora.lora_rank, lora_dropout=lora.lora_dropout, target_modules="all-linear",
-        task_type="CAUSAL_LM",
+        r=lora.lora_rank, lora_alpha=2 * lora.lora_rank, lora_dropout=lora.lora_dropout,
+        target_modules="all-linear", task_type="CAUSAL_LM",
     )  # fmt: skip
     model = get_peft_model(receiver, config)
     arguments = copy.copy(training)

@@ -29,11 +29,13 @@ FORMS = {
 }
 ON_FEW = {"choice": ["h2c", "shuffled"], "open": ["h2c", "shuffled"]}
 ON_ALL = {
-    **ON_FEW, "facts_1": ["h2c"], "facts_4": ["h2c"], "facts_16": ["h2c", "shuffled"], "told": ["h2c"], "against": ["h2c"], "text": ["h2c"],
+    **ON_FEW, "facts_1": ["h2c"], "facts_4": ["h2c"], "facts_16": ["h2c", "shuffled"], "told": ["h2c"],
+    "against": ["h2c"], "text": ["h2c"],
 }  # fmt: skip
 ALONE = {
-    "choice": ["receiver", "sharer"], "open": ["receiver", "sharer"], "facts_1": ["sharer"], "facts_4": ["sharer"],
-    "facts_16": ["receiver", "sharer"], "told": ["receiver"], "against": ["receiver"], "text": ["receiver"],
+    "choice": ["receiver", "sharer"], "open": ["receiver", "sharer"], "facts_1": ["sharer"],
+    "facts_4": ["sharer"], "facts_16": ["receiver", "sharer"], "told": ["receiver"], "against": ["receiver"],
+    "text": ["receiver"],
 }  # fmt: skip
 CONVERSATIONS = 300
 FEWER = 450  # questions, spread over all, of merits other than choice and open
@@ -120,8 +122,9 @@ def knowledge_table(rows: list[tuple[str, str, dict, list[dict]]], alone: dict, 
         ]
         lines.append(
             [
-                form, run, str(len(cells)), f"{cells[0]['facts']:,}", f"{cells[0]['parameters']:,}", figure(lead),
-                f"{100 * right['choice/shuffled'].mean():.1f}", figure(written), f"{100 * right['open/shuffled'].mean():.1f}",
+                form, run, str(len(cells)), f"{cells[0]['facts']:,}", f"{cells[0]['parameters']:,}",
+                figure(lead), f"{100 * right['choice/shuffled'].mean():.1f}", figure(written),
+                f"{100 * right['open/shuffled'].mean():.1f}",
             ]
         )  # fmt: skip
     return markdown(titles, lines)

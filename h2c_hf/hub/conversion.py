@@ -256,7 +256,8 @@ def stack_blocks(state: dict[str, torch.Tensor], config: H2CBridgeConfig) -> dic
     bias = stacked("attn.in_proj_bias")
     result = {
         "q_proj.weight": stacked("attn.q_proj_weight"), "q_proj.bias": bias[:, :size].contiguous(),
-        "kv_proj.weight": stacked("attn.k_proj_weight", "attn.v_proj_weight"), "kv_proj.bias": bias[:, size:].contiguous(),
+        "kv_proj.weight": stacked("attn.k_proj_weight", "attn.v_proj_weight"),
+        "kv_proj.bias": bias[:, size:].contiguous(),
     }  # fmt: skip
     for original, name in {**{norm: norm for norm in NORMS}, **LINEARS}.items():
         result |= {f"{name}.{kind}": stacked(f"{original}.{kind}") for kind in ("weight", "bias")}

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 # The files that make a repo work without this package. Flat, and they import nothing but torch, transformers
 # and each other.
 REMOTE_CODE = (
-    "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "bridges_h2c.py", "conversation_h2c.py",
-    "drafts_h2c.py",
-    "families_h2c.py", "folders_h2c.py", "generation_h2c.py", "layers_h2c.py", "loading_h2c.py", "message_h2c.py", "messages_h2c.py",
-    "passes_h2c.py", "prefixes_h2c.py", "reading_h2c.py", "stock_h2c.py",
+    "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "bridges_h2c.py",
+    "conversation_h2c.py", "drafts_h2c.py",
+    "families_h2c.py", "folders_h2c.py", "generation_h2c.py", "layers_h2c.py", "loading_h2c.py",
+    "message_h2c.py", "messages_h2c.py", "passes_h2c.py", "prefixes_h2c.py", "reading_h2c.py", "stock_h2c.py",
     "modeling_h2c.py", "processing_h2c.py", "pipeline_h2c.py",
 )  # fmt: skip
 AUTO_MAP = {
@@ -55,9 +55,9 @@ BRIDGE_FORMS = ("rewrite", "message")
 # gets, says `from_pair`.
 PUBLISHED: dict[str, Any] = {
     "bridge_form": "rewrite",
-    "num_attention_heads": 16, "ffn_multiplier": 4, "dropout": 0.1, "gate_init": 1.0, "layer_alignment": "top_down",
-    "recency_bias": False, "start_shut": False, "update_scale": 1.0, "sharer_rank": None,
-    "token_rank": None, "token_hidden_size": None,
+    "num_attention_heads": 16, "ffn_multiplier": 4, "dropout": 0.1, "gate_init": 1.0,
+    "layer_alignment": "top_down", "recency_bias": False, "start_shut": False, "update_scale": 1.0,
+    "sharer_rank": None, "token_rank": None, "token_hidden_size": None,
 }  # fmt: skip
 DEFAULT_FORM = "rewrite"  # of a new bridge
 DEFAULT_HEADS = 8  # of a new bridge, at most
@@ -65,8 +65,8 @@ TOKEN_RANK = 256  # of a new bridge, at most
 # More than any pair has, and less than would take a machine's memory before the weights are looked at.
 LARGEST = {
     "sharer_hidden_size": 2**16, "sharer_num_hidden_layers": 2**10, "receiver_num_hidden_layers": 2**10,
-    "receiver_num_key_value_heads": 2**10, "receiver_head_dim": 2**12, "num_attention_heads": 2**16, "ffn_multiplier": 2**6,
-    "sharer_rank": 2**16, "token_rank": 2**16, "token_hidden_size": 2**16,
+    "receiver_num_key_value_heads": 2**10, "receiver_head_dim": 2**12, "num_attention_heads": 2**16,
+    "ffn_multiplier": 2**6, "sharer_rank": 2**16, "token_rank": 2**16, "token_hidden_size": 2**16,
 }  # fmt: skip
 OPTIONAL_PARTS = ("sharer_rank", "token_rank", "token_hidden_size")  # may be None: the bridge does without
 MOST_PARAMETERS = 2**36
@@ -241,8 +241,9 @@ class H2CBridgeConfig(PreTrainedConfig):
     _asked_attention = None  # of the base models, by an Auto class
     # Stock names for the model that writes the text.
     attribute_map = {
-        "num_hidden_layers": "receiver_num_hidden_layers", "num_key_value_heads": "receiver_num_key_value_heads",
-        "head_dim": "receiver_head_dim", "max_position_embeddings": "receiver_max_position_embeddings",
+        "num_hidden_layers": "receiver_num_hidden_layers",
+        "num_key_value_heads": "receiver_num_key_value_heads", "head_dim": "receiver_head_dim",
+        "max_position_embeddings": "receiver_max_position_embeddings",
     }  # fmt: skip
     keys_to_ignore_at_inference = ["past_key_values", "cache"]  # the latter from transformers 5.24 on
 

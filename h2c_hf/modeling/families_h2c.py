@@ -13,8 +13,8 @@ from .inputs_h2c import CACHE, check_cache, check_states, forked, model_inputs
 # Families that number positions by column, or keep a state that runs on over padding, whatever the attention
 # mask says: a left-padded prompt then reads otherwise than alone.
 READS_PADDING = (
-    "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus", "plbart", "prophetnet", "rwkv",
-    "trocr", "xlstm",
+    "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus",
+    "plbart", "prophetnet", "rwkv", "trocr", "xlstm",
 )  # fmt: skip
 READS_PADDING_FROM_CACHE = ("git", "roformer")
 # ALiBi by column: the distance from the prompt to a message before it would count the prompt's padding.

@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 
 # Arguments of stock `from_pretrained` that say how weights are placed: for both base models.
 PLACEMENT = (
-    "max_memory", "offload_folder", "offload_buffers", "use_kernels", "kernel_config", "allow_all_kernels", "experts_implementation",
+    "max_memory", "offload_folder", "offload_buffers", "use_kernels", "kernel_config", "allow_all_kernels",
+    "experts_implementation",
 )  # fmt: skip
 # Arguments for a whole model that would say nothing, or something wrong, about a bridge.
 FOR_ONE_MODEL = (
-    "quantization_config", "load_in_4bit", "load_in_8bit", "gguf_file", "tp_plan", "tp_size", "device_mesh", "distributed_config",
-    "adapter_kwargs", "adapter_name",
+    "quantization_config", "load_in_4bit", "load_in_8bit", "gguf_file", "tp_plan", "tp_size", "device_mesh",
+    "distributed_config", "adapter_kwargs", "adapter_name",
 )  # fmt: skip
 
 

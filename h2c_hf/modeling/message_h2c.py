@@ -159,6 +159,6 @@ def with_message(cache: Cache | None, attention_mask: torch.Tensor) -> torch.Ten
 
 
 __all__ = [
-    "MessageProjection", "add_message", "inverse_frequencies", "message_length", "message_mask", "message_positions", "rotated",
-    "with_message",
+    "MessageProjection", "add_message", "inverse_frequencies", "message_length", "message_mask",
+    "message_positions", "rotated", "with_message",
 ]  # fmt: skip

@@ -450,7 +450,8 @@ class H2CBridgeModel(PreTrainedModel):
         wider = -width % 16 if query.device.type == "cpu" else 0
         query, key, value = (F.pad(states, (0, wider)) if wider else states for states in (query, key, value))
         attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=self.config.dropout if self.training else 0.0, scale=width**-0.5,
+            query, key, value, attn_mask=mask, dropout_p=self.config.dropout if self.training else 0.0,
+            scale=width**-0.5,
         )[..., :width]  # fmt: skip
         return self.o_proj(attended.transpose(1, 2).reshape(blocks, tokens, size), group)
 

@@ -10,8 +10,8 @@ import torch
 
 
 LIBRARIES = (
-    "h2c_hf", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes", "numpy", "scipy",
-    "statsmodels", "pyarrow",
+    "h2c_hf", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes",
+    "numpy", "scipy", "statsmodels", "pyarrow",
 )  # fmt: skip
 
 

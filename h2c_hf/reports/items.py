@@ -14,8 +14,9 @@ from ..prompts import LETTERS, open_answer
 
 SCHEMA = pa.schema(
     {
-        "form": pa.string(), "item": pa.int32(), "question_id": pa.string(), "subject": pa.string(), "question": pa.string(),
-        "expected": pa.string(), "method": pa.string(), "prediction": pa.string(), "correct": pa.bool_(), "scores": pa.list_(pa.float32()),
+        "form": pa.string(), "item": pa.int32(), "question_id": pa.string(), "subject": pa.string(),
+        "question": pa.string(), "expected": pa.string(), "method": pa.string(), "prediction": pa.string(),
+        "correct": pa.bool_(), "scores": pa.list_(pa.float32()),
     }
 )  # fmt: skip
 
@@ -30,9 +31,11 @@ def item_rows(form: str, questions: list[dict], results: dict[str, dict]) -> lis
             choice = form == "choice"
             rows.append(
                 {
-                    "form": form, "item": item, "question_id": question_id(question), "subject": question["subject"],
-                    "question": question["question"], "expected": LETTERS[question["answer"]] if choice else open_answer(question),
-                    "method": name, "prediction": LETTERS[prediction] if choice else prediction, "correct": bool(correct), "scores": scores,
+                    "form": form, "item": item, "question_id": question_id(question),
+                    "subject": question["subject"], "question": question["question"],
+                    "expected": LETTERS[question["answer"]] if choice else open_answer(question),
+                    "method": name, "prediction": LETTERS[prediction] if choice else prediction,
+                    "correct": bool(correct), "scores": scores,
                 }
             )  # fmt: skip
     return rows

@@ -11,8 +11,8 @@ ONLY_IN = {"skyline": "private"}  # methods that answer in one regime only
 ONLY_IN_SETS = (*ONLY_IN, "text_to_text_draft")  # methods that need a passage or a draft
 CONTROLS = ("shuffled", "zeros", "noise", "adapter")
 PARTS = {
-    "sharer_prefill": "Sharer prefill", "sharer_writes": "Sharer writes", "receiver_prefill": "Receiver prefill", "bridge": "bridge",
-    "decode": "decode", "other": "other",
+    "sharer_prefill": "Sharer prefill", "sharer_writes": "Sharer writes",
+    "receiver_prefill": "Receiver prefill", "bridge": "bridge", "decode": "decode", "other": "other",
 }  # fmt: skip
 
 
@@ -33,8 +33,8 @@ def headline(report: dict) -> list[str]:
         [
             TITLES.get(name, name), percent(row["accuracy"]), f"{percent(row['accuracy_low'])} - "
                                                               f"{percent(row['accuracy_high'])}",
-            percent(row.get("macro_accuracy")), f"{row['n']:,}", number(row.get("ttft_ms_median")), number(row.get("ttft_ms_p90")),
-            number(row.get("per_token_ms_median")),
+            percent(row.get("macro_accuracy")), f"{row['n']:,}", number(row.get("ttft_ms_median")),
+            number(row.get("ttft_ms_p90")), number(row.get("per_token_ms_median")),
         ]
         for name, row in report["methods"].items()
     ]  # fmt: skip
@@ -295,9 +295,10 @@ def examples(rows: list[dict]) -> list[str]:
 
 
 SECTIONS = {
-    "sets": sets, "open_form": open_form, "hand_off": hand_off, "perplexity": perplexity, "counts": counts, "latency_parts": latency_parts,
-    "output_lengths": output_lengths, "break_even": break_even, "memory": memory, "by_category": groups("category"),
-    "by_subject": groups("subject"), "examples": examples,
+    "sets": sets, "open_form": open_form, "hand_off": hand_off, "perplexity": perplexity, "counts": counts,
+    "latency_parts": latency_parts, "output_lengths": output_lengths, "break_even": break_even,
+    "memory": memory, "by_category": groups("category"), "by_subject": groups("subject"),
+    "examples": examples,
 }  # fmt: skip
 
 

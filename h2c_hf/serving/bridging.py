@@ -258,8 +258,8 @@ def pair_facts(model: H2CForCausalLM) -> dict:
     """What a server says of its pair, and a connector compares with the model that vLLM runs."""
     config = model.receiver.config.get_text_config(decoder=True)
     fields = (
-        "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
-        "rms_norm_eps", "hidden_act",
+        "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "vocab_size", "rms_norm_eps", "hidden_act",
     )  # fmt: skip
     sharer = model.sharer.config.get_text_config(decoder=True)
     return {

@@ -20,14 +20,16 @@ MOST_CHOICES = 16
 TEXT_PARTS = ("text", "input_text", "output_text")
 # Arguments of `apply_chat_template` that are the server's own.
 RESERVED = {
-    "conversation", "sharer_conversation", "chat_template", "add_generation_prompt", "tokenize", "tools", "return_tensors", "return_dict",
-    "padding", "truncation", "max_length", "tokenizer_kwargs", "continue_final_message",
+    "conversation", "sharer_conversation", "chat_template", "add_generation_prompt", "tokenize", "tools",
+    "return_tensors", "return_dict", "padding", "truncation", "max_length", "tokenizer_kwargs",
+    "continue_final_message",
 }  # fmt: skip
 # field: (type, least, most). Bounds that the OpenAI API states, but for `n`.
 NUMBERS = {
-    "temperature": (float, 0, 2), "top_p": (float, 0, 1), "frequency_penalty": (float, -2, 2), "presence_penalty": (float, -2, 2),
-    "n": (int, 1, MOST_CHOICES), "max_tokens": (int, 1, 2**31), "max_completion_tokens": (int, 1, 2**31),
-    "max_output_tokens": (int, 1, 2**31), "seed": (int, -(2**63), 2**63 - 1),
+    "temperature": (float, 0, 2), "top_p": (float, 0, 1), "frequency_penalty": (float, -2, 2),
+    "presence_penalty": (float, -2, 2), "n": (int, 1, MOST_CHOICES), "max_tokens": (int, 1, 2**31),
+    "max_completion_tokens": (int, 1, 2**31), "max_output_tokens": (int, 1, 2**31),
+    "seed": (int, -(2**63), 2**63 - 1),
 }  # fmt: skip
 
 
@@ -138,8 +140,9 @@ def refuse_ignored(body: dict) -> None:
         "echo": bool(body.get("echo")), "best_of": (body.get("best_of") or 1) != 1,
         "presence_penalty": bool(body.get("presence_penalty")), "functions": bool(body.get("functions")),
         "response_format": (body.get("response_format") or {"type": "text"}) != {"type": "text"},
-        "tool_choice": body.get("tool_choice") not in (None, "auto", "none"), "prediction": bool(body.get("prediction")),
-        "audio": bool(body.get("audio")), "previous_response_id": bool(body.get("previous_response_id")),
+        "tool_choice": body.get("tool_choice") not in (None, "auto", "none"),
+        "prediction": bool(body.get("prediction")), "audio": bool(body.get("audio")),
+        "previous_response_id": bool(body.get("previous_response_id")),
         "background": bool(body.get("background")),
     }  # fmt: skip
     if asked := [name for name, asks_for_it in asks.items() if asks_for_it]:

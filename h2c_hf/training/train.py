@@ -32,8 +32,8 @@ from .trainer import METRICS, H2CTrainer
 
 
 RECIPE = (
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay",
-    "max_grad_norm", "num_train_epochs", "max_steps", "bf16", "fp16", "seed",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "weight_decay", "max_grad_norm", "num_train_epochs", "max_steps", "bf16", "fp16", "seed",
 )  # fmt: skip
 
 

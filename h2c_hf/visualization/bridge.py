@@ -302,7 +302,8 @@ def training(report: dict, theme: Theme) -> Figure:
                 points = smoothed(points)
             axes.plot(
                 *zip(*points, strict=True), color=look.color, marker=look.marker, ms=4,
-                ls=("-", "--", ":")[number // len(theme.sequence) % 3], markevery=max(1, len(points) // 12), label=label,
+                ls=("-", "--", ":")[number // len(theme.sequence) % 3], markevery=max(1, len(points) // 12),
+                label=label,
             )  # fmt: skip
         axes.set_ylabel(unit, fontsize=SMALL)
         if scale == "log":

@@ -79,8 +79,9 @@ def latency(report: dict, theme: Theme) -> Figure:
         )
         slow = max(row.get("ttft_ms_p90") or x, x)
         axes.errorbar(
-            x, y, xerr=[[0], [slow - x]], yerr=[[max(y - low, 0)], [max(high - y, 0)]], label=label, color=looks[name].color,
-            fmt=looks[name].marker, ms=9, capsize=3, lw=1.2, mec=theme.paper, mew=0.8,
+            x, y, xerr=[[0], [slow - x]], yerr=[[max(y - low, 0)], [max(high - y, 0)]], label=label,
+            color=looks[name].color, fmt=looks[name].marker, ms=9, capsize=3, lw=1.2, mec=theme.paper,
+            mew=0.8,
         )  # fmt: skip
     times = [row["ttft_ms_median"] for row in methods.values()]
     axes.set(ylim=(-4, 104), ylabel="accuracy, %  (whiskers: 95 % intervals)")

@@ -170,8 +170,8 @@ def probability_shift(report: dict, theme: Theme) -> Figure:
                 row, 100 * shares[i], 0.7, color=look.color, hatch=look.hatch, edgecolor=theme.paper, lw=0
             )
             axes.annotate(
-                f"{100 * shares[i]:.1f}", (100 * shares[i], row), (4, 0), textcoords="offset points", va="center", fontsize=SMALL,
-                bbox=behind(theme),
+                f"{100 * shares[i]:.1f}", (100 * shares[i], row), (4, 0), textcoords="offset points",
+                va="center", fontsize=SMALL, bbox=behind(theme),
             )  # fmt: skip
         if "receiver" in methods:
             axes.axvline(100 * methods["receiver"][i], color=theme.ink, lw=1, ls=":")
@@ -229,7 +229,8 @@ def generations(report: dict, theme: Theme) -> Figure:
         for x, text in zip(columns, texts, strict=False):
             mark = {"✓": GREEN, "✗": VERMILLION}.get(text[:1]) if x != columns[0] else None
             axes.text(
-                x, top - 0.05, text, va="top", color=mark or theme.ink, linespacing=1.15, weight="bold" if kind == "columns" else "normal",
+                x, top - 0.05, text, va="top", color=mark or theme.ink, linespacing=1.15,
+                weight="bold" if kind == "columns" else "normal",
                 fontsize={"heading": SIZE + 2, "question": SIZE}.get(kind, SMALL),
             )  # fmt: skip
         top -= height

@@ -63,10 +63,12 @@ class Theme:
             self.ink,
         )
         return {
-            **ink, "figure.facecolor": self.paper, "axes.facecolor": self.paper, "grid.color": self.grid, "legend.frameon": False,
-            "font.family": FONT, "font.size": SIZE, "axes.titlesize": SIZE, "figure.titlesize": SIZE + 2, "legend.fontsize": SMALL,
-            "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "axes.spines.top": False, "axes.spines.right": False,
-            "axes.titlelocation": "left", "axes.axisbelow": True, "hatch.linewidth": 0.7, "lines.markersize": 5, "image.cmap": "cividis",
+            **ink, "figure.facecolor": self.paper, "axes.facecolor": self.paper, "grid.color": self.grid,
+            "legend.frameon": False, "font.family": FONT, "font.size": SIZE, "axes.titlesize": SIZE,
+            "figure.titlesize": SIZE + 2, "legend.fontsize": SMALL, "xtick.labelsize": SMALL,
+            "ytick.labelsize": SMALL, "axes.spines.top": False, "axes.spines.right": False,
+            "axes.titlelocation": "left", "axes.axisbelow": True, "hatch.linewidth": 0.7,
+            "lines.markersize": 5, "image.cmap": "cividis",
             # Questions hold dollar signs; the same report gives the same bytes.
             "text.parse_math": False, "svg.hashsalt": "h2c",
         }  # fmt: skip
@@ -83,10 +85,11 @@ class Theme:
     def looks(self, methods: Iterable[str]) -> dict[str, Look]:
         """{method: its look}, the same in every figure; an unknown method gets one of the rest."""
         known = {
-            "receiver": Look(self.strong, "o", "/"), "h2c": Look(VERMILLION, "D"), "sharer": Look(GREEN, "^", ".."),
-            "text_to_text": Look(PURPLE, "s", "//"), "text_to_text_answer": Look(PURPLE, "P", "\\\\"),
-            "text_to_text_reasoning": Look(PURPLE, "X", "xx"), "shuffled": Look(GREY, "v", "--"), "zeros": Look(GREY, "<", "||"),
-            "noise": Look(GREY, ">", "++"), "adapter": Look(GREY, "p", "oo"),
+            "receiver": Look(self.strong, "o", "/"), "h2c": Look(VERMILLION, "D"),
+            "sharer": Look(GREEN, "^", ".."), "text_to_text": Look(PURPLE, "s", "//"),
+            "text_to_text_answer": Look(PURPLE, "P", "\\\\"),
+            "text_to_text_reasoning": Look(PURPLE, "X", "xx"), "shuffled": Look(GREY, "v", "--"),
+            "zeros": Look(GREY, "<", "||"), "noise": Look(GREY, ">", "++"), "adapter": Look(GREY, "p", "oo"),
         }  # fmt: skip
         new = [name for name in methods if name not in known]
         markers, hatches, colors = (

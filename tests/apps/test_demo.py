@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "hub_configs" / "space"
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 OPEN = {"max_new_tokens": 64, "do_sample": False}
@@ -123,8 +123,9 @@ def test_the_page_shows_a_message(atlas):
 @pytest.mark.parametrize(
     ("text", "expected", "form", "right"),
     [
-        ("It is the Violin.", "violin", "open", True), ("violins", "violin", "open", False), ("C. USD", "C. USD", "choice", True),
-        ("C", "C. USD", "choice", True), ("Cuba", "C. USD", "choice", False), ("B. CAD", "C. USD", "choice", False),
+        ("It is the Violin.", "violin", "open", True), ("violins", "violin", "open", False),
+        ("C. USD", "C. USD", "choice", True), ("C", "C. USD", "choice", True),
+        ("Cuba", "C. USD", "choice", False), ("B. CAD", "C. USD", "choice", False),
         ("x", " ", "open", None),
     ],
 )  # fmt: skip

@@ -52,8 +52,9 @@ def models():
     """Real vocabularies, everything else tiny; weights large enough that no two logits are nearly the same."""
     torch.manual_seed(0)
     shape = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 4096, "initializer_range": 0.2, "bos_token_id": None, "eos_token_id": None,
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 4096, "initializer_range": 0.2,
+        "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
     return {
         "llama-3.1": LlamaForCausalLM(LlamaConfig(vocab_size=128256, **shape)).eval(),

@@ -12,8 +12,9 @@ from h2c_hf.data.sources import DataSource, reader
 
 
 CHAT = [
-    {"role": "system", "content": "Be brief."}, {"role": "user", "content": "One?"}, {"role": "assistant", "content": "1"},
-    {"role": "user", "content": "Two?"}, {"role": "assistant", "content": "2"},
+    {"role": "system", "content": "Be brief."}, {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "1"}, {"role": "user", "content": "Two?"},
+    {"role": "assistant", "content": "2"},
 ]  # fmt: skip
 
 

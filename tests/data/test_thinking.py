@@ -87,8 +87,9 @@ def trained(folders):
 
 def training(folders) -> list[str]:
     return [
-        f"--sharer={folders / 'sharer'}", f"--receiver={folders / 'receiver'}", f"--train_data={folders / 'questions.jsonl'}",
-        f"--output_dir={folders / 'bridge'}", "--max_steps=1", "--report_to=none", "--save_strategy=no", "--use_cpu", "--dropout=0",
+        f"--sharer={folders / 'sharer'}", f"--receiver={folders / 'receiver'}",
+        f"--train_data={folders / 'questions.jsonl'}", f"--output_dir={folders / 'bridge'}", "--max_steps=1",
+        "--report_to=none", "--save_strategy=no", "--use_cpu", "--dropout=0",
     ]  # fmt: skip
 
 

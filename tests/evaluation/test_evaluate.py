@@ -70,7 +70,8 @@ def test_a_report_has_all_that_was_asked_for(tmp_path):
     names = ["receiver", "h2c", "sharer", "shuffled", "adapter"]
     assert list(report["methods"]) == list(report["open_form"]) == list(report["hand_off"]) == names
     assert report["counts"]["choice"] == {
-        "questions": 24, "asked": 24, "truncated": 0, "refused": 0, "refused_rows": [], "cut_sharer_texts": {},
+        "questions": 24, "asked": 24, "truncated": 0, "refused": 0, "refused_rows": [],
+        "cut_sharer_texts": {},
     }  # fmt: skip
     for name in ("receiver", "h2c", "sharer"):
         assert (
@@ -280,8 +281,9 @@ def random_pair(real_data, tmp_path) -> Path:
     """A bridge folder: the real tokenizers, small random models with a short window, a random bridge."""
     torch.manual_seed(0)
     shape = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 768, "initializer_range": 0.2, "bos_token_id": None, "eos_token_id": None,
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 768, "initializer_range": 0.2,
+        "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
     sharer, receiver = (
         LlamaForCausalLM(LlamaConfig(vocab_size=128256, **shape)),

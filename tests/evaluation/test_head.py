@@ -27,9 +27,9 @@ from h2c_hf.modeling.loss_h2c import head_of
 
 
 SHAPE = {
-    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "initializer_range": 0.3,
-    "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
+    "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
 # Configs in which the arithmetic after the LM head makes a large difference.
 CONFIGS = {
@@ -50,8 +50,9 @@ CONFIGS = {
     "opt": OPTConfig(vocab_size=300, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32),
     # `num_hidden_layers` is the number of the encoder's, which the Sharer does not have
     "whisper": WhisperConfig(
-        vocab_size=300, d_model=32, encoder_layers=1, decoder_layers=3, decoder_attention_heads=4, decoder_ffn_dim=48, init_std=0.3,
-        pad_token_id=0, bos_token_id=None, eos_token_id=None, decoder_start_token_id=0,
+        vocab_size=300, d_model=32, encoder_layers=1, decoder_layers=3, decoder_attention_heads=4,
+        decoder_ffn_dim=48, init_std=0.3, pad_token_id=0, bos_token_id=None, eos_token_id=None,
+        decoder_start_token_id=0,
     ),
 }  # fmt: skip
 

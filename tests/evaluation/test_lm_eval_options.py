@@ -192,8 +192,9 @@ def lm_eval(*arguments) -> subprocess.CompletedProcess:
 @pytest.mark.slow  # lm-eval reads all of its own tasks first
 def test_the_command_runs_a_local_task(atlas, tasks, tmp_path):
     result = lm_eval(
-        "--model_args", f"pretrained={ATLAS_BRIDGE},method=h2c,dtype=float32", "--tasks", "atlas_choice", "--include_path", tasks,
-        "--apply_chat_template", "--batch_size", 64, "--limit", 60, "--output_path", tmp_path,
+        "--model_args", f"pretrained={ATLAS_BRIDGE},method=h2c,dtype=float32", "--tasks", "atlas_choice",
+        "--include_path", tasks, "--apply_chat_template", "--batch_size", 64, "--limit", 60, "--output_path",
+        tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "atlas_choice" in result.stdout

@@ -273,8 +273,8 @@ def test_the_trainer_trains_the_fusion_alone(tmp_path):
         for text in ("Where?", "Who is it?", "What is 2 + 2?", "When?")
     ]
     arguments = H2CTrainingArguments(
-        output_dir=tmp_path, max_steps=2, per_device_train_batch_size=2, logging_steps=1, save_strategy="no", report_to="none",
-        learning_rate=1e-2, warmup_steps=0, disable_tqdm=True, dataloader_pin_memory=False,
+        output_dir=tmp_path, max_steps=2, per_device_train_batch_size=2, logging_steps=1, save_strategy="no",
+        report_to="none", learning_rate=1e-2, warmup_steps=0, disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
     trainer = H2CTrainer(model, arguments, processing_class=processor, train_dataset=examples)
     trainer.train()

@@ -21,8 +21,9 @@ from h2c_hf.reports.schema import load_report
 ROOT = Path(__file__).parents[2]
 BRIDGE = str(ROOT / "hub_configs" / "atlas")
 TRAIN = [
-    "lora", f"{BRIDGE}/training.yaml", "--train_data", "path=atlas,form=told", "--validation_data", "path=atlas,split=validation,form=told",
-    "--per_device_train_batch_size=8", "--lora_rank=4", "--use_cpu", "--disable_tqdm=true", "--logging_steps=1",
+    "lora", f"{BRIDGE}/training.yaml", "--train_data", "path=atlas,form=told", "--validation_data",
+    "path=atlas,split=validation,form=told", "--per_device_train_batch_size=8", "--lora_rank=4", "--use_cpu",
+    "--disable_tqdm=true", "--logging_steps=1",
 ]  # fmt: skip
 
 

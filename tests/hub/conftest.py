@@ -28,9 +28,9 @@ def wire(hub, tmp_path):
         if not name.startswith(("HF_", "HUGGING", "PYTHONPATH"))
     }
     return {
-        **kept, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_u", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-        "no_proxy": "127.0.0.1",
+        **kept, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_u", "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "no_proxy": "127.0.0.1",
     }  # fmt: skip
 
 

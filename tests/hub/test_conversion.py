@@ -86,7 +86,8 @@ class OriginalBridge(nn.Module):
 def write_pair(folder: Path, shapes: dict[str, int]) -> list[str]:
     """Config folders of a Sharer and a Receiver of these shapes, as arguments of the script."""
     sharer = LlamaConfig(
-        hidden_size=shapes["sharer_hidden_size"], num_hidden_layers=shapes["sharer_num_hidden_layers"], num_attention_heads=2,
+        hidden_size=shapes["sharer_hidden_size"], num_hidden_layers=shapes["sharer_num_hidden_layers"],
+        num_attention_heads=2,
     )  # fmt: skip
     receiver = Qwen2Config(
         hidden_size=64, num_hidden_layers=shapes["receiver_num_hidden_layers"], num_attention_heads=4,
@@ -319,8 +320,8 @@ def drop_a_layer(state):
                                                                "(", "expected tensors"]),
     ],
     ids=[
-        "sharer_width", "receiver_width", "deeper_pair", "fewer_layers", "heads", "missing", "unknown", "shape", "dtype", "no_bridge",
-        "not_a_tensor", "not_a_dict", "code",
+        "sharer_width", "receiver_width", "deeper_pair", "fewer_layers", "heads", "missing", "unknown",
+        "shape", "dtype", "no_bridge", "not_a_tensor", "not_a_dict", "code",
     ],
 )  # fmt: skip
 def test_refuses(breaks, changes, heads, messages, tmp_path, monkeypatch):

@@ -21,10 +21,12 @@ AGREEMENT = b"LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n..."
 @pytest.mark.parametrize(
     ("model", "version"),
     [
-        ("meta-llama/Llama-3.1-8B-Instruct", "3.1"), ("meta-llama/Meta-Llama-3-8B", "3"), ("meta-llama/Llama-3.2-1B", "3.2"),
-        ("someone/llama3.3-70b-nf4", "3.3"), ("meta-llama/Llama-2-7b-hf", "2"), ("meta-llama/Llama-4-Scout-17B-16E", "4"),
-        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", None), ("codellama/CodeLlama-7b-hf", None), ("huggyllama/llama-30b", None),
-        ("openlm-research/open_llama_3b", None), ("meta-llama/whatever", None), ("Qwen/Qwen2.5-0.5B", None), ("./sharer", None),
+        ("meta-llama/Llama-3.1-8B-Instruct", "3.1"), ("meta-llama/Meta-Llama-3-8B", "3"),
+        ("meta-llama/Llama-3.2-1B", "3.2"), ("someone/llama3.3-70b-nf4", "3.3"),
+        ("meta-llama/Llama-2-7b-hf", "2"), ("meta-llama/Llama-4-Scout-17B-16E", "4"),
+        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", None), ("codellama/CodeLlama-7b-hf", None),
+        ("huggyllama/llama-30b", None), ("openlm-research/open_llama_3b", None),
+        ("meta-llama/whatever", None), ("Qwen/Qwen2.5-0.5B", None), ("./sharer", None),
     ],
 )  # fmt: skip
 def test_the_version_is_told_by_the_id(model, version):
@@ -109,9 +111,10 @@ GEMMA = {"sharer_model_id": "google/gemma-3-270m", "receiver_model_id": "Hugging
 @pytest.mark.parametrize(
     ("model", "found"),
     [
-        ("google/gemma-3-270m", True), ("google/gemma-2-2b-it", True), ("google/gemma-7b", True), ("google/gemma-1.1-2b-it", True),
-        ("google/codegemma-2b", True), ("google/gemma-3n-E2B-it", True), ("someone/Gemma3-finetune", True), ("google/t5gemma-2b", True),
-        ("google/gemma-4-E2B-it", False), ("google/medgemma-4b-it", False), ("gemma/other-model", False), ("Qwen/Qwen2.5-0.5B", False),
+        ("google/gemma-3-270m", True), ("google/gemma-2-2b-it", True), ("google/gemma-7b", True),
+        ("google/gemma-1.1-2b-it", True), ("google/codegemma-2b", True), ("google/gemma-3n-E2B-it", True),
+        ("someone/Gemma3-finetune", True), ("google/t5gemma-2b", True), ("google/gemma-4-E2B-it", False),
+        ("google/medgemma-4b-it", False), ("gemma/other-model", False), ("Qwen/Qwen2.5-0.5B", False),
     ],
 )  # fmt: skip
 def test_a_gemma_is_known_by_its_id(model, found):

@@ -227,7 +227,9 @@ def test_sets_are_told_by_regime(folder):
         name: {
             "regime": regime, "source": f"/elsewhere/{name}.jsonl "
                                         "test", "n": 40, "recovered": undefined, "information_gain": gain,
-            "pairing_gain": gain, "follow_rate": {"value": 0.75, "low": 0.7, "high": 0.8, "n": 40, "over_h2c": 0.9}, "comparisons": [],
+            "pairing_gain": gain,
+            "follow_rate": {"value": 0.75, "low": 0.7, "high": 0.8, "n": 40, "over_h2c": 0.9},
+            "comparisons": [],
             "methods": {method: words_row(shares[name]) for method in ("receiver", "skyline", "h2c", "sharer")},
         }
         for name, regime in (("facts", "private"), ("web", "shared"))

@@ -12,14 +12,17 @@ from h2c_hf.modeling import H2CBridgeConfig, H2CBridgeModel
 
 FOLDER = Path(__file__).parents[2] / "hub_configs" / "llama-3.1-8b_to_qwen2.5-0.5b"
 LLAMA = LlamaConfig(
-    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256,
+    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+    num_key_value_heads=8, vocab_size=128256,
 )  # fmt: skip
 QWEN = Qwen2Config(
-    hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, vocab_size=151936,
+    hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+    num_key_value_heads=2, vocab_size=151936,
 )  # fmt: skip
 SHAPE_FIELDS = (
-    "sharer_hidden_size", "sharer_num_hidden_layers", "receiver_num_hidden_layers", "receiver_num_key_value_heads",
-    "receiver_head_dim", "num_attention_heads", "ffn_multiplier", "layer_alignment",
+    "sharer_hidden_size", "sharer_num_hidden_layers", "receiver_num_hidden_layers",
+    "receiver_num_key_value_heads", "receiver_head_dim", "num_attention_heads", "ffn_multiplier",
+    "layer_alignment",
 )  # fmt: skip
 
 

@@ -115,8 +115,8 @@ def test_the_watch_sees_what_a_hostile_repo_does(watched):
 
 def test_remote_code_imports_nothing_that_could_do_more():
     allowed = {
-        "torch", "transformers", "huggingface_hub", "safetensors", "contextlib", "copy", "dataclasses", "functools", "json", "math", "os",
-        "pathlib", "re",
+        "torch", "transformers", "huggingface_hub", "safetensors", "contextlib", "copy", "dataclasses",
+        "functools", "json", "math", "os", "pathlib", "re",
         "shutil", "typing", "warnings", "weakref", "collections", "hashlib",
     }  # fmt: skip
     for path in ATLAS.glob("*.py"):

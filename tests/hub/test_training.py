@@ -13,8 +13,9 @@ from h2c_hf.cli import main
 
 CONFIG = Path(__file__).parents[2] / "hub_configs" / "atlas" / "training.yaml"
 SMALL = [
-    "--train_data", "path=atlas,form=choice", "--save_steps=2", "--logging_steps=1", "--per_device_train_batch_size=8",
-    "--eval_strategy=no", "--load_best_model_at_end=false", "--save_total_limit=9", "--generations=0", "--use_cpu",
+    "--train_data", "path=atlas,form=choice", "--save_steps=2", "--logging_steps=1",
+    "--per_device_train_batch_size=8", "--eval_strategy=no", "--load_best_model_at_end=false",
+    "--save_total_limit=9", "--generations=0", "--use_cpu",
 ]  # fmt: skip
 LOAD = """
 import json, sys

@@ -200,10 +200,11 @@ def qwen3_next():
     """Two layers of linear attention, then one that keeps keys and values."""
     torch.manual_seed(0)
     config = Qwen3NextConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=8, linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4, num_experts=0,
-        layer_types=["linear_attention", "linear_attention", "full_attention"], mlp_only_layers=[0, 1, 2], initializer_range=0.3,
-        pad_token_id=0, bos_token_id=None, eos_token_id=None,
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, linear_key_head_dim=8,
+        linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4, num_experts=0,
+        layer_types=["linear_attention", "linear_attention", "full_attention"], mlp_only_layers=[0, 1, 2],
+        initializer_range=0.3, pad_token_id=0, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     return Qwen3NextForCausalLM(config).eval()
 

@@ -29,8 +29,9 @@ from h2c_hf.several_sharers import H2CSeveralSharers
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
 SIZES = {
-    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
+    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3, "pad_token_id": 0,
+    "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
 
 
@@ -47,8 +48,8 @@ def phi(longrope: bool, model_class=Phi3ForCausalLM, config_class=Phi3Config):
     rope = {"rope_type": "default", "rope_theta": 1e4}
     if longrope:
         rope |= {
-            "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "original_max_position_embeddings": 8,
-            "short_mscale": 1.0, "long_mscale": 1.0,
+            "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4,
+            "original_max_position_embeddings": 8, "short_mscale": 1.0, "long_mscale": 1.0,
         }  # fmt: skip
     more = {"num_local_experts": 2} if model_class is PhimoeForCausalLM else {}
     config = config_class(

@@ -16,8 +16,9 @@ import sys
 
 
 DEFAULTS = {
-    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
 }  # fmt: skip
 
 
@@ -33,8 +34,9 @@ def started(specification: dict):
     }
     engine |= specification["engine"]
     engine["kv_transfer_config"] = {
-        "kv_connector": "H2CConnector", "kv_connector_module_path": "h2c_hf.serving.vllm_connector", "kv_role": "kv_consumer",
-        "kv_connector_extra_config": specification["connector"], **specification["transfer"],
+        "kv_connector": "H2CConnector", "kv_connector_module_path": "h2c_hf.serving.vllm_connector",
+        "kv_role": "kv_consumer", "kv_connector_extra_config": specification["connector"],
+        **specification["transfer"],
     }  # fmt: skip
     return LLM(**engine, disable_log_stats=False)
 
@@ -49,7 +51,8 @@ def answered(llm, wave: list[dict]) -> list[list]:
             n=request.get("n", 1), temperature=request.get("temperature", 0), max_tokens=request["tokens"],
             # JSON has texts for keys.
             logit_bias={int(token): bias for token, bias in request["bias"].items()},
-            extra_args={"kv_transfer_params": request["params"]} if "params" in request else None, **request.get("sampling", {}),
+            extra_args={"kv_transfer_params": request["params"]} if "params" in request else None,
+            **request.get("sampling", {}),
         )
         for request in wave
     ]  # fmt: skip

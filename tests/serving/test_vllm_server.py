@@ -19,13 +19,14 @@ BRIDGE_SERVER = ("-m", "h2c_hf.serving.bridge_server")
 def serving(pair: Pair, port: int, **connector):
     """vLLM's server for a pair."""
     config = {
-        "kv_connector": "H2CConnector", "kv_connector_module_path": "h2c_hf.serving.vllm_connector", "kv_role": "kv_consumer",
-        "kv_connector_extra_config": connector,
+        "kv_connector": "H2CConnector", "kv_connector_module_path": "h2c_hf.serving.vllm_connector",
+        "kv_role": "kv_consumer", "kv_connector_extra_config": connector,
     }  # fmt: skip
     command = (
-        "-m", "vllm.entrypoints.cli.main", "serve", pair.receiver, "--tokenizer", f"{pair.folder}/receiver_tokenizer",
-        "--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "atlas",
-        "--max-model-len", "512", "--middleware", "h2c_hf.serving.middleware.H2CMiddleware", "--kv-transfer-config", json.dumps(config),
+        "-m", "vllm.entrypoints.cli.main", "serve", pair.receiver, "--tokenizer",
+        f"{pair.folder}/receiver_tokenizer", "--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1",
+        "--port", str(port), "--served-model-name", "atlas", "--max-model-len", "512", "--middleware",
+        "h2c_hf.serving.middleware.H2CMiddleware", "--kv-transfer-config", json.dumps(config),
     )  # fmt: skip
     variables = {
         "VLLM_CPU_KVCACHE_SPACE": "1",

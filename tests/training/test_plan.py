@@ -21,8 +21,8 @@ LLAMA = LlamaConfig(
     vocab_size=128256,
 )
 QWEN = Qwen2Config(
-    hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, vocab_size=151936,
-    tie_word_embeddings=True,
+    hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+    num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True,
 )  # fmt: skip
 
 

@@ -19,9 +19,10 @@ ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "hub_configs/atlas/training.yaml")
 TRAIN = [sys.executable, "-m", "h2c_hf.cli", "train"]
 SMALL = [
-    "--train_data", "path=atlas,form=choice", "path=atlas,form=open", "--validation_data", "path=atlas,split=validation",
-    "--max_steps=6", "--save_steps=2", "--logging_steps=1", "--per_device_train_batch_size=8", "--eval_strategy=no",
-    "--load_best_model_at_end=false", "--save_total_limit=9", "--use_cpu",
+    "--train_data", "path=atlas,form=choice", "path=atlas,form=open", "--validation_data",
+    "path=atlas,split=validation", "--max_steps=6", "--save_steps=2", "--logging_steps=1",
+    "--per_device_train_batch_size=8", "--eval_strategy=no", "--load_best_model_at_end=false",
+    "--save_total_limit=9", "--use_cpu",
 ]  # fmt: skip
 # Kills its own process when half of a checkpoint's optimizer state is written.
 KILLED_IN_A_CHECKPOINT = """
@@ -42,8 +43,9 @@ def start(
     output: Path, *arguments: str, command=TRAIN, preexec_fn=None, **environment: str
 ) -> subprocess.Popen:
     return subprocess.Popen(
-        [*command, CONFIG, f"--output_dir={output}", *SMALL, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, preexec_fn=preexec_fn,
+        [*command, CONFIG, f"--output_dir={output}", *SMALL, *arguments], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, preexec_fn=preexec_fn,
     )  # fmt: skip
 
 

@@ -26,9 +26,10 @@ ROOT = Path(__file__).parents[2]
 # Atlas as `hub_configs/atlas/training.yaml` has it, but its smaller split alone, and a part of that to
 # validate on.
 SMALL = [
-    "--sharer=atlas", "--receiver=atlas", "--base_dtype=float32", "--report_to=none", "--use_cpu", "--learning_rate=3e-3",
-    "--train_data", "path=atlas,split=validation", "path=atlas,split=validation,form=open", "--validation_fraction=0.2",
-    "--per_device_train_batch_size=8", "--per_device_eval_batch_size=64", "--max_steps=4", "--logging_steps=1",
+    "--sharer=atlas", "--receiver=atlas", "--base_dtype=float32", "--report_to=none", "--use_cpu",
+    "--learning_rate=3e-3", "--train_data", "path=atlas,split=validation",
+    "path=atlas,split=validation,form=open", "--validation_fraction=0.2", "--per_device_train_batch_size=8",
+    "--per_device_eval_batch_size=64", "--max_steps=4", "--logging_steps=1",
     "--eval_strategy=steps", "--eval_steps=4", "--generations=2",
 ]  # fmt: skip
 

@@ -42,15 +42,17 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tracked")
     config = {
         **yaml.safe_load((ROOT / "hub_configs/atlas/training.yaml").read_text()),
-        "train_data": ["atlas"], "validation_data": [{"path": "atlas", "split": "validation"}], "output_dir": str(folder / "out"),
-        "max_steps": STEPS, "save_steps": 2, "eval_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 8,
-        "save_total_limit": 9, "report_to": ["wandb", "tensorboard"],
+        "train_data": ["atlas"], "validation_data": [{"path": "atlas", "split": "validation"}],
+        "output_dir": str(folder / "out"), "max_steps": STEPS, "save_steps": 2, "eval_steps": 2,
+        "logging_steps": 1, "per_device_train_batch_size": 8, "save_total_limit": 9,
+        "report_to": ["wandb", "tensorboard"],
     }  # fmt: skip
     (folder / "training.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "h2c_hf.cli", "train", str(folder / "training.yaml")]
     tracking = {
-        "WANDB_MODE": "offline", "WANDB_LOG_MODEL": "checkpoint", "WANDB_DIR": str(folder), "TENSORBOARD_LOGGING_DIR": str(folder / "tb"),
-        "WANDB_CACHE_DIR": str(folder / "cache"), "WANDB_DATA_DIR": str(folder / "data"), "OMP_NUM_THREADS": "1",
+        "WANDB_MODE": "offline", "WANDB_LOG_MODEL": "checkpoint", "WANDB_DIR": str(folder),
+        "TENSORBOARD_LOGGING_DIR": str(folder / "tb"), "WANDB_CACHE_DIR": str(folder / "cache"),
+        "WANDB_DATA_DIR": str(folder / "data"), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **tracking}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

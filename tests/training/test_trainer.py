@@ -37,8 +37,8 @@ def four_steps(folder, **bridge):
     model = join(tiny_model("llama", 0, **sizes), tiny_model("qwen2", 1, **sizes), **bridge)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     arguments = H2CTrainingArguments(
-        output_dir=str(folder), max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2, report_to="none",
-        learning_rate=1e-2, warmup_steps=0, save_steps=4, logging_steps=2,
+        output_dir=str(folder), max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+        report_to="none", learning_rate=1e-2, warmup_steps=0, save_steps=4, logging_steps=2,
         eval_strategy="steps", eval_steps=4, use_cpu=True, dataloader_pin_memory=False,
     )  # fmt: skip
     examples = encode_questions(processor, QUESTIONS)
@@ -201,8 +201,9 @@ def tiny_run(tmp_path, model=None, **options):
         if name in options
     }
     arguments = H2CTrainingArguments(
-        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, per_device_eval_batch_size=3, report_to="none",
-        save_strategy="no", use_cpu=True, dataloader_pin_memory=False, learning_rate=1e-2, warmup_steps=0, **options,
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, per_device_eval_batch_size=3,
+        report_to="none", save_strategy="no", use_cpu=True, dataloader_pin_memory=False, learning_rate=1e-2,
+        warmup_steps=0, **options,
     )  # fmt: skip
     return H2CTrainer(
         model, arguments, processor, train_dataset=examples, eval_dataset=examples, **of_trainer

@@ -26,8 +26,9 @@ def test_every_example_gets_the_draft_of_its_own_prompt_in_its_own_place():
 
 def test_a_run_with_drafts_saves_how_many(tmp_path):
     run = [
-        "atlas", "--max_steps", "2", "--draft_tokens", "2", "--output_dir", str(tmp_path / "out"), "--eval_strategy", "no",
-        "--train_data", "path=atlas,form=repeat,count=64", "--save_strategy", "no", "--load_best_model_at_end", "false",
+        "atlas", "--max_steps", "2", "--draft_tokens", "2", "--output_dir", str(tmp_path / "out"),
+        "--eval_strategy", "no", "--train_data", "path=atlas,form=repeat,count=64", "--save_strategy", "no",
+        "--load_best_model_at_end", "false",
     ]  # fmt: skip
     assert main(["train", *run]) == 0
     assert H2CForCausalLM.from_pretrained(tmp_path / "out").generation_config.sharer_max_new_tokens == 2

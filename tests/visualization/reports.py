@@ -16,8 +16,8 @@ professional_accounting professional_law professional_medicine professional_psyc
 us_foreign_policy virology world_religions
 """.split()  # noqa: SIM905
 METHODS = [
-    "receiver", "text_to_text", "text_to_text_answer", "text_to_text_reasoning", "h2c", "sharer", "shuffled", "zeros", "noise", "adapter",
-    "a_new_method_with_an_uncommonly_long_name_of_many_words", "another",
+    "receiver", "text_to_text", "text_to_text_answer", "text_to_text_reasoning", "h2c", "sharer", "shuffled",
+    "zeros", "noise", "adapter", "a_new_method_with_an_uncommonly_long_name_of_many_words", "another",
 ]  # fmt: skip
 PARTS = ["sharer_prefill", "sharer_writes", "receiver_prefill", "bridge", "decode", "other"]
 
@@ -63,8 +63,9 @@ def report(
         **REQUIRED,
         "methods": {
             name: {
-                "accuracy": value, "accuracy_low": max(0, value - 0.03), "accuracy_high": min(1, value + 0.03), "n": 14042,
-                "ttft_ms_median": times[name], "ttft_ms_p90": 1.4 * times[name],
+                "accuracy": value, "accuracy_low": max(0, value - 0.03),
+                "accuracy_high": min(1, value + 0.03), "n": 14042, "ttft_ms_median": times[name],
+                "ttft_ms_p90": 1.4 * times[name],
             }
             for name, value in accuracy.items()
         },
@@ -80,7 +81,8 @@ def report(
         "by_category": groups(["STEM", "humanities", "social sciences", "other"]),
         "confusion": {name: [[draw.randrange(3600) for _ in range(4)] for _ in range(4)] for name in methods},
         "probability_shift": {
-            "question": question, "choices": choices, "expected": "B", "methods": {m: [draw.random() for _ in range(4)] for m in methods},
+            "question": question, "choices": choices, "expected": "B",
+            "methods": {m: [draw.random() for _ in range(4)] for m in methods},
         },
         "examples": [{"question": question, "choices": choices, "expected": choices[1], "answers": answers}] * examples,
     }  # fmt: skip
