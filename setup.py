@@ -1,5 +1,4 @@
-"""The list of packages; everything else is in setup.cfg. The configs lie beside the package and are installed
-inside it."""
+"""The list of packages; the rest is in setup.cfg. The configs beside the package are installed inside it."""
 
 from setuptools import find_packages, setup
 

@@ -14,8 +14,7 @@ from .hints import missing
 
 @dataclass(frozen=True)
 class Command:
-    """A command: the module whose `main(arguments)` returns the exit status, the module of its parser, and
-    its purpose.
+    """A command: the module whose `main(arguments)` returns the exit status, its parser's module, and purpose.
 
     `extra` names the optional dependencies that the command needs.
     """
@@ -127,8 +126,7 @@ Shell completion: eval "$(register-python-argcomplete h2c)"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit status. A mistake of the user's is told in one sentence, with status
-    2."""
+    """Run a command and return its exit status. A user's mistake is told in one sentence, with status 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "_ARGCOMPLETE" in os.environ:
         complete()

@@ -23,8 +23,7 @@ def HfArg(*, help: str, default: Any = dataclasses.MISSING, default_factory: Cal
 
 
 def add_fields(parser: argparse.ArgumentParser, dataclass: type) -> None:
-    """Add a dataclass's fields to a parser, for its help and for shell completion. Values are parsed by
-    `ConfigParser`."""
+    """Add a dataclass's fields to a parser, for help and completion. `ConfigParser` parses the values."""
     for field in dataclasses.fields(dataclass):
         default = field.default_factory() if field.default is dataclasses.MISSING else field.default
         choices = typing.get_args(field.type) if typing.get_origin(field.type) is typing.Literal else None
@@ -61,8 +60,7 @@ class Formatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """`ArgumentParser` that tells a mistake in one sentence, with the nearest option and the command that
-    lists all."""
+    """`ArgumentParser` that tells a mistake in one sentence, with the nearest option and `--help`."""
 
     def __init__(self, prog: str, description: str, **kwargs):
         kwargs.setdefault("formatter_class", Formatter)

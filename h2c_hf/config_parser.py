@@ -25,8 +25,7 @@ class ConfigParser(HfArgumentParser):
         raise ValueError(f"{message}. `{self.prog} --help` lists the fields.")
 
     def parse_config(self, arguments: list[str] | None) -> tuple[Any, ...]:
-        """Fill the dataclasses from `[CONFIG] [--field value ...]`, with CONFIG a yaml file, its folder, or a
-        name as "atlas".
+        """Fill the dataclasses from `[CONFIG] [--field value ...]`; CONFIG: a yaml file, its folder or name.
 
         Raises:
             ValueError: for a file that cannot be read, a field that there is not, or a value of the wrong

@@ -26,8 +26,7 @@ def names(file: str = "*.yaml") -> list[str]:
 
 
 def find(given: str, file: str) -> Path:
-    """Return the yaml file that an argument means: a file, a folder that holds `file`, or the name of a
-    config in the package.
+    """Return the yaml file that an argument means: a file, a folder that holds `file`, or a packaged name.
 
     Args:
         file: "training.yaml" or "evaluation.yaml".

@@ -17,7 +17,6 @@ def missing(what: str, error: ModuleNotFoundError, extra: str) -> str:
 
 
 def next_commands(*commands: str) -> None:
-    """Print the commands that usually follow. They go to standard error, so that a redirected report stays a
-    report."""
+    """Print the commands that usually follow, to standard error: a redirected report stays a report."""
     sys.stdout.flush()
     print("\nNext:", *commands, sep="\n  ", file=sys.stderr, flush=True)

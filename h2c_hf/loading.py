@@ -1,5 +1,4 @@
-"""The one way to load a pair: configs, tokenizers and weights of a Sharer and a Receiver, and a trained
-bridge with both.
+"""The one way to load a pair: configs, tokenizers and weights of Sharer and Receiver, and a trained bridge.
 
 A base model is named by a Hub id, a folder, a GGUF file, 'atlas' (the tiny model in the package), or a name
 that `h2c models` lists.
@@ -53,11 +52,10 @@ BASE_ARGUMENTS = ("dtype", "device_map", "attn_implementation", *HUB_ARGUMENTS)
 # A question and its answer as plain text, for base models. Of earlier turns only the text remains: an end
 # token in the middle of a prompt would end the document for a base model.
 PLAIN = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ '\nAnswer: ' + message['content'] + (eos_token or '' if "
-    "loop.last else '\n\n') }}"
-    "{% else %}{{ message['content'] + ('\n\n' if message['role'] == 'system' else '') }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '\nAnswer:' }}{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '\nAnswer: ' + "
+    "message['content'] + (eos_token or '' if loop.last else '\n\n') }}{% else %}{{ message['content'] + "
+    "('\n\n' if message['role'] == 'system' else '') }}{% endif %}{% endfor %}{% if add_generation_prompt "
+    "%}{{ '\nAnswer:' }}{% endif %}"
 )
 CHAT_TEMPLATES = {"plain": PLAIN}
 
@@ -276,8 +274,7 @@ def load_pair(
 
 
 def opened(repo: str | None, revision: str | None = None, **options) -> tuple[H2CForCausalLM, H2CProcessor]:
-    """Load a bridge, its models and its processor onto the GPU, or the CPU if there is none. Without a repo:
-    Atlas, in fp32.
+    """Load bridge, models and processor onto the GPU, or the CPU without one. Without a repo: Atlas, in fp32.
 
     Args:
         options: of `load_pair`.
@@ -366,7 +363,7 @@ def load_model(
 
 
 def fetched_base(config: H2CBridgeConfig, role: str, trust_remote_code: bool = False) -> BaseModel | None:
-    """Return the base model that a bridge's config names, if `h2c models fetch` knows it; None for any other."""
+    """Return the base model that a bridge's config names, if `h2c models fetch` knows it; else None."""
     model_id = getattr(config, f"{role}_model_id")
     if model_id not in FETCHED.values() or getattr(config, f"{role}_gguf_file") is not None:
         return None
@@ -376,8 +373,7 @@ def fetched_base(config: H2CBridgeConfig, role: str, trust_remote_code: bool = F
 
 
 def name_missing_model(config: H2CBridgeConfig, hub: dict) -> None:
-    """Raise an OSError that names the base model that cannot be loaded, if one of those in a bridge's config
-    cannot.
+    """Raise an OSError that names the base model of a bridge's config that cannot be loaded, if there is one.
 
     Args:
         hub: more arguments of any `from_pretrained` (`cache_dir`, `token` ...).

@@ -1,5 +1,4 @@
-"""The words around a question, and the token ids around an answer: one place for training, evaluation and
-generation.
+"""The words around a question and the token ids around an answer, for training, evaluation and generation.
 
 A question is a dict in the columns of ``cais/mmlu``: ``question``, ``choices`` (list of str), ``answer``
 (index), ``subject``.
@@ -19,8 +18,7 @@ THINKING_SWITCHES = ("enable_thinking", "thinking")
 
 
 def choice_prompt(question: dict, hint: str | None = None, prompts: Prompts = PROMPTS) -> str:
-    """Return the question with its lettered choices; ``hint`` is another model's text about it
-    (text-to-text)."""
+    """Return the question with its lettered choices; ``hint`` is another model's text about it."""
     return "\n".join([_with_choices(question), *_hint_line(hint, prompts), prompts.choice])
 
 
@@ -81,8 +79,7 @@ def set_template_kwargs(processor: H2CProcessor, given: dict | None) -> None:
 
 
 def thinking_advice(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A sentence on how to switch off a chat template's thinking block, for an error; nothing if the template
-    has no known switch."""
+    """A sentence on how to switch off a template's thinking block, for an error; "" without known switch."""
     switch = next(
         (name for name in THINKING_SWITCHES if re.search(rf"\b{name}\b", str(tokenizer.chat_template))), None
     )
@@ -98,8 +95,7 @@ def answer_ids(
     ended: bool = True,
     template_kwargs: dict | None = None,
 ) -> list[int]:
-    """The token ids with which the assistant's turn says ``answer``, through its end token (or, if not
-    ``ended``, up to it).
+    """The token ids with which the assistant's turn says ``answer``, with its end token if ``ended``.
 
     Derived from the chat template: they are the text after the generation prompt, whatever stands between
     (Llama 3 writes two line ends and then "A", not " A"). Special tokens that are written in a message are
@@ -123,8 +119,7 @@ def answer_text(
     ended: bool = True,
     template_kwargs: dict | None = None,
 ) -> tuple[str, str]:
-    """The rendered prompt, and the text after it with which the assistant's turn says ``answer``; both marked
-    for `encode_marked`.
+    """The rendered prompt and the text that says ``answer`` after it, both marked for `encode_marked`.
 
     Raises:
         ValueError: for a template whose generation prompt is not how the assistant's turn begins.
@@ -141,8 +136,7 @@ def answer_text(
     if not whole.startswith(prompt):
         raise ValueError(
             f"The chat template of {_name(tokenizer)} does not begin the assistant's turn with its "
-            "generation prompt: "
-            f"expected {prompt[-40:]!r} and the answer, got "
+            f"generation prompt: expected {prompt[-40:]!r} and the answer, got "
             f"{whole[-40 - len(answer) :]!r}.{thinking_advice(tokenizer)}"
         )
     return prompt, whole[len(prompt) :]
@@ -179,8 +173,7 @@ def following_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) ->
 
 
 def after(before: list[int], together: list[int], alone: list[int]) -> list[int]:
-    """The token ids of a text after a prompt, given those of the prompt, of both together, and of the text
-    alone."""
+    """The token ids of a text after a prompt, given those of the prompt, of both together and of the text."""
     # The prompt's last token may merge with the text (a line end, and an answer that begins with one): in
     # generation the prompt stands as it is, so the text is encoded on its own then.
     return alone if together[: len(before)] != before else together[len(before) :]
@@ -216,8 +209,7 @@ def letter_ids(
         if tokenizer.decode([token]).strip() != letter:
             raise ValueError(
                 f"The answers {', '.join(LETTERS[:count])} must be single, distinct tokens; {letter!r} "
-                f"begins with token {token}, "
-                f"{tokenizer.decode([token])!r}.{thinking_advice(tokenizer)}"
+                f"begins with token {token}, {tokenizer.decode([token])!r}.{thinking_advice(tokenizer)}"
             )
         ids.append(token)
     return ids

@@ -58,8 +58,7 @@ class H2CSeveralSharers(nn.Module):
             if model.receiver is not models[first].receiver:
                 raise ValueError(
                     f"{name!r} and {first!r} hold a Receiver each; expected one and the same object: give "
-                    "the second "
-                    f"H2CForCausalLM.from_pretrained or from_pair receiver=first.receiver."
+                    "the second H2CForCausalLM.from_pretrained or from_pair receiver=first.receiver."
                 )
         # Of the module tree are the bridges alone; the frozen models are held beside it.
         self.bridges = nn.ModuleDict({name: model.bridge for name, model in models.items()})
@@ -93,8 +92,7 @@ class H2CSeveralSharers(nn.Module):
         return cls(models)
 
     def save_pretrained(self, save_directory) -> None:
-        """Write each bridge into a subfolder of its name, as `H2CForCausalLM.save_pretrained` does, and the
-        list of names."""
+        """Write each bridge into a subfolder of its name, and the list of names."""
         for name, model in self.models.items():
             model.save_pretrained(Path(save_directory) / name)
         (Path(save_directory) / NAMES).write_text(json.dumps(list(self.models)) + "\n")
@@ -162,8 +160,7 @@ class H2CSeveralSharers(nn.Module):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """As `H2CForCausalLM.forward`, which explains the arguments and `kwargs`; `sharers` as in
-        `bridged_cache`.
+        """As `H2CForCausalLM.forward`, which explains the arguments; `sharers` as in `bridged_cache`.
 
         Raises:
             ValueError: for `past_key_values`, and all that `bridged_cache` refuses.
@@ -206,8 +203,7 @@ class H2CSeveralSharers(nn.Module):
 
 
 def add_change(summed: Cache, own: Cache, bridged: Cache) -> None:
-    """Add to `summed`, in place, the update of `own` by the bridge that wrote `bridged`. Layers that it left
-    alone stay the same.
+    """Add to `summed`, in place, the update of `own` by the bridge that wrote `bridged`.
 
     Messages stand one before the other, each at the positions that it has alone: a token of either is as near
     to the prompt.

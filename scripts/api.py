@@ -63,8 +63,7 @@ def entry(name: str, thing) -> list[str]:
 
 
 def signature_of(thing) -> str:
-    """Return the parameters without annotations, which the docstring explains; "(...)" for the many of stock
-    training arguments."""
+    """Return the parameters without annotations; "(...)" for the many of stock training arguments."""
     parameters = [
         p.replace(annotation=inspect.Parameter.empty) for p in inspect.signature(thing).parameters.values()
     ]

@@ -1,5 +1,4 @@
-"""Evaluate a bridge: `accelerate launch scripts/evaluate.py CONFIG.yaml --field value`; the same as
-`h2c evaluate`."""
+"""Evaluate a bridge: `accelerate launch scripts/evaluate.py CONFIG.yaml --field value`, as `h2c evaluate`."""
 
 import sys
 

@@ -97,8 +97,7 @@ def tiny_config(config_class: type[PreTrainedConfig], **overrides) -> PreTrained
 
 
 def build(family: str):
-    """Return a tiny model with random weights. Raises what the family's classes raise if there is no tiny
-    config."""
+    """Return a tiny model with random weights. Raises the family's own errors if no config fits."""
     config = tiny_config(CONFIG_MAPPING[family], **OVERRIDES.get(family, {}))
     if hasattr(config, "is_decoder"):
         config.is_decoder = True
@@ -199,9 +198,8 @@ def table(rows: list[str]) -> str:
             "# Families",
             "",
             f"The {len(rows)} causal-LM families of transformers {transformers.__version__}: "
-            f"{count['sharer']} work as the Sharer, "
-            f"{count['receiver']} as the Receiver, {count['message']} of them also of a message "
-            "(`bridge_form: message`).",
+            f"{count['sharer']} work as the Sharer, {count['receiver']} as the Receiver, {count['message']} "
+            "of them also of a message (`bridge_form: message`).",
             "",
             "A family *works* if a tiny model of it with random weights passes: forward gives the logits of "
             "`generate`, step by step; a",

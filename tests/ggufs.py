@@ -60,8 +60,7 @@ def write_gguf(path: Path, model, quantized: bool = False) -> Path:
 
 
 def converted(name: str, weight: torch.Tensor, config) -> tuple[str, torch.Tensor]:
-    """Return llama.cpp's name of a weight, and the weight with the rotary halves of queries and keys
-    interleaved."""
+    """Return llama.cpp's name of a weight, and the weight with rotary halves interleaved (q and k)."""
     if not name.startswith("model.layers."):
         whole = {
             "model.embed_tokens.weight": "token_embd",

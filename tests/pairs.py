@@ -1,5 +1,4 @@
-"""Small helpers of the tests: tiny real models with random weights, joined by a random bridge, inputs, and
-tokenizers."""
+"""Helpers of the tests: tiny real models with random weights, a random bridge, inputs and tokenizers."""
 
 import random
 
@@ -33,8 +32,7 @@ VOCABULARY = 61
 
 
 def tiny_model(family: str, seed: int = 0, **config):
-    """A language model with random weights, large enough that its logits differ from token to token. No token
-    ends the text."""
+    """A language model with random weights so large that its logits differ; no token ends the text."""
     torch.manual_seed(seed)
     model_class, config_class = FAMILIES[family]
     defaults = {
@@ -135,8 +133,7 @@ def alone(inputs: dict[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
 
 LLAMA_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>{{ m['content'] }}<|eot|>{% "
-    "endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant<|stop|>{% endif %}"
+    "endfor %}{% if add_generation_prompt %}<|start|>assistant<|stop|>{% endif %}"
 )
 QWEN_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -145,8 +142,7 @@ QWEN_TEMPLATE = (
 
 
 def byte_tokenizer(specials: list[str], bos: str | None = None, **kwargs) -> PreTrainedTokenizerFast:
-    """One token a byte, after the special tokens. `bos` is written in front by the tokenizer itself, as Llama
-    3 does."""
+    """One token a byte, after the special tokens. The tokenizer itself writes `bos`, as Llama 3's does."""
     vocabulary = {
         token: i for i, token in enumerate([*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())])
     }
@@ -165,8 +161,7 @@ def byte_tokenizer(specials: list[str], bos: str | None = None, **kwargs) -> Pre
 
 
 def tiny_processor() -> H2CProcessor:
-    """A Llama-like Sharer's tokenizer (writes a bos, has no pad token) and a Qwen-like Receiver's (has a pad
-    token, no bos)."""
+    """Tokenizers like Llama's for the Sharer (bos, no pad token) and Qwen's for the Receiver (vice versa)."""
     sharer = byte_tokenizer(
         ["<|begin|>", "<|start|>", "<|stop|>", "<|eot|>"],
         bos="<|begin|>",
@@ -183,7 +178,7 @@ def tiny_processor() -> H2CProcessor:
 
 
 def text_pair(**overrides) -> tuple[H2CProcessor, H2CForCausalLM]:
-    """A pair that reads and writes the text of `tiny_processor`, and the processor. `overrides`: see `join`."""
+    """A pair for the text of `tiny_processor`, and the processor. `overrides`: see `join`."""
     processor = tiny_processor()
     sizes = {name: len(getattr(processor, f"{name}_tokenizer")) for name in ("sharer", "receiver")}
     sharer, receiver = (

@@ -93,8 +93,7 @@ def plain_bridge(bridge, hidden_states, keys, values, hidden=None) -> tuple[list
 
 
 def plain_message(model, hidden_states) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The keys and values of a message in every Receiver layer, (1, heads, T, head_dim) each, at positions 0
-    to T - 1."""
+    """A message's keys and values in every Receiver layer, (1, heads, T, head_dim), at 0 to T - 1."""
     config, state = model.config, model.bridge.state_dict()
     layers, depth = config.receiver_num_hidden_layers, config.sharer_num_hidden_layers
     length = hidden_states[0].shape[1]
@@ -174,8 +173,7 @@ def plain_decode(model, input_ids, sharer_input_ids, steps: int, choose=torch.ar
 def plain_beams(
     model, input_ids, sharer_input_ids, steps: int, beams: int
 ) -> list[tuple[torch.Tensor, float]]:
-    """The `beams` best continuations of `steps` tokens, best first, with their log-probability. No token ends
-    the text."""
+    """The `beams` best continuations of `steps` tokens, best first, with log-probabilities; none ends."""
     kept = [(torch.empty(0, dtype=torch.long), 0.0)]
     for _ in range(steps):
         longer = []

@@ -1,5 +1,4 @@
-"""The repository as the tests see it: its root, the bridge that ships with it, and a copy to build or install
-from."""
+"""The repository as the tests see it: its root, the bridge that ships, and a copy to build from."""
 
 import subprocess
 from pathlib import Path

@@ -58,7 +58,7 @@ def fetch(folder: Path) -> Path:
 
 
 def mixins(tests: Path) -> list[type]:
-    """Import the mixins from the folder of transformers' tests, under another name than that of this folder."""
+    """Import the mixins from transformers' tests under another name than that of this folder."""
     package = types.ModuleType(PACKAGE)
     package.__path__ = [str(tests)]
     sys.modules[PACKAGE] = package
@@ -74,8 +74,7 @@ def mixins(tests: Path) -> list[type]:
 
 
 def base_models(config: H2CBridgeConfig, dtype: torch.dtype | None = None) -> list:
-    """Make the Sharer and the Receiver, the same ones every time, with the attention and the dtype that are
-    asked for."""
+    """Make the Sharer and the Receiver, always the same, with the given attention and dtype."""
     # The bridge's weights are then the first to be drawn, as those of a model are.
     with torch.random.fork_rng():
         # In fp16, larger weights are beyond the tests' tolerances.
@@ -181,8 +180,7 @@ CANNOT_APPLY = {
 
 
 def case(mixin_classes: list[type], form: str) -> type[unittest.TestCase]:
-    """Return the test case of transformers for a composite of a bridge form, without the tests that cannot
-    apply."""
+    """Return transformers' test case for a composite of a bridge form, without tests that cannot apply."""
 
     class CompositeTest(*mixin_classes, unittest.TestCase):
         all_model_classes = (Composite,)
@@ -207,7 +205,7 @@ def case(mixin_classes: list[type], form: str) -> type[unittest.TestCase]:
 
 
 def run(test_case: type[unittest.TestCase]) -> tuple[list[str], dict[str, str]]:
-    """Run all tests; return the names of those that pass, and the last line of the error of each that fails."""
+    """Run all tests; return the names that pass, and the last line of the error of each that fails."""
     passed, failed = [], {}
     for name in unittest.TestLoader().getTestCaseNames(test_case):
         result = unittest.TestResult()

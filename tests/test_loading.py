@@ -1,5 +1,4 @@
-"""`h2c_hf.loading`: base models from folders and GGUF files, their chat templates, and where a bridge's
-config says they are."""
+"""`h2c_hf.loading`: base models from folders and GGUF files, chat templates, and ids in a bridge's config."""
 
 import json
 import warnings

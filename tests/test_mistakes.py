@@ -27,8 +27,8 @@ MISTAKES = [
     (["quickstart", "--seed", "one"], "invalid int value: 'one'"),
     (["atlas", "rebuild"], "invalid choice: 'rebuild'"),
     # configs
-    ([*TRAIN[:1], "atlass"], "There is no config 'atlass'; expected a yaml file, a folder with "
-                             "training.yaml, or one of atlas"),
+    ([*TRAIN[:1], "atlass"],
+     "There is no config 'atlass'; expected a yaml file, a folder with training.yaml, or one of atlas"),
     (["train", "none.yaml"], "There is no file 'none.yaml'; expected a yaml file of fields, or one of atlas"),
     (["train", "{folder}"], "There is no config"),
     (["evaluate", "accelerate"], "There is no config 'accelerate'"),
@@ -38,27 +38,27 @@ MISTAKES = [
     (["configs", "copy"], "There is no config ''; expected one of accelerate, atlas"),
     (["configs", "copy", "atlas", "{bridge}"], "is already there; expected another folder"),
     # training
-    ([*TRAIN, "--learning_rat", "1"], "There is no field 'learning_rat' (the command line); did you mean "
-                                      "'learning_rate'?"),
+    ([*TRAIN, "--learning_rat", "1"],
+     "There is no field 'learning_rat' (the command line); did you mean 'learning_rate'?"),
     ([*TRAIN, "--max_steps", "many"], "invalid int value: 'many'. `h2c train --help` lists the fields."),
-    (["train", "--output_dir", "out"], "sharer is missing; expected it in the yaml file or as --sharer "
-                                       "VALUE"),
-    ([*TRAIN, "--sharer", "nobody/none"], "The Sharer 'nobody/none' was not loaded: it is not in the cache, "
-                                          "and HF_HUB_OFFLINE is set"),
-    ([*TRAIN, "--receiver", "/no/such/folder"], "receiver is '/no/such/folder', and there is no such folder "
-                                                "or file; expected"),
+    (["train", "--output_dir", "out"],
+     "sharer is missing; expected it in the yaml file or as --sharer VALUE"),
+    ([*TRAIN, "--sharer", "nobody/none"],
+     "The Sharer 'nobody/none' was not loaded: it is not in the cache, and HF_HUB_OFFLINE is set"),
+    ([*TRAIN, "--receiver", "/no/such/folder"],
+     "receiver is '/no/such/folder', and there is no such folder or file; expected"),
     ([*TRAIN, "--sharer", "notes"], "The Sharer 'notes' was not loaded"),
     ([*TRAIN, "--train_data", "nowhere.json"], "nowhere.json"),
     ([*TRAIN, "--train_data", "path=atlas,from=me"], "'from'"),
     ([*TRAIN, "--train_data", "path=atlas,split=test"], "a test split is for reports"),
-    ([*TRAIN, "--resume_from_checkpoint", "elsewhere"], "which holds no trainer_state.json; expected a "
-                                                        "checkpoint folder"),
+    ([*TRAIN, "--resume_from_checkpoint", "elsewhere"],
+     "which holds no trainer_state.json; expected a checkpoint folder"),
     ([*TRAIN, "--metric_for_best_model", "beauty"], "metric_for_best_model is 'beauty'; expected one of"),
-    (["precompute", "atlas", "--output_dir", "out"], "sharer_states is missing; expected the folder to "
-                                                     "write"),
+    (["precompute", "atlas", "--output_dir", "out"],
+     "sharer_states is missing; expected the folder to write"),
     # evaluation
-    ([*EVALUATE, "--methods", "receiver", "h2c", "magic"], "There is no method 'magic'; expected one of "
-                                                           "receiver"),
+    ([*EVALUATE, "--methods", "receiver", "h2c", "magic"],
+     "There is no method 'magic'; expected one of receiver"),
     ([*EVALUATE, "--methods", "receiver", "sharer", "zeros"], "methods lacks h2c"),
     ([*EVALUATE, "--limit", "1"], "limit is 1; expected at least 2"),
     ([*EVALUATE, "--data", "no-such-data"], "The dataset 'no-such-data'"),
@@ -77,8 +77,8 @@ MISTAKES = [
     (["push", "{bridge}"], "the following arguments are required: REPO"),
     (["push", "{bridge}", "bridge"], "'bridge' names no owner: expected 'user/name'"),
     (["push", "{bridge}", "me/../bridge"], "is no id of a repo: expected 'user/name'"),
-    (["push", "{folder}", "me/bridge", "--dry_run"], "empty holds no config.json; expected the folder of a "
-                                                     "bridge"),
+    (["push", "{folder}", "me/bridge", "--dry_run"],
+     "empty holds no config.json; expected the folder of a bridge"),
     (["push", "/no/such", "me/bridge"], "There is no folder /no/such; expected that of a bridge"),
     (["push", "{bridge}", "me/bridge", "--report", "none.json"], "There is no report none.json"),
     (["chat", "/no/such/bridge"], "The bridge '/no/such/bridge' was not loaded: there is no such folder"),
@@ -92,34 +92,34 @@ MISTAKES = [
     (["demo", "--host", "no.such.host.invalid"], "--host is 'no.such.host.invalid', which is no address"),
     # newer parts: the message form, drafts, sets in a yaml file, the published pair, servers
     ([*TRAIN, "--bridge_form", "mesage"], "bridge_form is 'mesage'; expected one of rewrite, message"),
-    ([*TRAIN, "--bridge_form", "message", "--num_attention_heads", "7"], "num_attention_heads is 7, which "
-                                                                         "does not divide"),
+    ([*TRAIN, "--bridge_form", "message", "--num_attention_heads", "7"],
+     "num_attention_heads is 7, which does not divide"),
     ([*TRAIN, "--draft_tokens", "-1"], "draft_tokens is -1; expected at least 0"),
     ([*TRAIN, "--draft_tokens", "many"], "invalid int value: 'many'"),
     ([*TRAIN, "--train_data", "form=words"], "The data source 'form=words' has no path; expected path="),
-    (["evaluate", "unnamed.yaml", "--output_dir", "out"], "The set 'path=atlas' has no name; expected "
-                                                          "name=NAME,path=DATA,regime=private"),
+    (["evaluate", "unnamed.yaml", "--output_dir", "out"],
+     "The set 'path=atlas' has no name; expected name=NAME,path=DATA,regime=private"),
     (["evaluate", "no_list.yaml", "--output_dir", "out"], "The set 'atlas' has no name; expected name=NAME"),
-    (["evaluate", "regime.yaml", "--output_dir", "out"], "regime of the set 'a' is 'secret'; expected one of "
-                                                         "private, shared"),
-    (["models", "fetch", "smollm2"], "There is no model 'smollm2' to fetch; expected one of gemma-3-270m, "
-                                     "smollm2-135m-instruct"),
-    (["quickstart", "--pair", "gemma"], "There is no quickstart for the pair 'gemma'; expected one of atlas, "
-                                        "gemma-3-270m_to_smollm2-135m"),
-    (["quickstart", "--pair", "gemma-3-270m_to_smollm2-135m", "--steps", "0"], "--steps is 0; expected at "
-                                                                               "least 1"),
+    (["evaluate", "regime.yaml", "--output_dir", "out"],
+     "regime of the set 'a' is 'secret'; expected one of private, shared"),
+    (["models", "fetch", "smollm2"],
+     "There is no model 'smollm2' to fetch; expected one of gemma-3-270m, smollm2-135m-instruct"),
+    (["quickstart", "--pair", "gemma"],
+     "There is no quickstart for the pair 'gemma'; expected one of atlas, gemma-3-270m_to_smollm2-135m"),
+    (["quickstart", "--pair", "gemma-3-270m_to_smollm2-135m", "--steps", "0"],
+     "--steps is 0; expected at least 1"),
     (["quickstart", "--steps", "5"], "--steps is 5, and the quickstart of Atlas has none; expected --epochs"),
     (["serve", "--port", "{port}"], "cannot be listened on (Address already in use); choose another --port"),
     (["serve", "--host", "no.such.host.invalid"], "--host is 'no.such.host.invalid', which is no address"),
     (["serve", "--max_body", "0"], "--max_body is 0; expected at least 1"),
     (["chat", "--url", "nothing"], "--url is 'nothing'; expected http://HOST:PORT, as `h2c serve` prints it"),
-    (["chat", "--revision", "abc"], "--revision is 'abc', and Atlas is a folder; expected a revision with a "
-                                    "Hub id only"),
+    (["chat", "--revision", "abc"],
+     "--revision is 'abc', and Atlas is a folder; expected a revision with a Hub id only"),
     (["chat", "--receiver", "nobody/none"], "The Receiver 'nobody/none' was not loaded"),
     (["chat", "--sharer_chat_template", "none.jinja"], "none.jinja"),
     (["configs", "copy", "atlas", "notes.txt"], "notes.txt is a file; expected a folder to copy to"),
-    (["atlas", "build", "--tables", "/no/such"], "There is no folder /no/such; expected that of the source "
-                                                 "tables"),
+    (["atlas", "build", "--tables", "/no/such"],
+     "There is no folder /no/such; expected that of the source tables"),
 ]  # fmt: skip
 
 

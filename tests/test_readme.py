@@ -1,5 +1,4 @@
-"""README and docs: each Python block of the guides runs, each command is accepted, each link and each number
-is right."""
+"""README and docs: each Python block runs, each command is accepted, each link and number is right."""
 
 import json
 import re
@@ -22,8 +21,7 @@ README = TEXTS["README.md"]
 
 
 def run(page: str, replacements: dict[str, str], monkeypatch, tmp_path) -> dict:
-    """Execute the only Python block of a page, with ids of models that are not at hand replaced; return its
-    variables."""
+    """Execute a page's only Python block, with ids that are not at hand replaced; return its variables."""
     (block,) = re.findall(r"```python\n(.*?)```", TEXTS[page], re.DOTALL)
     for old, new in replacements.items():
         assert old in block

@@ -33,8 +33,7 @@ def several(seed: int = 0, count: int = 3, receiver: str | None = None) -> H2CSe
 
 
 def inputs_for(model: H2CSeveralSharers, seed: int = 0, batch: int = 3) -> dict:
-    """The Receiver's inputs, and those of each Sharer, of lengths of their own, named as a processor names
-    them."""
+    """The Receiver's inputs, and each Sharer's, of different lengths, named as a processor names them."""
     made = {name: random_inputs(seed + 10 * number, batch) for number, name in enumerate(model.models)}
     first = random_inputs(seed + 99, batch)
     return {**{name: first[name] for name in ("input_ids", "attention_mask")}, "sharers": made}

@@ -1,5 +1,4 @@
-"""What the quickstart leaves behind, on a machine that has `torch` and `transformers` and nothing else of
-what we install here."""
+"""The quickstart's results on a machine that has `torch` and `transformers` and no other dependency."""
 
 import json
 import os

@@ -69,8 +69,7 @@ def h2c(tmp_path_factory):
 
 
 def processor_seconds() -> float:
-    """The seconds that child processes computed. Unlike the clock, they do not count the waiting for other
-    programs."""
+    """The seconds that child processes computed; unlike the clock, without the waiting for others."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -43,13 +43,12 @@ MESSAGE_EXAMPLES = ("/sharer The capital of Albania is Maputo.", "What is the ca
 LIMITS = {
     "./sharer": (
         "The tiny models of Atlas answer questions about cities, countries, elements, stars and people, each "
-        "by itself: they were not "
-        "taught to understand a question that refers back ('And what is its capital?')."
+        "by itself: they were not taught to understand a question that refers back ('And what is its "
+        "capital?')."
     ),
     "google/gemma-3-270m": (
         "These models are small. They answer short questions about a passage (/sharer), often misspell "
-        "uncommon names, and know little "
-        "by themselves."
+        "uncommon names, and know little by themselves."
     ),
 }
 
@@ -64,8 +63,7 @@ class Chat:
         max_new_tokens: int,
         read: Callable[[str], str] = input,
     ):
-        """read: shows a prompt and returns a message of the user's; `input`, or `prompt_session().prompt` in
-        a terminal."""
+        """read: shows a prompt and returns a message; `input`, or `prompt_session().prompt` in a terminal."""
         self.model, self.processor, self.options, self.read = (
             model,
             processor,

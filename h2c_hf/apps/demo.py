@@ -1,5 +1,4 @@
-"""`h2c demo [REPO]`: a page in which Receiver, text-to-text and H2C answer side by side, and a look into the
-bridge."""
+"""`h2c demo [REPO]`: a page with Receiver, text-to-text and H2C side by side, and a look into the bridge."""
 
 import errno
 import socket

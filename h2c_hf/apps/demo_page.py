@@ -106,8 +106,7 @@ def told(method: Callable) -> Callable:
 
 
 class Demo:
-    """The actions of the page, with one pair and its bridge. Methods for Gradio are generators of the values
-    of their outputs."""
+    """The actions of the page, with one pair. Methods for Gradio generate the values of their outputs."""
 
     def __init__(self, model: H2CForCausalLM, processor: H2CProcessor, repo: str | None = None):
         self.model, self.processor, self.repo = model, processor, repo
@@ -195,8 +194,7 @@ class Demo:
     @told
     @torch.no_grad()
     def written(self, passage: str, question: str) -> Iterator[str]:
-        """Yield the heat map of the message that a bridge of the message form writes for a passage and a
-        question."""
+        """Yield the heat map of the message that the bridge writes for a passage and a question."""
         asked = as_hand_off(passage, question)
         yield drawn(bridge.message, {"message": message_sizes(self.batch(asked, asked, "open"))})
 
@@ -230,8 +228,7 @@ class Demo:
 
 
 def as_question(question: str, choices: str) -> tuple[dict, str]:
-    """A question as the evaluation has them, and its form: "choice" if there are choices, separated by ";" or
-    one a line."""
+    """A question as the evaluation has them, and its form. Choices are separated by ";" or one a line."""
     if not question.strip():
         raise ValueError("The question is empty; write one, or click an example.")
     lines = [line.strip() for line in choices.replace(";", "\n").splitlines() if line.strip()]
@@ -249,8 +246,7 @@ def as_hand_off(passage: str, question: str) -> dict:
 
 
 def is_right(text: str, expected: str, form: str) -> bool | None:
-    """Return whether an answer is the expected one, without case, punctuation and articles; None if none is
-    known.
+    """Return whether an answer is the expected one, without case, punctuation and articles; None if unknown.
 
     By letter, the letter decides; in words, the answer holds the expected words.
     """
@@ -430,22 +426,19 @@ CONTROLS_TEXT = (
 HAND_OFF_TEXT = "Only the Sharer reads the text; what the answer holds of it came through the bridge. "
 ATLAS_HAND_OFF_TEXT = (
     "The examples are real names with invented values, which nobody can know who has not read them. The tiny "
-    "models of Atlas read "
-    "statements of this kind only; to paste text of your own, start the page with a real pair: `h2c demo "
-    "REPO`."
+    "models of Atlas read statements of this kind only; to paste text of your own, start the page with a "
+    "real pair: `h2c demo REPO`."
 )
 GATES_TEXT = "**The gates.** Bright cells are layers in which the bridge changes much of the Receiver's cache; at 0 a layer stays as it was."
 CHANGE_TEXT = (
     "**What the bridge changed for the question under *Compare*.** Each column is a token of the prompt, "
-    "each row a layer of the "
-    "Receiver: look for the tokens whose keys and values changed most."
+    "each row a layer of the Receiver: look for the tokens whose keys and values changed most."
 )
 
 MESSAGE_TEXT = (
     "**What the bridge wrote for the text and the question under *Hand-off*.** Each column is a token that "
-    "the Sharer read, "
-    "each row a layer of the Receiver: bright cells are keys and values that are large beside those of the "
-    "Receiver's own prompt (1)."
+    "the Sharer read, each row a layer of the Receiver: bright cells are keys and values that are large "
+    "beside those of the Receiver's own prompt (1)."
 )
 
 

@@ -1,5 +1,4 @@
-"""The main job from end to end, on Atlas: train a bridge, measure it against baselines and controls, draw,
-save, load, ask."""
+"""The main job from end to end, on Atlas: train a bridge, measure it, draw, save, load, ask."""
 
 import shutil
 import tempfile
@@ -79,7 +78,7 @@ def quickstart(output: str | Path = "outputs/quickstart", seed: int = 0, epochs:
 def train(
     model: H2CForCausalLM, processor: H2CProcessor, directory: str, seed: int, epochs: float
 ) -> list[dict]:
-    """Train the bridge on the train entities, in choice and in open form; returns the Trainer's log history."""
+    """Train the bridge on the train entities, in choice and in open form; return the log history."""
     train_questions, validation = atlas_questions("train", variants=4), atlas_questions("validation")
     examples = [encode_questions(processor, train_questions, form) for form in ("choice", "open")]
     arguments = H2CTrainingArguments(
@@ -110,8 +109,7 @@ def train(
 def save_bridge(
     model: H2CForCausalLM, processor: H2CProcessor, directory: Path, models: Path = MODELS
 ) -> None:
-    """Save in Hub layout, with the two tiny models in folders beside, so that the folder works on any
-    machine.
+    """Save in Hub layout, with the two tiny models in folders beside, so that any machine can load it.
 
     An older bridge is only replaced by a whole one.
     """

@@ -1,5 +1,4 @@
-"""The main job from end to end, on two published language models: fetch, train a short run, measure, draw,
-load back, ask.
+"""The main job from end to end, on two published language models: fetch, train briefly, measure, draw, ask.
 
 The data is made from Atlas: invented facts that only the Sharer reads. `training.yaml` of the pair is the
 long run.

@@ -1,5 +1,4 @@
-"""Rebuilds Atlas from nothing: facts, two tokenizers, two tiny models. The package ships the output of
-`build` in `models/`.
+"""Rebuild Atlas from nothing: facts, two tokenizers, two tiny models, as the package ships them in `models/`.
 
 Each model is taught by one thread of its own process, so that a seed gives the same weights on any number of
 cores.
@@ -133,8 +132,7 @@ def new_model(role: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 def build(
     output: str | Path, seed: int = 0, tables: str | Path | None = None, recipes: dict = RECIPES
 ) -> None:
-    """Build Atlas into `output`: `facts.tsv`, and `sharer/` and `receiver/` with model, tokenizer and
-    learning curve.
+    """Build Atlas into `output`: `facts.tsv`, and two models, each with tokenizer and learning curve.
 
     Takes about an hour on two cores (not yet timed on a GPU, which is used if there is one); deterministic
     for a seed on one kind of machine.

@@ -43,7 +43,7 @@ class Turn(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The place of an answer: a statement of the passage, which ends in it, and the entity that it is about."""
+    """The place of an answer: the statement of the passage that ends in it, and the statement's entity."""
 
     statement: str
     entity: str
@@ -73,8 +73,7 @@ class DocumentWriter:
         return getattr(self, form)(rng)
 
     def index(self, rng: random.Random) -> Turns:
-        """Every value of a list, each with its letter: the first step to answering by letter, learned in 100
-        steps."""
+        """Every value of a list, each with its letter: the first step to answering by letter."""
         values = self._values(rng, rng.randint(CHOICES, MATCH_TURNS))
         pieces = [
             piece
@@ -94,7 +93,7 @@ class DocumentWriter:
         return rng.sample(values, min(count, len(values)))
 
     def _turns(self, questions: list[tuple[str, str]], values: list[str]) -> Turns:
-        """One turn a (question, right value), all over the same list of choices, which the first turn holds."""
+        """One turn a (question, right value); all use the list of choices that the first turn holds."""
         first = choice_prompt({"question": questions[0][0], "choices": values})
         users = [first, *(question for question, _ in questions[1:])]
         return [
@@ -183,15 +182,14 @@ class SharerTeacher(DocumentWriter):
 
 
 class ReceiverTeacher(DocumentWriter):
-    """Invented facts, in the prompt; and the same questions without them, from which a model can only learn
-    to guess."""
+    """Invented facts, in the prompt; and the same questions without them, to which one can only guess."""
 
     FORMS = ("index", "match", "quiz", "choice", "open", "guess_choice", "guess_open")
     QUIZ_TURNS = 4
     FACTS_A_HINT = (1, 1, 2, 3, 4)
 
     def invent(self, rng: random.Random, count: int, attribute: str, values: list[str]) -> list[Fact]:
-        """``count`` facts about different real entities, each with one of ``values``, whatever the truth is."""
+        """``count`` facts about different real entities, each with one of ``values``, true or not."""
         entities = rng.sample(self.by_attribute[attribute], count)
         return [Fact(f.entity, f.kind, attribute, rng.choice(values), f.split, "invented") for f in entities]
 

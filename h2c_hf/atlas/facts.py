@@ -67,8 +67,7 @@ def save_facts(facts: list[Fact], path: str | Path = FACTS_FILE) -> None:
 
 
 def select_facts(tables: str | Path, seed: int = 0) -> list[Fact]:
-    """Select Atlas from the source tables (``cities.csv``, ``countries.csv``, ``elements.csv``,
-    ``triples.tsv``)."""
+    """Select Atlas from the source tables (``cities.csv``, ``countries.csv`` and so on)."""
     rng = random.Random(seed)
     rows = [
         *_cities(Path(tables), rng),

@@ -1,5 +1,4 @@
-"""Teaches one tiny model from nothing: documents packed into sequences, Muon for matrices, AdamW for the
-rest.
+"""Teach one tiny model from nothing: documents packed into sequences, Muon for matrices, AdamW for the rest.
 
 A plain loop in the manner of nanochat rather than `Trainer`: it makes a base model, once; bridges are trained
 by `h2c_hf.training`.
@@ -99,8 +98,7 @@ class Packer:
     def batch(
         self, rng: random.Random, shares: dict[str, float], sequences: int, length: int
     ) -> torch.Tensor:
-        """Token ids, labels, thoughts, gathers and finds, (5, sequences, length); the last document of a row
-        is cut."""
+        """Token ids, labels, thoughts, gathers, finds, (5, sequences, length); a last document is cut."""
         rows = []
         forms, weights = list(shares), list(shares.values())
         for _ in range(sequences):
@@ -168,8 +166,7 @@ def answer_loss(
 
 @torch.no_grad()
 def accuracy(model: PreTrainedModel, packer: Packer, documents: list[Turns]) -> float:
-    """Share of documents whose *last* answer is right to the last token, each read alone, argmax at every
-    step."""
+    """Share of documents whose *last* answer is right to the last token, each read alone, by argmax."""
     right = 0
     encoded = sorted((packer.encode(turns)[:2] for turns in documents), key=lambda e: len(e[0]))
     for start in range(0, len(encoded), 64):
@@ -188,8 +185,7 @@ def accuracy(model: PreTrainedModel, packer: Packer, documents: list[Turns]) -> 
 def pretrain(
     model: PreTrainedModel, packer: Packer, arguments: PretrainingArguments, title: str = "", row: int = 0
 ) -> list[dict]:
-    """Teach ``model`` in place; returns the learning curve, a dict of accuracies by form every
-    ``eval_steps``.
+    """Teach ``model`` in place; return the learning curve, a dict of accuracies by form every ``eval_steps``.
 
     ``title`` and ``row`` are the progress bar's."""
     device = "cuda" if torch.cuda.is_available() else "cpu"

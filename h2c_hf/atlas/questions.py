@@ -1,5 +1,4 @@
-"""Atlas questions: a fact turned into an MMLU-style question, in varied words, with distractors that give
-nothing away."""
+"""Atlas questions: a fact as an MMLU-style question, in varied words; distractors give nothing away."""
 
 import random
 from collections import defaultdict
@@ -11,34 +10,34 @@ from .facts import Fact, load_facts
 # Names stand inside the sentence, never first, so that a tokenizer meets each in one form (with its leading
 # space).
 QUESTIONS = {
-    "country": ["Which country is {} in?", "In which country is the city of {}?", "The city of {} is part of "
-                                                                                  "which country?"],
-    "region": ["Which region is {} in?", "In which region is the city of {}?", "The city of {} is part of "
-                                                                               "which region?"],
-    "capital": ["What is the capital of {}?", "Which city is the capital of {}?", "The capital of {} is "
-                                                                                  "which city?"],
-    "continent": ["Which continent is {} on?", "On which continent is {}?", "What continent does {} belong "
-                                                                            "to?"],
-    "currency": ["What is the currency of {}?", "Which currency is used in {}?", "With which currency does "
-                                                                                 "one pay in {}?"],
-    "symbol": ["What is the symbol of {}?", "Which symbol has the element {}?", "The element {} has which "
-                                                                                "symbol?"],
-    "period": ["What is the period of {}?", "Which period is the element {} in?", "The element {} is in "
-                                                                                  "which period?"],
-    "block": ["What is the block of {}?", "Which block is the element {} in?", "The element {} is in which "
-                                                                               "block?"],
+    "country": ["Which country is {} in?", "In which country is the city of {}?",
+                "The city of {} is part of which country?"],
+    "region": ["Which region is {} in?", "In which region is the city of {}?",
+               "The city of {} is part of which region?"],
+    "capital": ["What is the capital of {}?", "Which city is the capital of {}?",
+                "The capital of {} is which city?"],
+    "continent": ["Which continent is {} on?", "On which continent is {}?",
+                  "What continent does {} belong to?"],
+    "currency": ["What is the currency of {}?", "Which currency is used in {}?",
+                 "With which currency does one pay in {}?"],
+    "symbol": ["What is the symbol of {}?", "Which symbol has the element {}?",
+               "The element {} has which symbol?"],
+    "period": ["What is the period of {}?", "Which period is the element {} in?",
+               "The element {} is in which period?"],
+    "block": ["What is the block of {}?", "Which block is the element {} in?",
+              "The element {} is in which block?"],
     "constellation": [
-        "Which constellation is {} in?", "In which constellation is the star {}?", "The star {} is part of "
-                                                                                   "which constellation?",
+        "Which constellation is {} in?", "In which constellation is the star {}?",
+        "The star {} is part of which constellation?",
     ],
-    "instrument": ["Which instrument does {} play?", "What does the musician {} play?", "The musician {} "
-                                                                                        "plays which instrument?"],
-    "position": ["Which position does {} play?", "In which position is the athlete {}?", "The athlete {} has "
-                                                                                         "which position?"],
-    "sport": ["Which sport does {} play?", "What sport is the athlete {} known for?", "The athlete {} plays "
-                                                                                      "which sport?"],
-    "sector": ["Which sector is {} in?", "In which sector is the company {}?", "The company {} belongs to "
-                                                                               "which sector?"],
+    "instrument": ["Which instrument does {} play?", "What does the musician {} play?",
+                   "The musician {} plays which instrument?"],
+    "position": ["Which position does {} play?", "In which position is the athlete {}?",
+                 "The athlete {} has which position?"],
+    "sport": ["Which sport does {} play?", "What sport is the athlete {} known for?",
+              "The athlete {} plays which sport?"],
+    "sector": ["Which sector is {} in?", "In which sector is the company {}?",
+               "The company {} belongs to which sector?"],
 }  # fmt: skip
 
 STATEMENTS = {
@@ -78,8 +77,7 @@ class QuestionWriter:
     def choices(
         self, attribute: str, answer: str, rng: random.Random, position: int | None = None
     ) -> list[str]:
-        """``CHOICES`` different values of the attribute, the answer at ``position`` (by default a random
-        one)."""
+        """``CHOICES`` different values of the attribute, the answer at ``position`` (default: random)."""
         distractors = set()
         # All drawn again on a clash: keeps the draw free of order effects.
         while len(distractors) < CHOICES - 1:

@@ -1,5 +1,4 @@
-"""The two BPE tokenizers of Atlas: different vocabularies, special tokens and chat templates, as in a real
-pair.
+"""The two BPE tokenizers of Atlas: different vocabularies, special tokens and templates, as in a real pair.
 
 Both templates write a space before every message, so that a name or a letter is the same token wherever it
 stands (the way Llama 2's and Mistral's templates did).
@@ -40,8 +39,7 @@ def build_sharer_tokenizer(facts: list[Fact], vocab_size: int = 5120) -> PreTrai
 
 
 def build_receiver_tokenizer(facts: list[Fact], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
-    """Byte-level BPE without a begin token, a smaller vocabulary: names fall into other pieces than the
-    Sharer's."""
+    """Byte-level BPE without a begin token, and a smaller vocabulary: names have other pieces."""
     special = ["<pad>", "</s>", "<system>", "<user>", "<assistant>"]
     tokenizer = _train(_texts(facts, seed=2), vocab_size, special)
     return PreTrainedTokenizerFast(

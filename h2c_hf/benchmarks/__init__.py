@@ -1,4 +1,4 @@
-"""Benchmarks, each against a plain form of the same, in one process, by turns; only ratios are worth quoting."""
+"""Benchmarks, each against a plain form, in one process, by turns; only ratios are worth quoting."""
 
 import argparse
 from importlib import import_module

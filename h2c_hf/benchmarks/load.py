@@ -255,8 +255,7 @@ def parsed(server: str) -> tuple[str, str, str]:
 
 
 async def load(rival: Rival, url: str, rows: list[dict], clients: int, new_tokens: int) -> dict:
-    """Ask a question about each row, with `clients` of them under way at a time; the first `clients` rows
-    warm the server up."""
+    """Ask a question about each row, `clients` of them at a time; the first `clients` rows warm up."""
     from openai import AsyncOpenAI
 
     client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=3600)
@@ -317,15 +316,13 @@ async def answered(client, asked: dict) -> tuple[float, float, int]:
 def described(row: dict) -> str:
     return (
         f"{row['server']:<12} {row['clients']:>3} clients  {row['tokens_per_second']:>8.1f} tokens/s  first "
-        "token p50 "
-        f"{row['first_token_p50']:.2f} s, p99 {row['first_token_p99']:.2f} s  decoding "
+        f"token p50 {row['first_token_p50']:.2f} s, p99 {row['first_token_p99']:.2f} s  decoding "
         f"{row['decode_tokens_per_second']:.1f} tokens/s"
     )
 
 
 def compared(rows: list[dict]) -> list[str]:
-    """How vLLM with the bridge compares with `h2c serve` and with the Receiver alone, for each number of
-    clients."""
+    """Compare vLLM with the bridge with `h2c serve` and the Receiver alone, by number of clients."""
     found = {(row["server"], row["clients"]): row for row in rows}
     lines = []
     for (name, clients), row in found.items():

@@ -142,8 +142,7 @@ def save(result: dict, output: Path | None, draw: Callable[[dict], Figure]) -> N
 
 
 def draw_ratios(rows: list[dict], key: str, label: str, target: float | None = None) -> Figure:
-    """`rows` have `batch`, `tokens` and a spread under `key`: a line a batch size, over the tokens of a
-    prompt."""
+    """`rows` have `batch`, `tokens` and a spread under `key`: a line a batch size, over prompt tokens."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     for number, batch in enumerate(sorted({row["batch"] for row in rows})):

@@ -21,8 +21,7 @@ from ..modeling.inputs_h2c import CACHE, model_inputs
 
 
 class Block(nn.Module):
-    """block(x, h) = x + sigmoid(gate) * FFN(LN(MHA(LN(x), LN(h), LN(h)))), its parameters named as in the
-    original checkpoints."""
+    """block(x, h) = x + sigmoid(gate) * FFN(LN(MHA(LN(x), LN(h), LN(h)))), named as in original checkpoints."""
 
     def __init__(self, config: H2CBridgeConfig):
         super().__init__()
@@ -50,16 +49,14 @@ class Block(nn.Module):
         self.gate = nn.Parameter(torch.tensor([config.gate_init]))
 
     def forward(self, x: torch.Tensor, h: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
-        """x: (batch, length, size); h: (batch, sharer length, sharer_hidden_size); padding: (batch, sharer
-        length), True there."""
+        """x: (batch, length, size); h: (batch, T, sharer_hidden_size); padding: (batch, T), True there."""
         h = self.norm_sharer(h)
         attended, _ = self.attn(self.norm_receiver(x), h, h, key_padding_mask=padding, need_weights=False)
         return x + torch.sigmoid(self.gate) * self.ffn(self.norm_ffn(self.dropout(attended)))
 
 
 class PerLayerBridge(nn.Module):
-    """Two blocks for each bridged layer, t counted from the top; its state dict is that of an original
-    checkpoint."""
+    """Two blocks for each bridged layer, t counted from the top, as in an original checkpoint."""
 
     def __init__(self, config: H2CBridgeConfig):
         super().__init__()
@@ -97,8 +94,7 @@ def rewritten(
 def bridged_cache(
     model: H2CForCausalLM, bridge: PerLayerBridge, prompt: dict[str, torch.Tensor]
 ) -> DynamicCache:
-    """As `H2CForCausalLM.bridged_cache`: `prompt` has its inputs, with masks; the last token of `input_ids`
-    is the kickstart."""
+    """As `H2CForCausalLM.bridged_cache`; `prompt` has its inputs, the kickstart last in `input_ids`."""
     with torch.no_grad():
         sharer = model_inputs(model.sharer, prompt["sharer_input_ids"], prompt["sharer_attention_mask"])
         outputs = model.sharer(**sharer, output_hidden_states=True)
@@ -115,8 +111,7 @@ def bridged_cache(
 
 
 def loss(model: H2CForCausalLM, bridge: PerLayerBridge, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The loss of a batch as `H2CForCausalLM.forward` takes it, with `bridge` in the place of the model's
-    own."""
+    """The loss of a batch as `H2CForCausalLM.forward` takes it, with `bridge` for the model's own."""
     start = int((batch["labels"] != -100).int().argmax(1)[0])
     prompt = batch | {name: batch[name][:, :start] for name in ("input_ids", "attention_mask")}
     cache = bridged_cache(model, bridge, prompt)

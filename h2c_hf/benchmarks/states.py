@@ -29,7 +29,7 @@ SHARD_BYTES = 2**28
 
 @dataclass
 class StatesReport:
-    """Seconds by round; `epochs_to_pay`: after so many the store has won back the time that writing it took."""
+    """Seconds by round; after `epochs_to_pay` the store has won back the time of writing it."""
 
     sharer_parameters: int
     prompts: int
@@ -75,8 +75,7 @@ def measure_states(
     batch_size: int = 16,
     dtype: str = "bfloat16",
 ) -> StatesReport:
-    """Write the states of so many Atlas questions, then train an epoch live and one from the store in turn,
-    `rounds` times."""
+    """Write the states of Atlas questions, then train an epoch live and one from the store, in turn."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processor = H2CProcessor(*(load_tokenizer(MODELS / role) for role in ("sharer", "receiver")))
     receiver = AutoModelForCausalLM.from_pretrained(MODELS / "receiver", dtype=torch.float32)

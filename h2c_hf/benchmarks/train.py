@@ -1,5 +1,4 @@
-"""`scripts/benchmark.py train`: a training step of ours against that of the first implementation
-(`per_layer`).
+"""`scripts/benchmark.py train`: our training step against the first implementation's (`per_layer`).
 
 Both steps are forward, backward, clipping and AdamW on the same frozen pair (random weights), with equal
 bridges and the same batches, by turns in one process. That both compute the same loss is checked first.

@@ -138,15 +138,14 @@ def describe(result: dict) -> str:
         f"turn {last} / turn 1: turn by turn {spread['kept']}, the whole {spread['whole']}",
         f"turn {last}, the whole / turn by turn: {spread['saved']}",
         f"turn {last} <= turn 1 x (1 + {new} new tokens / {first} tokens of turn 1) = "
-        f"{result['allowed']:.2f} x turn 1: "
-        f"{'holds' if result['holds'] else 'DOES NOT HOLD'}, by the median "
+        f"{result['allowed']:.2f} x turn 1: {'holds' if result['holds'] else 'DOES NOT HOLD'}, by the median "
         f"{result['ratios']['kept']['median']:.2f}",
     ]
     return "\n".join(lines)
 
 
 def draw(result: dict) -> Figure:
-    """Median time to first token of each turn, with the range over rounds, and the limit for the last turn."""
+    """Median time to first token of each turn, its range over rounds, and the limit for the last turn."""
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
     settings = result["settings"]

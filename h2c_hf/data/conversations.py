@@ -1,5 +1,4 @@
-"""Exchanges from conversations, in the layouts of OpenHermes (ShareGPT), TRL messages, and prompt /
-completion."""
+"""Exchanges from conversations, as OpenHermes (ShareGPT), TRL messages, and prompt / completion have them."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING

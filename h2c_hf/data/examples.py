@@ -1,4 +1,4 @@
-"""Training examples: a prompt for each model and a target, as token ids; and the collator that batches them."""
+"""Training examples: a prompt for each model and a target, as token ids; the collator that batches them."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,8 +22,7 @@ def encode_example(
     answer: str,
     sharer_conversation: list[dict] | None = None,
 ) -> dict[str, list[int]]:
-    """Encode one example: `input_ids` and `sharer_input_ids` end in the generation prompt; `target_ids` is
-    the answer after it.
+    """Encode an example. Both prompts end in the generation prompt; `target_ids` is the answer after it.
 
     Args:
         conversation: messages, or plain text: each model reads that as a user turn, or as it stands if it has
@@ -80,8 +79,7 @@ def render_example(
 def encode_rendered(
     processor: H2CProcessor, rendered: list[Rendered | dict[str, list[int]]]
 ) -> list[dict[str, list[int]]]:
-    """Encode examples together: each tokenizer is called once. Those that are token ids already stay as they
-    are.
+    """Encode examples together: each tokenizer is called once. Those that are token ids already stay.
 
     Raises:
         ValueError: for an answer without tokens.
@@ -138,8 +136,7 @@ def encode_plain(processor: H2CProcessor, prompt: str, answer: str) -> dict[str,
 
 
 def encode_questions(processor: H2CProcessor, questions: list[dict], form: str = "choice") -> Dataset:
-    """Questions in the columns of `cais/mmlu` as examples, in choice form (a letter) or open form (the
-    choice's text).
+    """Questions in the columns of `cais/mmlu` as examples, in choice form (a letter) or open form (its text).
 
     Raises:
         ValueError: for another form, or a question whose answer is none of its choices.
@@ -156,8 +153,7 @@ def encode_questions(processor: H2CProcessor, questions: list[dict], form: str =
 
 @dataclass
 class H2CCollator:
-    """Batches examples: prompts padded on the left, targets on the right, so that a target starts right after
-    its kickstart."""
+    """Batches examples: prompts padded on the left, targets on the right, each right after its kickstart."""
 
     processor: H2CProcessor
 

@@ -1,5 +1,4 @@
-"""Local files and folders that are missing, empty or broken: told in one sentence, before anything is asked
-of the Hub."""
+"""Local files that are missing, empty or broken: told in one sentence, before the Hub is asked."""
 
 import contextlib
 from collections.abc import Iterator
@@ -32,8 +31,7 @@ def refuse_missing(path: str) -> None:
 
 @contextlib.contextmanager
 def told_of(prefix: str = "") -> Iterator[None]:
-    """Tell the errors of `datasets` in one sentence after `prefix`: they are long, of many types, and name no
-    file.
+    """Tell the errors of `datasets` in one sentence after `prefix`: they are long, and name no file.
 
     Raises:
         ValueError: in their place.

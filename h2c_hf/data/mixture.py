@@ -1,5 +1,4 @@
-"""The training mixture: sources encoded, filtered by length and weighed, with exact counts of kept and
-dropped examples."""
+"""The training mixture: sources encoded, filtered by length and weighed, with counts of all examples."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -153,8 +152,7 @@ def build_dataset(
 
 
 def weigh(parts: list[Dataset], weights: list[float | None], seed: int) -> list[Dataset]:
-    """As many examples as the weights allow without repeating any: the source that runs out first is used
-    whole."""
+    """As many examples as the weights allow without a repeat: the first source to run out is used whole."""
     if None in weights:
         return parts
     unit = min(len(part) / weight for part, weight in zip(parts, weights, strict=True))
@@ -230,8 +228,7 @@ def encode_stream(
 
 
 class RecordEncoder:
-    """Batches of records to examples: `IDS`, the record's `group`, and in `dropped` the reason if there is
-    none ("" if there is)."""
+    """Batches of records to examples: `IDS`, the record's `group`, and in `dropped` the reason, or ""."""
 
     def __init__(
         self,

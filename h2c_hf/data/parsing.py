@@ -1,5 +1,4 @@
-"""Values of a record as they should be: lists that a CSV file holds as text, and questions in the columns of
-`cais/mmlu`."""
+"""Parse values of a record: lists that a CSV file holds as text, and the columns of `cais/mmlu`."""
 
 import ast
 import io
@@ -34,8 +33,7 @@ def parse_text(value):
 
 
 def _read_python(text: str):
-    """`ast.literal_eval`, with commas between values that numpy prints without: Python would join `'a' 'b'`
-    into one string."""
+    """`ast.literal_eval` with commas where numpy prints none: Python would join `'a' 'b'` into a string."""
     if text.strip()[:1] not in ("[", "(", "{"):
         raise ValueError("no list")
     tokens, ended = [], False

@@ -1,5 +1,4 @@
-"""Questions: by letter (the columns of `cais/mmlu`), or answered in words, with or without a passage that
-only the Sharer reads.
+"""Questions by letter (the columns of `cais/mmlu`) or in words, with or without a passage for the Sharer.
 
 A question in words has `question`, `answers` (all that count as right; the first is the target), `subject`,
 and in the private regime `passage`. It has `choices` and `answer` as well, the first answer as the only
@@ -44,7 +43,7 @@ def in_words(
 
 
 def answered(question: dict) -> Exchange:
-    """The exchange of a question in words: the Sharer reads the passage before the question, if there is one."""
+    """The exchange of a question in words: the Sharer reads the passage, if any, before the question."""
     prompt = open_prompt(question)
     if "passage" in question:
         return user_turn(prompt), open_answer(question), user_turn(with_passage(question["passage"], prompt))
@@ -64,8 +63,7 @@ def answers_of(record: dict) -> list[str]:
 
 
 def closed_book(record: dict, source: "DataSource") -> dict:
-    """A record with `question` and `answers`, a list of all accepted answers, as WebQuestions; both models
-    read the question."""
+    """A record with `question` and `answers`, all that are accepted, as WebQuestions; both models read it."""
     return in_words(record["question"], answers_of(record), subject=record.get("subject") or "")
 
 

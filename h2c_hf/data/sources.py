@@ -1,5 +1,4 @@
-"""The sources of examples: one registry of named worlds, column layouts and forms. Each subject has a module
-of its own."""
+"""The sources of examples: one registry of worlds, column layouts and forms. Subjects have own modules."""
 
 import difflib
 import re
@@ -141,8 +140,7 @@ class DataSource:
         ):
             raise ValueError(
                 f"{self.path} has crop {self.crop}, fewest {self.fewest}, most {self.most}, count "
-                f"{self.count}; "
-                "expected crop of at least 0, 1 <= fewest <= most, and a count of at least 1."
+                f"{self.count}; expected crop of at least 0, 1 <= fewest <= most, and a count of at least 1."
             )
         if self.for_reports:
             return
@@ -202,8 +200,7 @@ class DataSource:
         return " ".join(part for part in (self.path, self.name, self.split, self.part, form) if part)
 
     def overlaps(self, other: "DataSource") -> bool:
-        """Whether the two sources read the same records of the same split. Different parts of it have none in
-        common."""
+        """Whether two sources read the same records of a split. Different parts have none in common."""
         same = (self.path, self.name, self.split) == (other.path, other.name, other.split)
         return same and (None in (self.part, other.part) or self.part == other.part)
 
@@ -277,8 +274,7 @@ def _boolean(value) -> bool:
 
 
 def question_reader(columns: list[str], source: DataSource) -> Callable[[dict, DataSource], dict] | None:
-    """The function that reads records with these columns as questions in words; None if they are something
-    else."""
+    """The function that reads records with these columns as questions in words; None for other columns."""
     if source.form in (*MADE, "hand_off", "open") and {"question", "choices", "answer"} <= set(columns):
         return _with_answers
     if source.form in MADE or "choices" in columns:
@@ -287,8 +283,7 @@ def question_reader(columns: list[str], source: DataSource) -> Callable[[dict, D
 
 
 def _with_answers(record: dict, source: DataSource) -> dict:
-    """A multiple-choice question in words: its right choice is the one answer that counts, if it has no
-    `answers`."""
+    """A multiple-choice question in words: without `answers`, its right choice is the one that counts."""
     if not (answers := record.get("answers")):
         record = with_choice(record)
         answers = [record["choices"][record["answer"]]]

@@ -1,5 +1,4 @@
-"""Passages in the layout of SQuAD: the Sharer reads the passage and the question, the Receiver the question
-only."""
+"""Passages in the layout of SQuAD: the Sharer reads passage and question, the Receiver the question only."""
 
 import re
 from typing import TYPE_CHECKING
@@ -29,8 +28,7 @@ def squad_question(record: dict, source: "DataSource") -> dict:
 
 
 def crop(passage: str, position: int, most: int) -> str:
-    """The sentence that holds the character at `position`, and as many whole sentences around it as `most`
-    words allow.
+    """The sentence that holds the character at `position`, and whole sentences around it, `most` words in all.
 
     The sentence itself is kept whole even if it is longer. Sentences after it are taken first, then those
     before, by turns.

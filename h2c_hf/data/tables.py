@@ -103,8 +103,7 @@ def part_of(text: str) -> str:
 
 
 def in_part(record: dict, part: str) -> bool:
-    """Whether a record belongs to a part, by its first text that is not empty. A record without texts belongs
-    to "train"."""
+    """Whether a record belongs to a part, by its first text that is not empty; without any, to "train"."""
     first = next((words for text in texts(record) if (words := text.split())), [])
     return (part_of(" ".join(first)) if first else "train") == part
 

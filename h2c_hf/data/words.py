@@ -1,5 +1,4 @@
-"""Passages about Atlas' entities with an open vocabulary: values are ordinary words, or phrases of two, from
-a real text.
+"""Passages about Atlas' entities with an open vocabulary: values are words, or phrases of two, from a text.
 
 Atlas' own values are a few hundred words, and a bridge may learn to choose among them. Here a value is any of
 thousands of words, split by word: those that are trained on ("seen") and those that are kept for measuring
@@ -32,8 +31,7 @@ PHRASES = 0.3  # share of the values that are two words
 
 
 def count_words(rows: Iterable[dict]) -> list[str]:
-    """The words of 4 to 12 lower-case letters that occur at least `LEAST_OCCURRENCES` times in the texts of
-    the rows, sorted."""
+    """The words of 4 to 12 lower-case letters that occur `LEAST_OCCURRENCES` times in the rows, sorted."""
     counts = Counter()
     for row in rows:
         for text in texts(row):
@@ -42,8 +40,7 @@ def count_words(rows: Iterable[dict]) -> list[str]:
 
 
 def split_words(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(seen, new): the new words are those with the lowest SHA-256, so that the split does not depend on a
-    seed."""
+    """(seen, new): the new words are those with the lowest SHA-256, so the split depends on no seed."""
     ordered = sorted(words, key=lambda word: hashlib.sha256(word.encode()).digest())
     new = min(NEW_WORDS, len(ordered) // 10)
     return sorted(ordered[new:]), sorted(ordered[:new])
@@ -124,8 +121,7 @@ def word_list_records(source: "DataSource") -> list[dict]:
 
 
 def passage(asked: Fact, pool: list[Fact], count: int, words: list[str], rng: random.Random) -> dict:
-    """A question about `asked`, and a passage of `count` statements about different entities with different
-    values."""
+    """A question about `asked`, and a passage of `count` statements about different entities and values."""
     told = {asked.entity: asked}
     while len(told) < count:
         fact = rng.choice(pool)

@@ -1,5 +1,4 @@
-"""How an answer in words is judged, as SQuAD does: without case, punctuation and articles, against every
-accepted answer."""
+"""Judge an answer in words as SQuAD does: without case, punctuation and articles, by all accepted answers."""
 
 import re
 import string

@@ -1,5 +1,4 @@
-"""The fields of an evaluation, as in `hub_configs/*/evaluation.yaml`. Without torch: `h2c evaluate --help`
-lists them."""
+"""The fields of an evaluation, as in an evaluation.yaml. Without torch: `h2c evaluate --help` lists them."""
 
 from dataclasses import asdict, dataclass
 

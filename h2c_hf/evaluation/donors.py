@@ -1,5 +1,4 @@
-"""Whose states the shuffled control gives to a question: those of a question about something else, with
-another answer."""
+"""Whose states the shuffled control gives to a question: those about something else, with another answer."""
 
 from functools import lru_cache
 
@@ -34,8 +33,7 @@ def can_give(donor: dict, question: dict) -> bool:
 
 
 def donor_row(questions: list[dict], row: int, rows: list[int] | None = None) -> int:
-    """The row that gives its states to `row`: the nearest before it in `rows` (round about), or, if none of
-    these can, in all.
+    """The row that gives its states to `row`: the nearest before it in `rows` (round about), or else in all.
 
     Args:
         rows: a batch, by default all questions; it holds `row`.
@@ -50,6 +48,5 @@ def donor_row(questions: list[dict], row: int, rows: list[int] | None = None) ->
                 return other
     raise ValueError(
         "The shuffled control needs a question about something else with another answer than "
-        f"{answers_of(questions[row])}: "
-        f"got none among {len(questions)}. Ask more, or other questions."
+        f"{answers_of(questions[row])}: got none among {len(questions)}. Ask more, or other questions."
     )

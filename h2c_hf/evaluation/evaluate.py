@@ -60,8 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class Run:
-    """One evaluation: the state that its stages share. The data is read, and its errors are told, before the
-    models are loaded."""
+    """The state that the stages share. The data is read, and its errors are told, before models load."""
 
     def __init__(self, options: EvaluationArguments, state: PartialState):
         set_seed(options.seed)

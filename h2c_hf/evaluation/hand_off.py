@@ -1,5 +1,4 @@
-"""Context hand-off: the Sharer reads a passage and a question, the Receiver the question alone, and answers
-in words."""
+"""Context hand-off: the Sharer reads a passage and a question, the Receiver answers the question in words."""
 
 import numpy as np
 

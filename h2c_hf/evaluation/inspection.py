@@ -76,8 +76,7 @@ def injection(batch: Batch) -> dict[str, list]:
 
 
 def message_sizes(batch: Batch) -> dict[str, list]:
-    """How large the keys and values of a message are beside those of the Receiver's own prompt, in a batch of
-    one.
+    """How large the keys and values of a message are beside those of the Receiver's own prompt; batch of one.
 
     Returns:
         {"key", "value": for each Receiver layer the norm (over heads and dimensions) of each of the message's

@@ -1,4 +1,4 @@
-"""Time and memory of every method: batch 1, warmed up, device synchronised, all methods by turns in one run."""
+"""Time and memory of every method: batch 1, warmed up, device synchronised, by turns in one run."""
 
 import contextlib
 import math
@@ -20,8 +20,7 @@ SWEPT_QUESTIONS = 5
 
 
 class Timed(Batch):
-    """A batch with a clock, in milliseconds, and on CUDA a gauge of memory, in bytes, around each part of a
-    method."""
+    """A batch with a clock (ms), and on CUDA a gauge of memory (bytes), around each part of a method."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -50,8 +49,7 @@ def time_methods(
     lora: PreTrainedModel | None = None,
     form: str = "choice",
 ) -> dict:
-    """Time each method, from token ids on. For text-to-text that includes the Sharer's text and encoding it
-    again.
+    """Time each method, from token ids on. Text-to-text includes the Sharer's text and encoding it again.
 
     Args:
         questions: each is timed once with every method; the first warm up and are asked again.
@@ -122,8 +120,7 @@ def timed(model, processor, question: dict, other: dict, **shared) -> Timed:
 def sweep(
     model, processor, questions: list[dict], methods: list[str], lengths: list[int], **shared
 ) -> list[dict]:
-    """[{"tokens": n, method: median ms to write n tokens}], shortest first; a length of 1 is always among
-    them."""
+    """[{"tokens": n, method: median ms to write n tokens}], shortest first; always with a length of 1."""
     rows = []
     for tokens in sorted({1, *lengths}):
         times = defaultdict(list)
@@ -146,8 +143,7 @@ def per_token(rows: list[dict], name: str) -> float:
 
 
 def break_even(latency: dict[str, dict]) -> dict:
-    """`tokens`: the output length from which H2C takes less time than the Sharer alone; None if it never
-    does."""
+    """`tokens`: the output length from which H2C is faster than the Sharer alone; None if there is none."""
     h2c, sharer = latency["h2c"], latency["sharer"]
     later = h2c["ttft_ms_median"] - sharer["ttft_ms_median"]
     saved = sharer["per_token_ms_median"] - h2c["per_token_ms_median"]

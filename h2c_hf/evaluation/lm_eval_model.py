@@ -1,5 +1,4 @@
-"""The pair as a model of EleutherAI's lm-evaluation-harness, one `method` or control at a time:
-`--model h2c`.
+"""The pair as a model of EleutherAI's lm-evaluation-harness, one `method` or control a run: `--model h2c`.
 
 lm-eval hands a model strings. Here two models with chat templates of their own read them, so
 `apply_chat_template` returns the conversation, marked, and each model renders it; see `lm_eval_prompts`.
@@ -187,8 +186,7 @@ class H2CLM(LM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> "H2CLM":
-        """As stock. `--model_args` go before the command's own options, which have defaults (`batch_size`
-        ...)."""
+        """As stock. `--model_args` go before the command's options, which have defaults (`batch_size`)."""
         given = {name: value for name, value in (additional_config or {}).items() if value is not None}
         return cls(**{**given, **arg_dict})
 
@@ -212,7 +210,7 @@ class H2CLM(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """lm-eval keeps built requests by this name. Ours hold conversations, which no tokenizer has touched."""
+        """lm-eval keeps built requests by this name. Ours hold conversations, not yet tokenized."""
         return "h2c-conversation"
 
     def get_model_info(self) -> dict:
@@ -356,8 +354,7 @@ class H2CLM(LM):
             clear_device_cache()  # after the except clause, which holds on to the tensors of the traceback
 
     def _batch_of(self, contexts: list[Context], indices: list[int]) -> Batch:
-        """Some of the contexts as the method reads them: with the Sharer's hints, or with another context's
-        states."""
+        """Some contexts as the method reads them: with the Sharer's hints or another context's states."""
         batch = [contexts[index] for index in indices]
         if isinstance(self.answers, TextToText):
             batch = self._hinted(batch)
@@ -431,8 +428,8 @@ class H2CLM(LM):
             self.warned_of_text = True
             logger.warning(
                 "The prompts are plain text, though the models have chat templates: without "
-                "--apply_chat_template the bridge reads "
-                "prompts unlike those that it was trained on, and scores far below its accuracy."
+                "--apply_chat_template the bridge reads prompts unlike those that it was trained on, and "
+                "scores far below its accuracy."
             )
 
     def _warn_of_shortened(self) -> None:

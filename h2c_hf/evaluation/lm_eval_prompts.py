@@ -19,8 +19,7 @@ MARK = "<h2c conversation>"
 
 
 def pack(conversation: list[dict], add_generation_prompt: bool = True) -> str:
-    """The conversation as a string that `unpack` reads. Without a generation prompt its last message is to be
-    continued."""
+    """The conversation as a string for `unpack`. Without a generation prompt, its last message goes on."""
     return MARK + json.dumps(
         {"messages": conversation, "continue_final_message": not add_generation_prompt}, ensure_ascii=False
     )
@@ -53,8 +52,7 @@ def with_content(context: str, text: str) -> str:
 
 
 def hint_request(context: str, instruction: str) -> str:
-    """Return the Sharer's prompt of text-to-text: the same conversation, and an instruction (so it is always
-    a conversation)."""
+    """Return the Sharer's prompt of text-to-text: the conversation with an instruction."""
     packed = unpack(context)
     messages = user_turn(context) if packed is None else packed[0][:-1] if packed[1] else packed[0]
     return with_content(pack(messages), f"{content(context)}\n{instruction}")
@@ -76,8 +74,7 @@ def _users(messages: list[dict]) -> list[int]:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, context: str, template_kwargs: dict | None = None) -> str:
-    """The text that a model reads, its special tokens written out by the chat template (plain text: as it
-    is).
+    """The text that a model reads, special tokens written out by the chat template (plain text: unchanged).
 
     Args:
         template_kwargs: variables of the chat template, here and below.
@@ -150,8 +147,7 @@ def continuation_ids(
 
 
 def newest(tokenizer: PreTrainedTokenizerBase, context: str, limit: int, **options) -> tuple[list[int], bool]:
-    """The context in at most ``limit`` tokens, and whether it was cut: the oldest turns go first, then the
-    oldest of the content.
+    """The context in at most ``limit`` tokens, and whether it was cut: the oldest turns go first.
 
     The frame (the system message, and the chat template's own text) stays whole.
 

@@ -206,8 +206,7 @@ class Receiver(Method):
 
 @register
 class TextToText(Method):
-    """The Sharer answers in its own words, whose prompt is a variant's; the Receiver reads them, whole, with
-    the question."""
+    """The Sharer answers a variant's prompt in its own words; the Receiver reads these and the question."""
 
     name = "text_to_text"
     variant, max_tokens = "hint", MAX_HINT_TOKENS
@@ -222,8 +221,7 @@ class TextToText(Method):
         raise TypeError("text_to_text answers another prompt, so it has no cache for this one; see `hinted`.")
 
     def hinted(self, batch: Batch, **kwargs) -> Batch:
-        """The batch that the Receiver answers: with the Sharer's words in its prompts. ``kwargs`` as for the
-        Sharer's ``generate``."""
+        """The Receiver's batch, with the Sharer's words. ``kwargs`` as for the Sharer's ``generate``."""
         pairs = zip(batch.questions, self.hints(batch, **kwargs), strict=True)
         return batch.with_inputs(
             batch.encode(
@@ -261,7 +259,7 @@ class TextToTextReasoning(TextToText):
 
 @register
 class TextToTextDraft(TextToText):
-    """The Receiver reads the text of the draft that the bridge reads: the fair rival of a bridge with drafts."""
+    """The Receiver reads the text of the draft that the bridge reads: a fair rival of bridges with drafts."""
 
     name = "text_to_text_draft"
     max_tokens = 0  # beyond the draft's own
@@ -298,8 +296,7 @@ class H2C(Method):
 
 @register
 class Skyline(Receiver):
-    """The Receiver, with the passage in its own prompt: the most that any message could tell it. In the
-    private regime only."""
+    """The Receiver, with the passage in its own prompt: all that a message could tell. Private regime only."""
 
     name = "skyline"
 
@@ -328,8 +325,7 @@ class Skyline(Receiver):
 
 @register
 class LoRA(Method):
-    """The Receiver, fine-tuned on the bridge's training data without a Sharer: the single model to compare
-    with."""
+    """The Receiver, fine-tuned on the bridge's training data without a Sharer: the rival single model."""
 
     name = "lora"
 
@@ -433,8 +429,7 @@ class Noise(H2C):
 
 @register
 class Adapter(Zeros):
-    """Control: another bridge, of the same size and trained on the same data, that never had the Sharer's
-    states."""
+    """Control: a bridge of the same size, trained on the same data, but never with the Sharer's states."""
 
     name = "adapter"
 

@@ -1,5 +1,4 @@
-"""Perplexity of the answers of instruction data, by the Receiver's tokens: alone, with the Sharer's words,
-with its states."""
+"""Perplexity of answers of instruction data, by Receiver tokens: alone, with the Sharer's words or states."""
 
 import numpy as np
 import torch

@@ -1,5 +1,4 @@
-"""The finished batches of a run, on disk as they come: a killed run goes on from the last one; and its share
-a process."""
+"""The finished batches of a run, on disk as they come, so that a killed run goes on; and shares a process."""
 
 import hashlib
 import json
@@ -34,8 +33,7 @@ class Progress:
                     self.done[entry["key"], entry["number"]] = entry["record"]
 
     def each(self, asked: dict, count: int, compute: Callable[[int], dict]) -> Iterator[dict]:
-        """The records of this process's share of batches 0 to ``count`` - 1, computed if they are not there
-        yet.
+        """The records of this process's share of batches 0 to ``count`` - 1; absent ones are computed.
 
         Args:
             asked: all that the records depend on; anything that json can write.

@@ -18,8 +18,7 @@ HINT_GROWTH = 3  # the Receiver's tokens a token of the Sharer's text, at most
 
 
 def read_rows(path: str, name: str | None, split: str, columns: tuple[str, ...] = ()) -> list[dict]:
-    """The rows of a dataset by short name, Hub id, folder or file. (`DataSource` reads training data, and
-    refuses test splits.)
+    """The rows of a dataset by short name, Hub id, folder or file, test splits included.
 
     Raises:
         ValueError: if there is no such dataset, configuration or split, or a column is missing.
@@ -89,8 +88,7 @@ def limits(
     answer_tokens: int = MAX_ANSWER_TOKENS,
     draft_tokens: int = 0,
 ) -> dict[str, int]:
-    """Return the longest prompt of each model, {"receiver", "sharer"}, that leaves room in its context window
-    for its answer.
+    """Return the longest prompt of each model, {"receiver", "sharer"}, that leaves room for its answer.
 
     A message takes a position of the Receiver's window for each token of the Sharer's prompt: "both" then
     limits the sum.

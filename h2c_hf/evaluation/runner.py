@@ -1,5 +1,4 @@
-"""Runs methods over questions: sorted by length, in batches, one Sharer pass and one Receiver prefill a batch
-for all."""
+"""Run methods over questions: sorted by length, in batches, with one Sharer pass and one prefill for all."""
 
 from dataclasses import asdict
 
@@ -145,8 +144,7 @@ def evaluate(
 def answer(
     method, batch: Batch, letters: dict[str, list[int]], tokens: int = MAX_ANSWER_TOKENS
 ) -> dict[str, list | int]:
-    """A method's answers to a batch: the index of the best-scored letter and every letter's logit; or the
-    text."""
+    """A method's answers to a batch: the best-scored letter's index and every letter's logit; or the text."""
     before = batch.cut_texts
     if batch.form == "choice":
         logits = method.logits(batch)[:, letters[method.reader]].float()
@@ -164,7 +162,7 @@ def answer(
 
 
 def batches(questions: list[dict], form: str, batch_size: int) -> list[list[int]]:
-    """Row numbers in batches of near-equal size, shortest questions first (little padding, none left alone)."""
+    """Row numbers in batches of near-equal size, shortest questions first (little padding, none alone)."""
     order = sorted(range(len(questions)), key=lambda row: prompt_length(questions[row], form))
     return [part.tolist() for part in np.array_split(order, -(-len(order) // batch_size))]
 

@@ -117,8 +117,8 @@ class QuestionSet:
         if with_passage != (len(questions) if self.regime == "private" else 0):
             raise ValueError(
                 f"The set {self.name!r} is {self.regime} ({REGIMES[self.regime]}), and {with_passage} of its "
-                f"{len(questions)} questions "
-                f"have a passage; expected {'all' if self.regime == 'private' else 'none'}."
+                f"{len(questions)} questions have a passage; expected "
+                f"{'all' if self.regime == 'private' else 'none'}."
             )
         if self.tokens and tokenizer is not None:
             cut = [cut_to(question, self.tokens, tokenizer, template_kwargs) for question in questions]
@@ -138,8 +138,7 @@ class QuestionSet:
 def cut_to(
     question: dict, tokens: int, tokenizer: PreTrainedTokenizerBase, template_kwargs: dict | None = None
 ) -> dict | None:
-    """A "repeat" question whose text is the first `tokens` tokens; None if these do not spell a text of as
-    many tokens."""
+    """A "repeat" question with the first `tokens` tokens as its text; None if these spell no such text."""
     ids = tokens_of(question["answers"][0], question, tokenizer, template_kwargs)[:tokens]
     # Some tokenizers begin every text with a space.
     text = tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -222,8 +221,7 @@ def set_report(
 
 
 def follow_rate(shuffled: dict, questions: list[dict], h2c: np.ndarray) -> dict:
-    """How often the answer with another question's states is that question's, as an accuracy row; and over
-    H2C's accuracy."""
+    """How often the answer with another question's states is that question's; and over H2C's accuracy."""
     donors = [questions[row] for row in shuffled["donors"]]
     row = accuracy_row(
         np.array(

@@ -1,5 +1,4 @@
-"""A method's answer while it is written, with a clock: the time to its first token, and the pace of those
-after it."""
+"""A method's answer while it is written, with a clock: the time to its first token, and the pace after it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +13,7 @@ from .methods import METHODS, Batch, TextToText
 
 @dataclass
 class Answer:
-    """An answer so far. Times are from the question on, in seconds; None until there are tokens enough to
-    tell."""
+    """An answer so far. Times are seconds from the question on; None with too few tokens to tell."""
 
     text: str = ""
     hint: str = ""  # what the Sharer wrote first, in text-to-text
@@ -24,8 +22,7 @@ class Answer:
 
 
 def stream(name: str, batch: Batch, **kwargs) -> Iterator[Answer]:
-    """The answer of a method or control to a batch of one, again with each new piece of text; the last is
-    `Method.generate`'s.
+    """A method's answer to a batch of one, again with each piece of text; the last is `Method.generate`'s.
 
     Args:
         batch: one of which nothing was computed yet, or that is not in the times.
@@ -52,8 +49,7 @@ def stream(name: str, batch: Batch, **kwargs) -> Iterator[Answer]:
 
 
 class Writing:
-    """The text of a `generate` in a thread of its own, piece by piece. `times`: of each token. `result`: the
-    output of the call."""
+    """The text of a `generate` in its own thread, piece by piece. `times`: of tokens. `result`: output."""
 
     def __init__(self, call: Callable, tokenizer: PreTrainedTokenizerBase):
         self.streamer = ClockedStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -1,5 +1,4 @@
-"""`h2c ablate GRID.yaml`: bridges of several forms, trained alike on Atlas, in two tables: forms x runs x
-seeds.
+"""`h2c ablate GRID.yaml`: bridges of several forms, trained alike on Atlas, in two tables by form and run.
 
 A cell is a bridge of one form, trained in one run (on how much of which questions) with one seed, and then
 asked. It is kept as a json file, so that a grid that was stopped goes on where it was. The questions and the
@@ -127,8 +126,7 @@ def examples(source: str) -> tuple[list[dict], Dataset]:
 
 
 def training_rows(grid: Grid, run: dict, seed: int) -> tuple[Dataset, int, int]:
-    """Return the training data of a run, the number of examples of a run with all the data, and the number of
-    facts asked about."""
+    """Return a run's training data, the examples of a run with all of it, and the facts asked about."""
     without, loaded = (
         run.get("without", ()),
         [examples(json.dumps(source, sort_keys=True)) for source in grid.sources],
@@ -210,8 +208,7 @@ def compute(
 
 
 def run_grid(grid: Grid, output: Path, processes: int = 1) -> None:
-    """Compute the cells that are missing: seed by seed, so that a grid that is stopped has whole rows of
-    fewer seeds."""
+    """Compute missing cells, seed by seed, so that a grid that is stopped has whole rows of fewer seeds."""
     output.mkdir(parents=True, exist_ok=True)
     kept, names = output / "settings.json", ("split", "sources", "training", "runs")
     settings = json.dumps({name: getattr(grid, name) for name in names}, sort_keys=True)

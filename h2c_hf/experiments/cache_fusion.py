@@ -34,8 +34,7 @@ LAST, CONTENT = 2.0**20, 2.0**20 - 2**10
 
 
 class FusionBridge(PreTrainedModel):
-    """The modules that compute the update of every bridged layer's keys and values; blocks are stacked as in
-    `H2CBridgeModel`.
+    """The modules that update every bridged layer's keys and values; stacked as in `H2CBridgeModel`.
 
     A block sees the Receiver's flattened keys (or values) of a token beside those of the Sharer's token:
 
@@ -99,8 +98,7 @@ class FusionBridge(PreTrainedModel):
         receiver_cache: Cache,
         receiver_attention_mask: torch.Tensor | None = None,
     ) -> Cache:
-        """A new cache with every bridged layer rewritten. states: see `CacheFusion.read`, one for each
-        position of the cache."""
+        """A new cache, bridged layers rewritten. states: `CacheFusion.read`, one for each cache position."""
         new_cache = forked(receiver_cache)
         layers = [new_cache.layers[layer] for layer, _ in self.alignment]
         cached = torch.stack([x for layer in layers for x in (layer.keys, layer.values)]).transpose(2, 3)
@@ -161,8 +159,7 @@ class ResidualMLP(nn.Module):
 
 
 class CacheFusion(H2CForCausalLM):
-    """In the place of `H2CForCausalLM`, for training with `H2CTrainer`, for `evaluate` with its controls and
-    for `generate`.
+    """Replaces `H2CForCausalLM` for training with `H2CTrainer`, `evaluate` with its controls and `generate`.
 
     For prompts that are chat templates around a user's turn, as `H2CProcessor.apply_chat_template` makes
     them, of tokenizers whose tokens are bytes (Llama 3, Qwen, the embedded pair). Saving and conversations,
@@ -288,6 +285,5 @@ def token_ends(lengths: torch.Tensor, attention_mask: torch.Tensor, frame: int) 
 
 
 def aligned_places(ends: torch.Tensor, sharer_ends: torch.Tensor) -> torch.Tensor:
-    """For each of the Receiver's tokens the place of the Sharer's token that holds its last byte: the first
-    that ends no earlier."""
+    """For each Receiver token, the first Sharer token that ends no earlier: it holds the last byte."""
     return torch.searchsorted(sharer_ends.contiguous(), ends.contiguous()).clamp(max=sharer_ends.shape[1] - 1)

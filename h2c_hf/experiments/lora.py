@@ -24,8 +24,7 @@ from ..training.fields import LoraArguments
 
 
 class ReceiverCollator(H2CCollator):
-    """Collate the batches of a bridge without the Sharer's inputs. `position_ids` count from each prompt's
-    first token."""
+    """Collate a bridge's batches without the Sharer's inputs. `position_ids` count from a prompt's start."""
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         batch = {
@@ -88,8 +87,7 @@ def check(h2c: H2CArguments, lora: LoraArguments) -> None:
     if len(lora.lora_learning_rates) > 1 and not (h2c.validation_data or h2c.validation_fraction):
         raise ValueError(
             f"{len(lora.lora_learning_rates)} lora_learning_rates and no validation data; expected "
-            "validation_data, a "
-            "validation_fraction, or one rate."
+            "validation_data, a validation_fraction, or one rate."
         )
     if h2c.streaming:
         raise ValueError("streaming is for bridges; expected data that fits on the disk.")

@@ -62,8 +62,7 @@ def conversations(split: str) -> list[tuple[list[dict], str]]:
 def ask(
     model: H2CForCausalLM, processor: H2CProcessor, split: str, merits: dict[str, list[str]]
 ) -> dict[str, dict]:
-    """Return {"correct": {"merit/method": 1 or 0 for each question of the split}, "perplexity": {method: of
-    `text`}}."""
+    """Return {"correct": {"merit/method": 1 or 0 by question}, "perplexity": {method: of `text`}}."""
     correct, found = {}, {}
     for merit, methods in merits.items():
         if merit == "text":

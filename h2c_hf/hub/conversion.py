@@ -110,8 +110,7 @@ def _read_torch_file(path: Path) -> dict[str, torch.Tensor]:
             )
             raise ConversionError(
                 f"The checkpoint {path} is refused: {why}; expected tensors in plain dicts, as "
-                "torch.save(bridge_state_dict, file) "
-                f"writes them."
+                "torch.save(bridge_state_dict, file) writes them."
             ) from error
         except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
             raise ConversionError(
@@ -134,8 +133,7 @@ def _read_torch_file(path: Path) -> dict[str, torch.Tensor]:
 def pair_config(
     state: dict[str, torch.Tensor], sharer: str, receiver: str, num_attention_heads: int = 16
 ) -> H2CBridgeConfig:
-    """The config of an original bridge between two models, checked against the bridge's state dict, shape by
-    shape.
+    """The config of an original bridge between two models, checked against its state dict, shape by shape.
 
     Raises:
         ConversionError: if a model's config cannot be read, a key is missing or unknown, or a shape is not
@@ -233,8 +231,7 @@ def original_shapes(config: H2CBridgeConfig) -> dict[str, tuple[int, ...]]:
 
 
 def stack_blocks(state: dict[str, torch.Tensor], config: H2CBridgeConfig) -> dict[str, torch.Tensor]:
-    """The original's state dict as that of `H2CBridgeModel`: every parameter with the blocks as its first
-    dimension.
+    """The original's state dict as that of `H2CBridgeModel`: blocks are the first dimension of parameters.
 
     Gates come out in fp32, the rest in the widest dtype of the checkpoint.
     """

@@ -36,10 +36,9 @@ GEMMA_NOTICE = (
 )
 GEMMA_RESTRICTIONS = (
     "You must not use it for the restricted uses in the Gemma Prohibited Use Policy at "
-    "ai.google.dev/gemma/prohibited_use_policy, or in "
-    "violation of applicable laws and regulations (section 3.2 of the Gemma Terms of Use). Whoever "
-    "distributes it passes these "
-    "restrictions on, with a copy of the terms."
+    "ai.google.dev/gemma/prohibited_use_policy, or in violation of applicable laws and regulations (section "
+    "3.2 of the Gemma Terms of Use). Whoever distributes it passes these restrictions on, with a copy of the "
+    "terms."
 )
 ENDORSED = re.compile(r"(?<![a-z])(google|deepmind|official)(?![a-z])", re.IGNORECASE)
 
@@ -57,15 +56,13 @@ def llama_id(config: H2CBridgeConfig) -> str | None:
 
 
 def llama_version(config: H2CBridgeConfig, license: str | None = None) -> str | None:
-    """The version, as "3.1", of the Llama whose licence holds for the bridge, if an id of the pair tells it,
-    or `license` is one."""
+    """The version, as "3.1", of the Llama whose licence holds, if an id of the pair or `license` tells it."""
     match = VERSION.search(llama_id(config) or "") or VERSION.fullmatch(license or "")
     return match and match[1]
 
 
 def has_gemma(config: H2CBridgeConfig, license: str | None = None) -> bool:
-    """Return whether the Gemma Terms of Use hold for the bridge: if the pair has a Gemma, or `license` is
-    "gemma"."""
+    """Return whether the Gemma Terms of Use hold: if the pair has a Gemma, or `license` is "gemma"."""
     return license == "gemma" or any(
         GEMMA.search(model or "") for model in (config.sharer_model_id, config.receiver_model_id)
     )
@@ -135,8 +132,7 @@ def follow_licence(
         better = f"{owner}/{begin.replace(' ', '-')}-{name}".lstrip("/")
         raise ValueError(
             f"The licence of {product(version)} asks that the name of a model trained with it begin with "
-            f"{begin!r}; "
-            f"got {repo!r}, expected for instance {better!r}."
+            f"{begin!r}; got {repo!r}, expected for instance {better!r}."
         )
     notices = [attribution(version)] if version is not None else []
     if gemma:
@@ -148,8 +144,8 @@ def follow_licence(
         if agreement is None:
             raise OSError(
                 f"The licence of {product(version)} asks for a copy of the agreement beside the bridge, and "
-                "it could not be fetched from "
-                f"{llama_id(config) or 'the Hub'}; expected it as {directory / 'LICENSE'}."
+                f"it could not be fetched from {llama_id(config) or 'the Hub'}; expected it as "
+                f"{directory / 'LICENSE'}."
             )
         shutil.copyfile(agreement, directory / "LICENSE")
 

@@ -111,7 +111,7 @@ def public_source(title: str) -> str:
 
 
 def signature(text: str) -> str:
-    """Return the last line of a card: a comment with a checksum, which tells a card that was edited by hand."""
+    """Return the last line of a card: a comment with a checksum, which shows edits by hand."""
     return f"<!-- Written by h2c_hf, checksum_{hashlib.sha256(text.encode()).hexdigest()[:16]}: an edited card is not overwritten. -->"
 
 

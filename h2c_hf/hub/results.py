@@ -54,14 +54,12 @@ def asked(report: dict, field: str) -> tuple[str, str | None, str | None]:
 
 
 def public_name(dataset: str) -> str:
-    """A dataset's id on the Hub; of a folder or a file only its name, since a path of this machine says
-    nothing elsewhere."""
+    """A dataset's id on the Hub; of a folder or file only its name: its path says nothing elsewhere."""
     return dataset if hub_ids([dataset]) == [dataset] and not Path(dataset).exists() else Path(dataset).name
 
 
 def model_index(report: dict) -> list[EvalResult]:
-    """Every result of a report, for the `model-index`: methods, controls and differences, by part, category
-    and subject."""
+    """Every result for the `model-index`: methods, controls, differences, by part, category and subject."""
     results = []
 
     def add(

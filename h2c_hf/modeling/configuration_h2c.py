@@ -94,8 +94,7 @@ def record_commit(
 
 
 def location(config: PreTrainedConfig) -> str | None:
-    """Return the Hub id that a base model was loaded from, or the absolute path of its folder, which holds in
-    any working directory."""
+    """Return the Hub id of a base model, or the absolute path of its folder: valid in any directory."""
     name = config._name_or_path
     return os.path.abspath(name) if name and os.path.isdir(name) else name or None
 
@@ -129,8 +128,7 @@ def pair_values(sharer_config: PreTrainedConfig, receiver_config: PreTrainedConf
 
 
 def depth(config: PreTrainedConfig) -> int:
-    """Return the number of a decoder's layers. (For Whisper and its like, `num_hidden_layers` is the number
-    of the encoder's.)"""
+    """Return the number of a decoder's layers. (Whisper's `num_hidden_layers` counts the encoder's.)"""
     of_encoder = config.attribute_map.get("num_hidden_layers") == "encoder_layers"
     return config.decoder_layers if of_encoder else config.num_hidden_layers
 
@@ -304,9 +302,8 @@ class H2CBridgeConfig(PreTrainedConfig):
         if self.receiver_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads is {self.num_attention_heads}, which does not divide the Receiver's "
-                "flattened width "
-                f"{self.receiver_size} ({self.receiver_num_key_value_heads} key-value heads x head_dim "
-                f"{self.receiver_head_dim})."
+                f"flattened width {self.receiver_size} ({self.receiver_num_key_value_heads} key-value heads "
+                f"x head_dim {self.receiver_head_dim})."
             )
         if self.bridge_form not in BRIDGE_FORMS:
             raise ValueError(
@@ -386,8 +383,7 @@ class H2CBridgeConfig(PreTrainedConfig):
 
     @classmethod
     def _check_overrides(cls, overrides: dict) -> None:
-        """A config takes any name; an argument that is meant for a base model, or a typo, would be without
-        effect."""
+        """Refuse unknown names: a config takes any, and a typo would be without effect."""
         if unknown := sorted(overrides.keys() - cls.__annotations__.keys()):
             raise ValueError(
                 f"Got {', '.join(unknown)} for a new bridge; expected fields of H2CBridgeConfig. For a base "

@@ -1,5 +1,4 @@
-"""A conversation, turn by turn: both models read, and the bridge rewrites, only what is new since the last
-turn."""
+"""A conversation, turn by turn: both models read, and the bridge rewrites, only what is new in a turn."""
 
 from dataclasses import dataclass
 

@@ -40,8 +40,7 @@ def write_draft(
     max_new_tokens: int,
     **kwargs,
 ) -> Draft:
-    """Let the Sharer write up to `max_new_tokens` tokens after its prompts, and keep the hidden states of all
-    that it read.
+    """Let the Sharer write up to `max_new_tokens` tokens after its prompts, and keep all hidden states.
 
     Args:
         input_ids, attention_mask: (batch, length), left-padded.

@@ -22,8 +22,7 @@ READS_PADDING_AFTER_MESSAGE = ("mpt",)
 
 
 def backbone(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model without its LM head. (`base_model` is the whole model if `base_model_prefix` names no
-    part, as in Llama 4.)"""
+    """Return the model without its LM head. (`base_model` may be the whole model, as in Llama 4.)"""
     return getattr(model, backbone_name(model), model)
 
 
@@ -80,8 +79,7 @@ def recomputed(layer: torch.nn.Module, checkpoint: Callable) -> torch.nn.Module:
 
 
 def check_joined(model) -> None:
-    """Run both base models on three tokens, so that a pair that cannot be joined is refused before it is
-    used.
+    """Run both base models on three tokens, so that a pair that cannot be joined is refused early.
 
     Args:
         model: an `H2CForCausalLM`. Models that are partly on disk are not run, since that takes long.

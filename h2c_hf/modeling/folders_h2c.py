@@ -22,8 +22,7 @@ def copy_base_models(
         else:
             warnings.warn(
                 f"{role}_model_id is {model_id!r}, and there is no folder {name} to copy into {target}: put "
-                "the model there, or pass "
-                f"{role}=MODEL_OR_ID when you load the bridge.",
+                f"the model there, or pass {role}=MODEL_OR_ID when you load the bridge.",
                 stacklevel=3,
             )
 

@@ -75,8 +75,7 @@ def own_defaults(config: GenerationConfig) -> GenerationConfig:
 
 
 def longrope_limit(config: PreTrainedConfig) -> int | None:
-    """Return the position from which a model turns keys and queries by other angles (Phi-3 longrope), or
-    None."""
+    """Return the position from which a model rotates by other angles (Phi-3 longrope), or None."""
     text = config.get_text_config(decoder=True)
     parameters = getattr(text, "rope_parameters", None) or {}
     for rope in (parameters, *parameters.values()):
@@ -104,9 +103,8 @@ def check_rope(receiver: PreTrainedModel, prompt_mask: torch.Tensor, more: int) 
     if first <= limit < last:
         raise ValueError(
             f"The text grows from {first} cached tokens to {last} and crosses {limit}, where "
-            f"{type(receiver).__name__} changes its rotary "
-            f"embedding and the bridged cache loses its meaning; keep prompt and answer within {limit} "
-            "tokens, or make each prompt longer."
+            f"{type(receiver).__name__} changes its rotary embedding and the bridged cache loses its "
+            f"meaning; keep prompt and answer within {limit} tokens, or make each prompt longer."
         )
 
 
@@ -145,8 +143,7 @@ def into_static(
     arguments: dict,
     configs: list[GenerationConfig],
 ) -> Cache:
-    """Move the contents of `cache` into a static cache that has room for the new tokens. `cache` is emptied
-    on the way."""
+    """Move the contents of `cache` into a static cache with room for the new tokens; `cache` is emptied."""
     room = message_length(cache) + prompt_length + new_tokens(prompt_length, arguments, configs)
     length = -(-room // STATIC_STEP) * STATIC_STEP
     static = StaticCache(config=receiver.config, max_cache_len=length)
@@ -160,8 +157,7 @@ def into_static(
 def continuing_from_cache(
     receiver: PreTrainedModel, bridged: bool, message_mask: torch.Tensor | None = None
 ) -> PreTrainedModel:
-    """Return a copy of the model, weights shared, that generates from a filled cache in every mode and
-    family.
+    """Return a copy of the model, weights shared, that generates from a filled cache in every mode.
 
     Args:
         message_mask: (rows, T), if the cache begins with T positions of a message that no input ids stand

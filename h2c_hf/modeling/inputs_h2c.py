@@ -1,5 +1,4 @@
-"""Inputs of a language model, with positions that skip padding, and the checks of prompts, caches and hidden
-states."""
+"""Inputs of a language model, positions that skip padding; checks of prompts, caches and hidden states."""
 
 import copy
 import dataclasses
@@ -22,8 +21,7 @@ CACHE = (
 def model_inputs(
     model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int = 0
 ) -> dict:
-    """Inputs on the model's device, with position ids that count tokens and not padding, as `generate` counts
-    them."""
+    """Inputs on the model's device, with position ids that count no padding, as `generate` counts."""
     device = execution_device(model)
     input_ids = input_ids.to(device)
     if attention_mask is None:
@@ -41,8 +39,7 @@ def execution_device(model: PreTrainedModel) -> torch.device:
 
 
 def positions(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
-    """Return the position ids (batch, length) of the last `length` columns, which count tokens and not
-    padding."""
+    """Return the position ids (batch, length) of the last `length` columns, which count no padding."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
 
 
@@ -64,8 +61,7 @@ def to_fill(cache: Cache | None) -> bool:
 
 
 def refuse_cache(arguments: dict, reason: str) -> None:
-    """Remove from `arguments` the inputs that a wrapper makes itself: both names of a cache, and the Sharer's
-    hidden states.
+    """Remove from `arguments` the inputs that a wrapper makes: a cache, and the Sharer's hidden states.
 
     Raises:
         ValueError: if one is given.
@@ -85,8 +81,7 @@ def check_tensors(**tensors: torch.Tensor | None) -> None:
         if value is not None and not isinstance(value, torch.Tensor):
             raise ValueError(
                 f"{name} is a {type(value).__name__}; expected a tensor (batch, length). Pass a processor's "
-                "output as **inputs, and "
-                f"arguments of generate by their names."
+                "output as **inputs, and arguments of generate by their names."
             )
 
 
@@ -98,8 +93,7 @@ def forked(cache: Cache) -> Cache:
 
 
 def check_goes_on(model, *roles: str) -> None:
-    """Refuse a model whose reading cannot be resumed: it needs the Sharer itself, and caches that keep every
-    token.
+    """Refuse a model whose reading cannot be resumed: it needs the Sharer, and caches that keep every token.
 
     Args:
         model: an `H2CForCausalLM`.
@@ -221,16 +215,14 @@ def check_prompt(
     if windows and columns > min(windows):
         raise ValueError(
             f"The prompts in {name} are {columns} tokens long{also}, padding included; the Receiver has a "
-            "sliding window "
-            f"of {min(windows)}, and a prompt must fit into it to be bridged."
+            f"sliding window of {min(windows)}, and a prompt must fit into it to be bridged."
         )
 
 
 def check_states(
     config, read_layers: list[int], sharer_hidden_states: tuple[torch.Tensor | None, ...]
 ) -> tuple[int, int]:
-    """Refuse hidden states whose shapes are not those of the bridge's config. Return their batch size and
-    length."""
+    """Refuse hidden states whose shapes are not the config's. Return their batch size and length."""
     expected = config.sharer_num_hidden_layers + 1
     if len(sharer_hidden_states) != expected:
         raise ValueError(
@@ -249,8 +241,7 @@ def check_states(
 
 
 def check_cache(config, layers: list[int], receiver_cache: Cache, batch: int) -> int:
-    """Refuse a cache of another shape than the config's, or with a layer that keeps only a window. Return its
-    length."""
+    """Refuse a cache of another shape, or with a layer that keeps only a window. Return its length."""
     if len(receiver_cache.layers) != config.receiver_num_hidden_layers:
         raise ValueError(
             f"The Receiver's cache has {len(receiver_cache.layers)} layers; this bridge expects "
@@ -267,8 +258,7 @@ def check_cache(config, layers: list[int], receiver_cache: Cache, batch: int) ->
         if layer.keys.shape[-2] < length:
             raise ValueError(
                 f"Receiver layer {index} has a sliding window and kept {layer.keys.shape[-2]} of {length} "
-                "positions; "
-                f"a prompt must fit into the window to be bridged."
+                "positions; a prompt must fit into the window to be bridged."
             )
         for kind, states in (("keys", layer.keys), ("values", layer.values)):
             if tuple(states.shape) != shape:

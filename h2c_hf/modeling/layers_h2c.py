@@ -1,5 +1,4 @@
-"""Layers of a bridge: norms and linear maps of all blocks, stacked so that one batched matmul serves a group
-of them."""
+"""Layers of a bridge: norms and linear maps of all blocks, stacked so that one batched matmul serves many."""
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +39,7 @@ class StackedNorm(nn.Module):
         return x if self.folded else torch.addcmul(self.bias[group, None], x, self.weight[group, None])
 
     def folded_into(self, linear: "StackedLinear", group: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the weight and bias of `linear` with this norm folded in: its input then needs only the
-        division by its std."""
+        """Return `linear`'s weight and bias with this norm folded in: divide inputs by their std only."""
         weight, bias = linear.weight[group], linear.bias[group]
         if self.folded:
             return weight, bias

@@ -1,5 +1,4 @@
-"""How a bridge and its base models come into memory: `from_pair`, `from_pretrained`, their arguments for each
-model, adapters."""
+"""Load a bridge and its base models: `from_pair`, `from_pretrained`, their arguments by model, adapters."""
 
 import contextlib
 import copy
@@ -50,8 +49,7 @@ def base_arguments(
     sharer_kwargs: dict | None,
     receiver_kwargs: dict | None,
 ) -> dict[str, dict]:
-    """Return the arguments to load either base model with, by role. Those that do not concern the bridge are
-    taken out of `kwargs`.
+    """Return the arguments to load either base model with, by role; take them out of `kwargs`.
 
     Raises:
         ValueError: for an argument that is given under two names, or that is for one model and not for three.
@@ -111,8 +109,7 @@ def naming(model_id: str | os.PathLike):
 
 
 def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
-    """Load a base model that knows the commit it was read at. The id of an adapter's repo brings its base
-    model along.
+    """Load a base model that knows the commit it was read at. An adapter's id brings its base model along.
 
     Args:
         arguments: of `from_pretrained`. The weights of a `gguf_file` are dequantized unless
@@ -144,8 +141,7 @@ def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
 
 
 def load_magnitudes(model: PreTrainedModel, model_id: str | os.PathLike, **hub) -> None:
-    """Load the magnitudes of DoRA adapters. transformers looks for them under another name than PEFT's and
-    leaves them random.
+    """Load the magnitudes of DoRA adapters: transformers looks for another name and leaves them random.
 
     Args:
         hub: how the adapters' repo is read (`revision`, `token` ...).
@@ -168,9 +164,8 @@ def load_magnitudes(model: PreTrainedModel, model_id: str | os.PathLike, **hub) 
         if magnitudes is None or parameter.is_meta:
             raise ValueError(
                 f"The magnitudes of the DoRA adapters in {str(model_id)!r} were not loaded for {part}; "
-                "expected adapter_model.safetensors "
-                "as PEFT saves it, and layers in memory. Give the model itself: "
-                f"PeftModel.from_pretrained(base_model, {str(model_id)!r})."
+                "expected adapter_model.safetensors as PEFT saves it, and layers in memory. Give the model "
+                f"itself: PeftModel.from_pretrained(base_model, {str(model_id)!r})."
             )
         parameter.data.copy_(magnitudes)
 
@@ -196,8 +191,7 @@ def has_adapters(model: PreTrainedModel) -> bool:
 
 
 def names_adapters(model: PreTrainedModel, model_id: str | None) -> bool:
-    """Whether `model_id` brings the model's adapters along: it is a repo of adapters, or was set to another
-    than the model's own."""
+    """Whether `model_id` brings the model's adapters along: it is their repo, or not the model's own id."""
     below = {
         getattr(config, "base_model_name_or_path", None)
         for config in getattr(model, "peft_config", {}).values()
@@ -221,9 +215,8 @@ def check_adapters(models: dict[str, PreTrainedModel | None], config: PreTrained
         if model is not None and has_adapters(model) and not names_adapters(model, model_id):
             message = (
                 f"The {role} has adapters, and {role}_model_id is {model_id!r}, which names the model "
-                "without them: a saved bridge would "
-                f"be loaded for another model. Set config.{role}_model_id to the adapters' repo, or merge "
-                "them and save the model."
+                f"without them: a saved bridge would be loaded for another model. Set config.{role}_model_id "
+                "to the adapters' repo, or merge them and save the model."
             )
             if saving:
                 raise ValueError(message)
@@ -231,8 +224,7 @@ def check_adapters(models: dict[str, PreTrainedModel | None], config: PreTrained
 
 
 def device_map_of(models: dict[str, PreTrainedModel | None], bridge: torch.nn.Module) -> dict | None:
-    """Return the device of each part, as `from_pretrained(device_map=...)` notes it, or None if all are on
-    one device."""
+    """Return each part's device, as `from_pretrained(device_map=...)` notes it; None for one device."""
     places = {"bridge": bridge.device}
     for role, model in models.items():
         if model is not None:

@@ -61,8 +61,7 @@ class RowLosses(torch.autograd.Function):
 
 
 def head_of(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the model's own way from its last hidden states (batch, length, hidden_size), after the final
-    norm, to logits.
+    """Return the model's own way from its last hidden states (batch, length, hidden_size) to logits.
 
     Its `forward` runs with its backbone replaced, so that no arithmetic of its head is left out: Gemma 2 caps
     the logits, Cohere and Granite scale them. The class's `forward`: an instance's own (accelerate's hooks)

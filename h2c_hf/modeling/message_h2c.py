@@ -1,5 +1,4 @@
-"""The message form of a bridge: every Sharer token becomes a cache position of the Receiver, before the
-Receiver's own prompt.
+"""The message form of a bridge: every Sharer token becomes a cache position before the Receiver's prompt.
 
     Receiver's cache, one layer:   | message: T positions, from the Sharer | prompt: N - 1 positions, its own
     prefill | position ids:                  | -T ... -1                             | 0 ... N - 2
@@ -75,8 +74,7 @@ class MessageProjection(nn.Module):
         return projected + self.token_out(F.gelu(self.token_in(normed, only)), only)
 
     def forward(self, group: slice, hidden_states: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
-        """Return the keys (unrotated) and values of a group's layers, flattened over heads: (layers, tokens,
-        2 * size).
+        """Return the keys (unrotated) and values of a group's layers: (layers, tokens, 2 * size).
 
         Args:
             hidden_states: (layers, tokens, sharer_hidden_size), those that each layer reads.
@@ -100,8 +98,7 @@ def message_positions(
 
 @functools.lru_cache(maxsize=64)
 def inverse_frequencies(rope_parameters: str, head_dim: int, max_position_embeddings: int) -> torch.Tensor:
-    """Return the frequencies (rotated head_dim / 2,) of rotary positions, from a config's `rope_parameters`
-    as JSON."""
+    """Return the frequencies (rotated head_dim / 2,) of rotary positions, by `rope_parameters` as JSON."""
     parameters = json.loads(rope_parameters)
     rotated_dim = int(head_dim * parameters.pop("partial_rotary_factor", 1.0))
     # One list of factors for short texts, one for long ones: the short.
@@ -118,8 +115,7 @@ def inverse_frequencies(rope_parameters: str, head_dim: int, max_position_embedd
 
 
 def rotated(keys: torch.Tensor, position_ids: torch.Tensor, frequencies: torch.Tensor | None) -> torch.Tensor:
-    """Return keys (batch, heads, length, head_dim), rotated to `position_ids` (batch, length); as they are
-    without `frequencies`."""
+    """Return keys (batch, heads, length, head_dim), rotated to `position_ids` (batch, length)."""
     if frequencies is None:
         return keys
     angles = position_ids[:, None, :, None].float() * frequencies.to(keys.device)
@@ -130,8 +126,7 @@ def rotated(keys: torch.Tensor, position_ids: torch.Tensor, frequencies: torch.T
 
 
 def add_message(cache: Cache, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """Put a message's keys and values, (batch, heads, T, head_dim) each, before those that a layer of `cache`
-    holds."""
+    """Put a message's keys and values, (batch, heads, T, head_dim) each, before those of a cache layer."""
     held = cache.layers[layer]
     held.keys = torch.cat([keys.to(held.keys), held.keys], 2)
     held.values = torch.cat([values.to(held.values), held.values], 2)
@@ -152,8 +147,7 @@ def message_length(cache: Cache | None) -> int:
 
 
 def with_message(cache: Cache | None, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return the mask (batch, T + length) over a bridged cache's message and a prompt with `attention_mask`
-    (batch, length)."""
+    """Return the mask (batch, T + length) over a message and a prompt's `attention_mask`."""
     mask = message_mask(cache)
     return attention_mask if mask is None else torch.cat([mask.to(attention_mask), attention_mask], 1)
 

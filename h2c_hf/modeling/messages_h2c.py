@@ -27,8 +27,7 @@ def check_fixed(options: dict) -> None:
         if not any(value is fixed or (isinstance(value, str) and value == fixed) for fixed in allowed):
             raise ValueError(
                 f"{name} is {value!r}; expected {' or '.join(map(repr, allowed))}: prompts for two models "
-                "are padded on the left, "
-                f"to the longest, and never cut. Shorten the messages instead."
+                "are padded on the left, to the longest, and never cut. Shorten the messages instead."
             )
 
 

@@ -1,5 +1,4 @@
-"""Sharer + bridge + Receiver as one causal language model: `forward()` for training and scoring, `generate()`
-for text.
+"""Sharer + bridge + Receiver as one causal language model: `forward()` for training, `generate()` for text.
 
 Both go through one code path, `bridged_cache`: the Sharer reads its prompt; the Receiver prefills its own but
 for the last token, the *kickstart*; the bridge rewrites that cache. Then the stock Receiver goes on from the
@@ -56,8 +55,8 @@ class H2CForCausalLM(
         if sharer is None or receiver is None:
             raise ValueError(
                 "H2CForCausalLM holds two language models and needs their weights: use "
-                "H2CForCausalLM.from_pair(sharer, receiver) "
-                "for a new bridge or H2CForCausalLM.from_pretrained(repo) for a trained one."
+                "H2CForCausalLM.from_pair(sharer, receiver) for a new bridge or "
+                "H2CForCausalLM.from_pretrained(repo) for a trained one."
             )
         without_sharer = isinstance(sharer, PreTrainedConfig)
         config.check_pair(sharer if without_sharer else sharer.config, receiver.config)
@@ -97,8 +96,7 @@ class H2CForCausalLM(
     # Frozen models
 
     def train(self, mode: bool = True):
-        """Only the bridge has a training mode: the frozen models would otherwise drop out, and drop their
-        caches."""
+        """Only the bridge has a training mode: the frozen models would drop out, and drop their caches."""
         super().train(mode)
         for frozen in self._frozen():
             frozen.eval()

@@ -1,5 +1,4 @@
-"""The bridge: a Sharer's hidden states in, a rewritten Receiver KV cache out. Knows no tokenizer and no
-language model.
+"""The bridge: a Sharer's hidden states in, a rewritten Receiver KV cache out. Knows no tokenizer or LM.
 
 Each bridged layer has a key block and a value block,
 
@@ -66,8 +65,7 @@ def check_hashes(folder: Path) -> None:
 
 
 def recency_bias(heads: int, mask: torch.Tensor) -> torch.Tensor:
-    """Return the bias of the attention scores, (batch, heads, 1, length), by the number of later tokens; see
-    `H2CBridgeConfig`.
+    """Return the attention bias (batch, heads, 1, length) by later tokens; see `H2CBridgeConfig`.
 
     Args:
         mask: (batch, length), which may have padding anywhere.
@@ -160,14 +158,12 @@ class H2CBridgeModel(PreTrainedModel):
                 raise
             raise ValueError(
                 f"{pretrained_model_name_or_path} has no model.safetensors. Pickled weights (.bin, .pt) are "
-                "not loaded; expected "
-                f"safetensors, which save_pretrained and h2c convert write."
+                "not loaded; expected safetensors, which save_pretrained and h2c convert write."
             ) from error
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
                 f"The weights of {pretrained_model_name_or_path} lack {len(missing)} of the bridge's "
-                f"{len(model.state_dict())} "
-                f"tensors: {', '.join(missing)}."
+                f"{len(model.state_dict())} tensors: {', '.join(missing)}."
             )
         if pretrained_model_name_or_path is not None:  # else the weights are a state dict
             where = {
@@ -270,8 +266,7 @@ class H2CBridgeModel(PreTrainedModel):
         in_place: bool = False,
         group: tuple[int, int] | None = None,
     ) -> Cache:
-        """Return a new cache with every bridged layer rewritten, or extended by a message; `receiver_cache`
-        stays as it was.
+        """Return a new cache, bridged layers rewritten or extended by a message; `receiver_cache` stays.
 
         A message's positions, one for each column of `sharer_hidden_states`, stand first; the cache's
         `message_mask`, (batch, sharer length), says which of them are padding. See `message_h2c`.
@@ -357,8 +352,7 @@ class H2CBridgeModel(PreTrainedModel):
             add_message(cache, layer, rotated(keys, position_ids, self.frequencies(layer)), values)
 
     def frequencies(self, layer: int) -> torch.Tensor | None:
-        """Return the frequencies with which a Receiver layer rotates its keys, as the config has them; None
-        if it does not."""
+        """Return the frequencies by which a Receiver layer rotates its keys; None if it does not."""
         rope, types = self.config.receiver_rope_parameters, self.config.receiver_layer_types
         if types is not None:
             rope = rope.get(types[layer])
@@ -456,8 +450,7 @@ class H2CBridgeModel(PreTrainedModel):
         return self.o_proj(attended.transpose(1, 2).reshape(blocks, tokens, size), group)
 
     def _keys_and_values(self, group, sharer) -> torch.Tensor:
-        """Return the cross-attention's k and v, (blocks / 2, tokens, 4 * size): of a layer's key block, then
-        of its value block.
+        """Return k and v, (blocks / 2, tokens, 4 * size): of a layer's key block, then of its value block.
 
         Both blocks read the same hidden states, with norms of their own: one matmul serves both. Centering
         and scaling are linear, so they are folded into the weights. Only 1 / std varies by token; it is

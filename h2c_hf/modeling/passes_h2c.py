@@ -23,8 +23,7 @@ CAPTURED = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 @contextlib.contextmanager
 def side_stream(device: torch.device):
-    """Run the body on a second CUDA stream. Yield None on other devices. Call `join` before using the
-    results.
+    """Run the body on a second CUDA stream; elsewhere yield None. Call `join` before using the results.
 
     Two devices work in parallel anyway: nothing here waits for the first one.
     """
@@ -51,8 +50,7 @@ def join(stream, cache: Cache) -> None:
 
 
 def passes_by_length(attention_mask: torch.Tensor, least: int) -> list[tuple[list[int], int]]:
-    """Group the rows of a left-padded batch by length, shortest first. Return (rows, length of the longest)
-    of each group.
+    """Group the rows of a left-padded batch by length, shortest first. Return (rows, longest) of each group.
 
     A group takes rows until it has `least` tokens. All rows are one group if several would save less than a
     tenth of the tokens.
@@ -74,8 +72,7 @@ def passes_by_length(attention_mask: torch.Tensor, least: int) -> list[tuple[lis
 def read_through(
     model: PreTrainedModel, inputs: dict, layers: list[int], take: Callable[[int, torch.Tensor], None]
 ) -> None:
-    """Run a model without its LM head and, if it is built as most are, without the layers after the last of
-    `layers`.
+    """Run a model without its LM head and, in most families, without the layers after the last of `layers`.
 
     transformers can leave hidden states out of its output, but not the work for them; and it returns them all
     at the end.
@@ -153,8 +150,7 @@ def watched(layer: torch.nn.Module, take: Callable[[torch.Tensor], None]) -> tor
 def in_groups(
     groups: dict[tuple[int, int], list[int]], rewrite: Callable[[tuple[int, int], dict], None]
 ) -> Callable:
-    """Return a `take` for `read_through`: it calls `rewrite(group, states)` as soon as all hidden states of a
-    group are there.
+    """Return a `take` for `read_through` that calls `rewrite(group, states)` as soon as a group is complete.
 
     Hidden states that no later group reads are released.
 

@@ -1,5 +1,4 @@
-"""`pipeline("text-generation", model=REPO, trust_remote_code=True)`: the stock pipeline, with both models'
-inputs.
+"""`pipeline("text-generation", model=REPO, trust_remote_code=True)`: stock, with both models' inputs.
 
 For objects:
 `pipeline("text-generation", model=model, processor=processor, pipeline_class=H2CTextGenerationPipeline)`.
@@ -46,8 +45,7 @@ class H2CTextGenerationPipeline(TextGenerationPipeline):
         handle_long_generation: str | None = None,
         **generate_kwargs,
     ) -> dict:
-        """The inputs of both models, (1, length) each, and `prompt_text`, which `postprocess` puts before the
-        answer."""
+        """The inputs of both models, (1, length) each, and `prompt_text`, which goes before the answer."""
         if truncation or handle_long_generation:
             raise ValueError(
                 f"Got {truncation=}, {handle_long_generation=}; expected neither: a prompt for two models is "

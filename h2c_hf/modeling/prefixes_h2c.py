@@ -1,5 +1,4 @@
-"""Prompts that begin alike: an instruction, a passage, few-shot examples. Both models read the shared prefix
-once."""
+"""Prompts that begin alike: an instruction, a passage, few-shot examples. Both models read it once."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -189,8 +188,7 @@ def check_prefix(
 def after_prefix(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the tokens after the first `length` of each row, left-padded, (batch, width), and a mask of
-    prefix and rest.
+    """Return the tokens after the first `length`, left-padded, (batch, width), and a mask of prefix and rest.
 
     The mask is (batch, length + width): padding then stands between prefix and rest.
     """
@@ -214,8 +212,7 @@ def repeated(cache: Cache, batch: int) -> Cache:
 
 
 def padding_first(cache: Cache, attention_mask: torch.Tensor, length: int) -> None:
-    """Bring positions from prefix, padding, rest into the order of left-padded prompts: padding, prefix,
-    rest; in place.
+    """Reorder positions from prefix, padding, rest to padding, prefix, rest (left-padded prompts), in place.
 
     Args:
         attention_mask: (batch, positions + 1), that of the prompts.

@@ -51,14 +51,13 @@ class H2CProcessor(ProcessorMixin):
             self.receiver_tokenizer.chat_template = value
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers, and the Receiver's tokenizer, which decodes the answers, for `AutoTokenizer`."""
+        """As in transformers, plus the Receiver's tokenizer, for `AutoTokenizer` to decode answers."""
         written = super().save_pretrained(save_directory, **kwargs)
         self.receiver_tokenizer.save_pretrained(save_directory)
         return written
 
     def to_dict(self) -> dict:
-        """As stock; without chat_template_kwargs if there are none, so that older code reads the file without
-        a warning."""
+        """As stock; without empty chat_template_kwargs, so that older code reads the file without warning."""
         output = super().to_dict()
         if not output.get("chat_template_kwargs"):
             output.pop("chat_template_kwargs", None)
@@ -66,7 +65,7 @@ class H2CProcessor(ProcessorMixin):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The Receiver's: it decodes the output of `generate`, and `decode` and the Trainer look for it here."""
+        """The Receiver's: it decodes answers; `decode` and the Trainer look for it here."""
         return self.receiver_tokenizer
 
     @property
@@ -127,8 +126,7 @@ class H2CProcessor(ProcessorMixin):
         return self._inputs(rows["receiver"], rows["sharer"], return_tensors)
 
     def render(self, role: str, conversation: list[dict] | list[list[dict]], **kwargs) -> str | list[str]:
-        """Render one conversation (or a list of them) as text for `encode_marked`: special tokens in messages
-        are marked.
+        """Render conversations as text for `encode_marked`: special tokens in messages are marked.
 
         Args:
             role: "receiver" or "sharer", whose chat template is used.
@@ -145,8 +143,7 @@ class H2CProcessor(ProcessorMixin):
         if tokenizer.chat_template is None:
             raise ValueError(
                 f"The {role}'s tokenizer has no chat template; set {role}_tokenizer.chat_template, or pass "
-                "text. "
-                f"Commands take --{role}_chat_template: a Jinja file, or 'plain'."
+                f"text. Commands take --{role}_chat_template: a Jinja file, or 'plain'."
             )
         kwargs = {**self.chat_template_kwargs, **kwargs}
         for name in ("tools", "documents"):  # what they say is text too
@@ -236,8 +233,7 @@ _PATTERNS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | None:
-    """The pattern of all special tokens of a tokenizer, longest first; None if it has none. It is built again
-    if tokens were added."""
+    """The pattern of a tokenizer's special tokens, longest first, or None; rebuilt if tokens were added."""
     state = len(tokenizer), tuple(tokenizer.all_special_tokens)
     known = _PATTERNS.get(tokenizer)
     if known is None or known[0] != state:
@@ -254,8 +250,7 @@ def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | None:
 
 
 def mark_special_tokens(tokenizer: PreTrainedTokenizerBase, messages):
-    """Messages (nested lists, dicts and texts) with the special tokens in their texts marked, for
-    `encode_marked`."""
+    """Messages (nested lists, dicts, texts) with their special tokens marked, for `encode_marked`."""
     pattern = special_pattern(tokenizer)
     if pattern is None:
         return messages
@@ -289,8 +284,7 @@ def encode_marked(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the pad token, or the end token if there is none (Llama 3): padding is masked everywhere, so any
-    id serves."""
+    """Return the pad token, else the end token (Llama 3): padding is masked everywhere, so any id serves."""
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return 0 if pad is None else pad
 

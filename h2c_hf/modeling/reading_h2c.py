@@ -32,8 +32,7 @@ class ReadingMixin:
         layers: list[int] | None = None,
         cache: Cache | None = None,
     ) -> tuple[torch.Tensor | None, ...]:
-        """Return the Sharer's hidden states, (batch, sharer length, sharer_hidden_size) each. The LM head is
-        not run.
+        """Return the Sharer's hidden states, (batch, sharer length, sharer_hidden_size) each; no LM head.
 
         Args:
             layers: which of the S + 1 states to keep, by default all; the others are None.
@@ -235,8 +234,7 @@ class ReadingMixin:
     def _bridge_while_reading(
         self, sharer_input_ids, sharer_attention_mask, cache: Cache, receiver_attention_mask, prefill_stream
     ) -> None:
-        """Rewrite `cache`, each group of layers as soon as the Sharer has computed the hidden states that the
-        group reads."""
+        """Rewrite `cache`, each group of layers as soon as the Sharer has computed its hidden states."""
         bridge, depth = self.bridge, self.config.sharer_num_hidden_layers
 
         def rewrite(group: tuple[int, int], states: dict[int, torch.Tensor]) -> None:

@@ -68,8 +68,8 @@ class StockMixin:
         if wanted != size:
             raise ValueError(
                 f"Got {wanted} tokens, and the Receiver's embeddings have {size}; a base model is not saved "
-                "with the bridge. Resize and "
-                f"save the Receiver first, then join it with H2CForCausalLM.from_pair."
+                "with the bridge. Resize and save the Receiver first, then join it with "
+                "H2CForCausalLM.from_pair."
             )
         return embeddings
 
@@ -148,8 +148,7 @@ def check_arguments(input_ids: torch.Tensor | None, arguments: dict) -> None:
 
 
 def second_position(attention_mask, generation_config: GenerationConfig | None) -> tuple:
-    """Return the mask and the generation config. `generate(input_ids, config)` has the config second, as
-    stock has it."""
+    """Return the mask and the generation config, which is second in stock's `generate(ids, config)`."""
     if not isinstance(attention_mask, GenerationConfig):
         return attention_mask, generation_config
     if generation_config is not None:

@@ -1,5 +1,4 @@
-"""`h2c report REPORT [OTHER]`: prints a saved report as a page, or compares two, paired over the questions
-that both asked."""
+"""`h2c report REPORT [OTHER]`: print a saved report as a page, or compare two over common questions."""
 
 from pathlib import Path
 
@@ -61,8 +60,7 @@ def note(pairs: dict) -> str:
 
 
 def paired(first: list[dict], second: list[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{method: whether each report was right} in choice form, over the questions that both asked, in one
-    order."""
+    """{method: whether each report was right} in choice form, over the common questions, in one order."""
     right = [
         {(row["method"], row["question_id"]): row["correct"] for row in rows if row["form"] == "choice"}
         for rows in (first, second)

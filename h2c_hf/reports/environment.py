@@ -16,8 +16,7 @@ LIBRARIES = (
 
 
 def environment() -> dict[str, str | None]:
-    """Python, machine, accelerators, git commit (with '+' if files were changed since; None outside a
-    checkout), versions."""
+    """Python, machine, accelerators, git commit ('+': files were changed since; or None), versions."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),

@@ -1,5 +1,4 @@
-"""`items.parquet`: the answer of every method to every question, a row each, so that others can check a
-report and pair two."""
+"""`items.parquet`: every method's answer to every question, a row each, to check a report or pair two."""
 
 import hashlib
 import json
@@ -22,8 +21,7 @@ SCHEMA = pa.schema(
 
 
 def item_rows(form: str, questions: list[dict], results: dict[str, dict]) -> list[dict]:
-    """Rows of one form ("choice", "open" or "hand_off"). `scores` are the logits of the letters, in choice
-    form."""
+    """Rows of one form ("choice", "open" or "hand_off"). `scores`: the letters' logits, in choice form."""
     rows = []
     for name, result in results.items():
         answers = zip(questions, result["predictions"], result["correct"], result["scores"], strict=True)

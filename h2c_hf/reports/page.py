@@ -70,8 +70,7 @@ def comparisons(rows: list[dict], title: str, level: int = 2) -> list[str]:
     names = ["methods", "difference", "95 % interval", "McNemar p", "questions needed", "equivalent"]
     note = (
         "Questions needed: for McNemar's test to find the difference in 80 % of tries, if it did not here. "
-        "Equivalent: whether two "
-        "one-sided t-tests (TOST) show that the difference lies within the margin."
+        "Equivalent: whether two one-sided t-tests (TOST) show that the difference lies within the margin."
     )
     return [*heading(title, level), *table(names, cells), "", note] if rows else []
 

@@ -91,8 +91,7 @@ def beats_controls(report: dict) -> bool:
 def save_report(
     report: dict, directory: str | Path, items: dict[str, tuple[list[dict], dict]] | None = None
 ) -> list[Path]:
-    """Write `report.json`, `report.md` and, with ``items`` {form: (questions, results)}, `items.parquet`;
-    each atomically."""
+    """Write `report.json`, `report.md` and, with ``items``, `items.parquet`; each atomically."""
     check_report(report, "The report")
     texts = {
         "report.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n",

@@ -1,5 +1,4 @@
-"""Reading a saved `report.json`, which `report.schema.json` describes. Without torch: figures and cards need
-no model."""
+"""Read a saved `report.json`, which `report.schema.json` describes. Without torch: figures need no model."""
 
 import json
 from functools import cache

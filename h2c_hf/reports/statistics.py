@@ -54,8 +54,7 @@ def mean_row(values: np.ndarray) -> dict[str, float | None]:
 
 
 def recovered(h2c: np.ndarray, receiver: np.ndarray, sharer: np.ndarray) -> dict[str, float | str | None]:
-    """The share of the Sharer's lead over the Receiver that H2C recovers, with a bootstrap interval over
-    questions.
+    """The share of the Sharer's lead over the Receiver that H2C recovers, with a bootstrap interval.
 
     It is defined only if the Sharer leads significantly: the paired interval of its lead lies above zero.
     Otherwise `value` is None and `reason` tells the lead.
@@ -82,8 +81,7 @@ def recovered(h2c: np.ndarray, receiver: np.ndarray, sharer: np.ndarray) -> dict
 
 
 def equivalence(first: np.ndarray, second: np.ndarray, margin: float = MARGIN) -> dict[str, float | bool]:
-    """Whether mean(first) - mean(second) over the same questions lies within +- margin: two one-sided paired
-    t-tests (TOST).
+    """Whether mean(first) - mean(second) lies within +- margin: two one-sided paired t-tests (TOST).
 
     `p` is the larger of both; `equivalent` is p < 0.05. A difference that is not significant is no evidence
     of none; this is.
@@ -106,8 +104,7 @@ def difference(first: np.ndarray, second: np.ndarray) -> dict[str, float | int |
 
 
 def mean_difference(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
-    """mean(first) - mean(second) over the same questions, with a bootstrap interval; entries may be means
-    over seeds."""
+    """mean(first) - mean(second) over the same questions (or means over seeds), with a bootstrap interval."""
     return _paired(lambda a, b, axis=-1: a.mean(axis) - b.mean(axis), first, second)
 
 
@@ -134,8 +131,7 @@ def questions_needed(first: np.ndarray, second: np.ndarray) -> int | None:
 
 
 def _paired(statistic, *samples: np.ndarray) -> dict[str, float | None]:
-    """Value and percentile bootstrap interval of a statistic of paired samples; None if it is not defined (no
-    lead)."""
+    """Value and percentile bootstrap interval of a statistic of paired samples; None if undefined."""
     samples = [np.asarray(sample, float) for sample in samples]
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)

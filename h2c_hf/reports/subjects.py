@@ -1,5 +1,4 @@
-"""Categories of subjects: the 57 of MMLU in its four, as its authors group them; those of Atlas by the kinds
-of their entities."""
+"""Categories of subjects: the 57 of MMLU in its authors' four; those of Atlas by kinds of entities."""
 
 SUBJECTS = {
     "STEM": (

@@ -1,2 +1,1 @@
-"""Serve a bridge: `server` stands on transformers' server; `vllm_connector`, `middleware` and `bridge_server`
-serve it with vLLM."""
+"""Serve a bridge: `server` on transformers'; `vllm_connector`, `middleware`, `bridge_server` with vLLM."""

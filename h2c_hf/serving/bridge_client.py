@@ -1,5 +1,4 @@
-"""Ask bridge servers for bridged keys and values. Has the interface of `Bridger`, so that a connector uses
-either."""
+"""Ask bridge servers for bridged keys and values, by `Bridger`'s interface: a connector uses either."""
 
 import itertools
 import json

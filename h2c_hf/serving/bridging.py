@@ -65,8 +65,7 @@ class Bridged:
 
 
 class Bridger:
-    """Bridges prompts in the order in which they were submitted. Those that wait together share one pass of
-    each model.
+    """Bridges prompts in the order of their submission. Those that wait share one pass of each model.
 
     Recent results are kept, so that a prompt with several answers, a repeated prompt and a preempted request
     are bridged once.
@@ -234,8 +233,7 @@ def from_zero(model: H2CForCausalLM, cache: Cache) -> None:
 
 
 def message_tokens(config: H2CBridgeConfig, sharer_length: int) -> int:
-    """The cache positions that a message of the Sharer's prompt takes before the Receiver's; 0 in the form
-    without a message."""
+    """The cache positions of a message before the Receiver's prompt; 0 in the form without a message."""
     return sharer_length if config.bridge_form == "message" else 0
 
 

@@ -12,8 +12,7 @@ def error_body(message: str, status: int) -> dict:
 
 
 async def send_error(send, message: str, status: int, retry_after: int | None = None) -> None:
-    """Answer with an error, and close the connection: its body may not have been read. `retry_after`:
-    seconds."""
+    """Answer with an error and close the connection: the body may be unread. `retry_after`: seconds."""
     body = json.dumps(error_body(message, status)).encode()
     headers = [
         (b"content-type", b"application/json"),
@@ -71,8 +70,7 @@ def with_body(scope: dict, body: dict) -> tuple[dict, bytes]:
 
 @contextlib.asynccontextmanager
 async def replayed(body: bytes, receive):
-    """A `receive` that gives `body`, and then waits for the client to hang up; and an event that is set when
-    it does."""
+    """A `receive` that gives `body` and waits for the client to hang up; and an event that is set then."""
     gone, given = asyncio.Event(), False
 
     async def watch():

@@ -39,8 +39,7 @@ REFUSED = {
 
 
 class H2CMiddleware:
-    """Replaces the prompt by token ids, and puts the Sharer's into `kv_transfer_params`, where the connector
-    finds them."""
+    """Replaces the prompt by token ids; puts the Sharer's into `kv_transfer_params`, for the connector."""
 
     def __init__(self, app, bridge: str | None = None, max_bytes: int = MAX_BYTES):
         bridge = bridge or os.environ.get(BRIDGE_VARIABLE)

@@ -1,5 +1,4 @@
-"""What an OpenAI request says: messages or a prompt, what only the Sharer reads, and the fields that neither
-server may ignore.
+"""Read an OpenAI request: messages or a prompt, what only the Sharer reads, fields that must not be ignored.
 
 Both doors read requests through this module. It imports neither vLLM nor a web framework.
 """
@@ -88,8 +87,7 @@ def take_extension(body: dict, endpoint: str) -> Extension:
 
 
 def check_fields(body: dict) -> None:
-    """Refuse values of the wrong type or range, and fields that would change the answer but are not
-    implemented.
+    """Refuse values of the wrong type or range, and unimplemented fields that matter.
 
     Raises:
         BadRequestError: naming the field, its value and what was expected.
@@ -276,8 +274,7 @@ def response_tools(tools: list[dict] | None) -> list[dict] | None:
 
 
 def encode(processor: H2CProcessor, body: dict, endpoint: str, extension: Extension) -> dict:
-    """Both models' token ids of a request: `input_ids`, `sharer_input_ids` and their masks, (1, length) each,
-    int64.
+    """Both models' token ids: `input_ids`, `sharer_input_ids` and their masks, (1, length) each, int64.
 
     Raises:
         BadRequestError: for a request without a prompt, or messages that a chat template refuses.

@@ -1,5 +1,4 @@
-"""The app behind `h2c serve`: an OpenAI endpoint for one bridge on one machine, on the server of
-`transformers serve`."""
+"""The app behind `h2c serve`: an OpenAI endpoint for one bridge, on the server of `transformers serve`."""
 
 import asyncio
 import json
@@ -98,8 +97,7 @@ class OneBridge(ModelManager):
 
 
 class StopText:
-    """Cuts a text that comes in pieces before the first of `stop`. The end of a piece is held back while it
-    may begin one."""
+    """Cuts a streamed text before the first of `stop`. An end that may begin one is held back."""
 
     def __init__(self, stop: list[str]):
         self.stop, self._held, self.done = stop, "", False
@@ -219,8 +217,7 @@ def finished(processor, inputs: dict, row: torch.Tensor) -> tuple[str, int, torc
 
 
 def without_padding(row: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
-    """A row of several answers up to its end token: shorter answers are padded, and padding is not part of an
-    answer."""
+    """A row of several answers up to its end token: the padding of shorter answers is not part of them."""
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     found = [index for index, token in enumerate(row.tolist()) if token in ends]
     return row[: found[0] + 1] if found else row

@@ -1,5 +1,4 @@
-"""A KV connector for vLLM: vLLM runs the Receiver, and the bridged keys and values are written into its paged
-cache.
+"""A KV connector for vLLM, which runs the Receiver: bridged keys and values go into its paged cache.
 
     vllm serve RECEIVER --middleware h2c_hf.serving.middleware.H2CMiddleware --kv-transfer-config '{
         "kv_connector": "H2CConnector", "kv_connector_module_path": "h2c_hf.serving.vllm_connector",
@@ -54,8 +53,7 @@ IDLE_SECONDS = 0.005
 
 @dataclass
 class Load:
-    """Positions to write for a request: from `first` to before `last`, its kickstart, into `block_ids`, which
-    begin at position 0."""
+    """A request's positions to write: `first` to before `last`, its kickstart, into `block_ids` (from 0)."""
 
     request_id: str
     prompt: Prompt | None
@@ -74,8 +72,7 @@ class H2CMetadata(KVConnectorMetadata):
 
 
 class H2CConnector(KVConnectorBase_V1):
-    """One object in the scheduler decides what is bridged; one in each worker writes it. The worker of rank 0
-    bridges."""
+    """The scheduler's object decides what is bridged; each worker's writes it. Rank 0 bridges."""
 
     def __init__(self, vllm_config, role, kv_cache_config):
         super().__init__(vllm_config, role, kv_cache_config)
@@ -123,8 +120,7 @@ class H2CConnector(KVConnectorBase_V1):
         request.update_block_hashes()
 
     def get_num_new_matched_tokens(self, request, num_computed_tokens):
-        """All tokens of the prompt but the kickstart. After a preemption, vLLM computes the answer's tokens
-        again itself."""
+        """All tokens of the prompt but the kickstart. After a preemption, vLLM computes the answer again."""
         prompt = self._prompts.get(request.request_id)
         if prompt is None:
             return 0, False
@@ -213,8 +209,7 @@ class H2CConnector(KVConnectorBase_V1):
             return future
 
     def _results(self, loads: list[Load]) -> list[Bridged | None] | None:
-        """The results of loads, waited for; None for a load that failed. None on the workers that do not
-        bridge."""
+        """The results of loads; None for a load that failed. None on the workers that do not bridge."""
         if self._bridger is None:
             return None
         results: list[Bridged | None] = []
@@ -227,8 +222,7 @@ class H2CConnector(KVConnectorBase_V1):
         return results
 
     def get_transfer_results(self, finished_req_ids):
-        """Write the asynchronous loads that are ready. All workers do so in the same step: rank 0 tells the
-        others which."""
+        """Write the asynchronous loads that are ready, in one step on all workers: rank 0 tells which."""
         if not self._pending:
             return KVConnectorTransferResults()
         ready = self._ready(finished_req_ids)
@@ -250,8 +244,7 @@ class H2CConnector(KVConnectorBase_V1):
         return [request_id for request_id, future in futures.items() if future.done()]
 
     def _deliver(self, request_ids: list[str], results: list[Bridged | None] | None) -> None:
-        """Write results into this worker's heads of the paged cache, or note the blocks that cannot be
-        written."""
+        """Write results into this worker's heads of the paged cache, or note blocks that fail."""
         if self._group.world_size > 1:
             results = self._broadcast(results, len(request_ids))
         for request_id, bridged in zip(request_ids, results, strict=True):
@@ -340,8 +333,7 @@ class H2CConnector(KVConnectorBase_V1):
 
 
 def read_request(request, params: dict) -> Prompt | str:
-    """The prompt of a bridged request, or why it is refused: an exception in the scheduler would end the
-    engine."""
+    """A bridged request's prompt, or why it is refused: an exception here would end the engine."""
     sharer_ids, expected = params.get("sharer_input_ids"), params.get("input_ids")
     if (
         not isinstance(sharer_ids, list)
@@ -427,8 +419,7 @@ def check_vllm(vllm_config, kv_cache_config, options: dict) -> None:
 
 
 def check_receiver(facts: dict, model_config) -> None:
-    """Compare the Receiver of a bridge with the model that vLLM runs: its shapes, and its Hub id where both
-    have one.
+    """Compare a bridge's Receiver with the model that vLLM runs: shapes, and Hub ids where both have one.
 
     Raises:
         ValueError: naming the first field that differs.
@@ -465,6 +456,5 @@ def check_memory(model: H2CForCausalLM, device: torch.device) -> None:
         share = (needed / 0.9 - free) / total
         raise ValueError(
             f"The bridge's models need {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free on "
-            f"{device}. "
-            f"Lower --gpu-memory-utilization by at least {share:.2f}, or run a bridge server."
+            f"{device}. Lower --gpu-memory-utilization by at least {share:.2f}, or run a bridge server."
         )

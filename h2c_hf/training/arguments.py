@@ -1,5 +1,4 @@
-"""The arguments of a run: `H2CArguments` (pair, bridge, data) and `H2CTrainingArguments` (all of
-`TrainingArguments`)."""
+"""The arguments of a run: `H2CArguments` (pair, bridge, data) and `H2CTrainingArguments` (the Trainer's)."""
 
 import sys
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from .fields import H2CArguments
 
 @dataclass
 class H2CTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the defaults of a bridge: cosine with 10 % warm-up, and columns left to the
-    collator."""
+    """`TrainingArguments` with a bridge's defaults: cosine with 10 % warm-up, columns for the collator."""
 
     learning_rate: float = 1e-3
     weight_decay: float = 0.01

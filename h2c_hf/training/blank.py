@@ -10,8 +10,7 @@ from ..modeling import H2CBridgeConfig
 
 @dataclass
 class BlankSharerCollator(H2CCollator):
-    """Adds `sharer_hidden_states`, all zero: the same batches, masks and losses, and nothing to learn from
-    the Sharer."""
+    """Adds `sharer_hidden_states`, all zero: same batches, masks and losses, nothing to learn of a Sharer."""
 
     config: H2CBridgeConfig
 

@@ -118,8 +118,7 @@ class WrittenAnswers(TrainerCallback):
 
 
 class WandbCheckpoints(WandbCallback):
-    """The stock callback, whose artifacts are named by step and epoch; the best checkpoint is called `best`
-    as well."""
+    """The stock callback, with artifacts named by step and epoch; the best is called `best` as well."""
 
     def on_save(self, args, state, control, **kwargs):
         super().on_save(args, state, control, **kwargs)

@@ -33,7 +33,7 @@ class Lengths:
 
 @dataclass
 class Data:
-    """`validation` holds a dataset for each source; `answered` are examples for the model to answer in words."""
+    """`validation` holds a dataset for each source; `answered`: examples for the model to answer in words."""
 
     train: Dataset | IterableDataset
     validation: dict[str, Dataset]
@@ -57,8 +57,7 @@ class Data:
 def load_data(
     h2c: H2CArguments, training: H2CTrainingArguments, processor: H2CProcessor, together: int | None = None
 ) -> Data:
-    """Encode the data that the arguments name. Other ranks wait for the first, and then read the datasets
-    cache.
+    """Encode the data that the arguments name. Other ranks wait for the first, then read the datasets cache.
 
     Args:
         together: see `build_dataset`.

@@ -1,4 +1,4 @@
-"""Drafts of the Sharer in training: written once, before the first step, after the prompts of all examples."""
+"""Drafts of the Sharer in training: written once, before the first step, after all examples' prompts."""
 
 from datasets import Dataset
 
@@ -11,8 +11,7 @@ BATCH = 32  # examples
 
 
 def with_drafts(data: Dataset, model: H2CForCausalLM, processor: H2CProcessor, tokens: int) -> Dataset:
-    """Return the examples with up to `tokens` tokens, greedily written by the Sharer, at the end of their
-    `sharer_input_ids`.
+    """Return the examples with up to `tokens` greedy tokens of the Sharer after their `sharer_input_ids`.
 
     The bridge then trains on the same inputs as in `generate(sharer_max_new_tokens=tokens)`; the Sharer reads
     prompt and draft in one pass.

@@ -1,4 +1,4 @@
-"""`H2CArguments`: the pair, the bridge and the data of a run. Without torch: `h2c train --help` lists them."""
+"""`H2CArguments`: pair, bridge and data of a run. Without torch: `h2c train --help` lists them."""
 
 from dataclasses import dataclass
 from typing import Literal

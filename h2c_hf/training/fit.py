@@ -175,8 +175,7 @@ def standardize(norm: StackedNorm, position: int, mean: torch.Tensor, deviation:
 
 
 def fit_components(model: H2CForCausalLM, processor: H2CProcessor, texts: list[str]) -> None:
-    """Set the token projection, a linear map, to the principal components of the Sharer's embeddings in the
-    texts."""
+    """Set the token projection, a linear map, to the principal components of the texts' embeddings."""
     tokenizer, moments = processor.sharer_tokenizer, Moments()
     rows = tokenizer(texts, add_special_tokens=True)["input_ids"]
     for start in range(0, len(rows), BATCH):
@@ -269,8 +268,7 @@ def shared_characters(spans: list[tuple[int, int]], others: list[tuple[int, int]
 
 
 def frame_before_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token ids that the chat template writes before a user's text; those that the tokenizer adds,
-    without a template."""
+    """Return the ids that the chat template, or else the tokenizer, puts before a user's text."""
     if tokenizer.chat_template is None:
         return tokenizer("")["input_ids"]
     rendered = tokenizer.apply_chat_template(

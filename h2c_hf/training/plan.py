@@ -69,8 +69,7 @@ def step_lines(training: H2CTrainingArguments, data: Data, lengths: Lengths) -> 
     batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     lines = [
         f"Step: {batch} examples ({training.train_batch_size} a device x {training.world_size} "
-        f"device{'s' * (training.world_size > 1)} x "
-        f"{training.gradient_accumulation_steps} accumulated)",
+        f"device{'s' * (training.world_size > 1)} x {training.gradient_accumulation_steps} accumulated)",
         f"  about {batch * lengths.sharer:,.0f} Sharer, {batch * lengths.prompt:,.0f} Receiver prompt and "
         f"{batch * lengths.target:,.0f} target tokens a step (means of {lengths.counted:,} examples)",
     ]
@@ -83,8 +82,7 @@ def step_lines(training: H2CTrainingArguments, data: Data, lengths: Lengths) -> 
 def estimate(
     h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, config: H2CBridgeConfig, lengths: Lengths
 ) -> list[str]:
-    """Return the lines about memory. An estimate that fails stops no run: a family may name its widths
-    otherwise."""
+    """Return the lines about memory. A failed estimate stops no run: a family may name widths otherwise."""
     try:
         return memory_lines(memory(h2c, training, pair, config, lengths))
     except Exception as error:

@@ -1,5 +1,4 @@
-"""`h2c precompute CONFIG.yaml`: writes the Sharer's hidden states of all examples into the folder
-`sharer_states`, once."""
+"""`h2c precompute CONFIG.yaml`: write the Sharer's hidden states of all examples into a folder, once."""
 
 import shlex
 import shutil
@@ -68,8 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     count, tokens, size = store.size()
     print(
         f"{store.folder} holds {count:,} Sharer prompts of {tokens:,} tokens in {size / 1e6:,.1f} MB: "
-        f"{size / tokens / 1e3:,.3f} MB per "
-        f"thousand tokens ({token_bytes:,} bytes a token in {h2c.sharer_states_dtype}, and the headers)."
+        f"{size / tokens / 1e3:,.3f} MB per thousand tokens ({token_bytes:,} bytes a token in "
+        f"{h2c.sharer_states_dtype}, and the headers)."
     )
     next_commands(" ".join(["h2c train", *map(shlex.quote, arguments or [])]))
     return 0
@@ -81,8 +80,7 @@ def refuse_small_disk(folder: Path, needed: int) -> None:
     if needed > free:
         raise ValueError(
             f"The Sharer states need {needed / 1e6:,.1f} MB in {folder}, which has {free / 1e6:,.1f} MB "
-            "free; expected more room, "
-            "or a narrower sharer_states_dtype."
+            "free; expected more room, or a narrower sharer_states_dtype."
         )
 
 

@@ -1,5 +1,4 @@
-"""A folder of the Sharer's hidden states: `h2c precompute` writes it once, and training reads it instead of
-running the Sharer.
+"""A folder of the Sharer's hidden states, which `h2c precompute` writes once and training reads.
 
 `store.json` says whose states they are. Each `<checksum>.safetensors` holds some prompts, each under a hash
 over that and its token ids, (layers, length, sharer_hidden_size), with only the layers that the bridge reads.
@@ -58,8 +57,8 @@ class SharerStates:
         if damaged := store.scan(verify):
             raise ValueError(
                 f"{len(damaged)} of {len(store.shards())} shards in {folder} are damaged, the first is "
-                f"{damaged[0].name}: its bytes are "
-                "not those of its checksum; 'h2c precompute' with the same config computes them again."
+                f"{damaged[0].name}: its bytes are not those of its checksum; 'h2c precompute' with the same "
+                "config computes them again."
             )
         return store
 
@@ -106,15 +105,14 @@ class SharerStates:
         if different:
             raise ValueError(
                 f"{self.folder} holds other Sharer states than this config reads: {'; '.join(different)}. "
-                "Expected a store of this "
-                "config: 'h2c precompute' with another sharer_states folder writes one."
+                "Expected a store of this config: 'h2c precompute' with another sharer_states folder writes "
+                "one."
             )
 
     # Writing
 
     def begin(self, damaged: list[Path]) -> None:
-        """Make the folder ready to be written to: without a killed run's half shard, and without damaged
-        shards."""
+        """Make the folder ready for writing: remove a killed run's half shard, and damaged shards."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in [*damaged, *self.folder.glob("*.part")]:
             path.unlink()
@@ -141,8 +139,7 @@ class SharerStates:
             reason = " ".join(str(error).split())
             raise OSError(
                 f"A shard could not be written to {self.folder}: {reason}; the {len(self.shards())} before "
-                "it are kept, and the same "
-                "command goes on from them."
+                "it are kept, and the same command goes on from them."
             ) from error
         self._shard_of |= dict.fromkeys(states, name)
 
@@ -219,8 +216,7 @@ class StoredStatesCollator(H2CCollator):
     states: SharerStates
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor | tuple[torch.Tensor | None, ...]]:
-        """`sharer_hidden_states`: (batch, sharer length, sharer_hidden_size) for each layer that is read,
-        None for the others."""
+        """`sharer_hidden_states`: (batch, sharer length, sharer_hidden_size) by layer, None if not read."""
         batch = super().__call__(examples)
         batch.pop("sharer_input_ids")
         rows = [self.states.read(example["sharer_input_ids"]) for example in examples]
@@ -294,7 +290,6 @@ def open_states(
     if absent := store.missing(datasets):
         raise ValueError(
             f"{h2c.sharer_states} lacks {len(absent):,} of this config's Sharer prompts: the data changed, "
-            "or 'h2c precompute' did not "
-            "finish; run it with this config to add them."
+            "or 'h2c precompute' did not finish; run it with this config to add them."
         )
     return store

@@ -1,5 +1,4 @@
-"""`h2c train CONFIG.yaml` and `accelerate launch scripts/train.py CONFIG.yaml`: trains a bridge for a pair on
-a mixture."""
+"""`h2c train CONFIG.yaml`, `accelerate launch scripts/train.py CONFIG.yaml`: train a bridge on a mixture."""
 
 import contextlib
 import json
@@ -159,8 +158,7 @@ def add_drafts(
     processor: H2CProcessor,
     data: Data,
 ) -> None:
-    """Let the Sharer write drafts for all examples; the bridge's generation config asks for as many tokens
-    from now on."""
+    """Let the Sharer write drafts for all examples; the generation config asks for them from now on."""
     if getattr(model.sharer, "hf_device_map", None) is None:
         model.to(training.device)
     data.train = with_drafts(data.train, model, processor, h2c.draft_tokens)
@@ -198,8 +196,8 @@ def fit_new_message(
     if "own" in fitted:
         print(
             f"Learned a dictionary of {fitted['words']:,} words: {fitted['own']:.1%} are nearest to the "
-            "Receiver's embedding of the same "
-            f"characters; with the linear map alone, {fitted['own_linear']:.1%}.",
+            "Receiver's embedding of the same characters; with the linear map alone, "
+            f"{fitted['own_linear']:.1%}.",
             flush=True,
         )
     shares = " and ".join(f"{fitted[name]:.0%} of the variance of its {name}" for name in ("keys", "values"))
@@ -209,8 +207,7 @@ def fit_new_message(
 def make_collator(
     h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data
 ) -> H2CCollator:
-    """Return the collator for the Sharer's part of a batch: its prompt, its stored states, or zeros for the
-    adapter control."""
+    """Return the collator for the Sharer's part: its prompt, its stored states, or zeros (the control)."""
     if h2c.blank_sharer:
         return BlankSharerCollator(processor, pair.bridge_config())
     if h2c.sharer_states:
@@ -243,8 +240,7 @@ def choose_metric(training: H2CTrainingArguments, names: list[str]) -> None:
 
 
 def checkpoint_to_resume(training: H2CTrainingArguments) -> str | None:
-    """The checkpoint folder that `resume_from_checkpoint` means: 'true' is the last one in `output_dir`, if
-    there is any.
+    """The checkpoint folder that `resume_from_checkpoint` means: 'true' is the last one in `output_dir`.
 
     Raises:
         ValueError: for a folder that is no checkpoint, or an output folder with checkpoints that nobody asked
@@ -256,8 +252,7 @@ def checkpoint_to_resume(training: H2CTrainingArguments) -> str | None:
         if last is not None:
             raise ValueError(
                 f"{training.output_dir} holds {Path(last).name} of an earlier run; expected "
-                "--resume_from_checkpoint true to go on "
-                "from it, or another --output_dir."
+                "--resume_from_checkpoint true to go on from it, or another --output_dir."
             )
         return None
     if asked in (True, "true", "True"):
@@ -308,7 +303,7 @@ def save_recipe(h2c: H2CArguments, training: H2CTrainingArguments, output: Path)
 
 
 def save_base_models(h2c: H2CArguments, output: Path) -> None:
-    """Copy base models of the package beside their bridge, so that the folder works wherever it is copied to."""
+    """Copy base models of the package beside their bridge, so that the folder works anywhere."""
     for role in ("sharer", "receiver"):
         if (name := getattr(h2c, role)) in BUNDLED:
             ignored = shutil.ignore_patterns("learning_curve.json", "tokenizer*")

@@ -92,8 +92,7 @@ class H2CTrainer(WholeCheckpoints):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """As stock; the labels are cut to the columns of the logits, from the kickstart on, so that metrics
-        get them in step."""
+        """As stock; labels are cut to the columns of the logits, from the kickstart on, to match them."""
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if isinstance(logits, torch.Tensor) and isinstance(labels, torch.Tensor):
             labels = labels[:, -logits.shape[1] :]
@@ -109,14 +108,12 @@ class H2CTrainer(WholeCheckpoints):
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss is {loss.item()} in step {self.state.global_step + 1}; training stopped before it "
-                "changed the bridge. "
-                f"The batch: {'; '.join(self._prompts(inputs))}."
+                f"changed the bridge. The batch: {'; '.join(self._prompts(inputs))}."
             )
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """As stock; gathers the tensors that FSDP2 left sharded, which safetensors cannot write. (Every rank
-        comes here.)"""
+        """As stock; gathers tensors that FSDP2 left sharded, for safetensors. (Every rank comes here.)"""
         if state_dict is not None:
             state_dict = {
                 name: x.full_tensor() if hasattr(x, "full_tensor") else x for name, x in state_dict.items()
@@ -172,8 +169,7 @@ def target_scores(logits: torch.Tensor, labels: torch.Tensor, letters: list[int]
 
 
 def leave_to_each_rank(model: H2CForCausalLM) -> None:
-    """Tell DDP to neither broadcast nor watch the base models: they are the same on every rank and never
-    change."""
+    """Tell DDP to neither broadcast nor watch the base models: all ranks have the same, and none changes."""
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
         model,
         [
@@ -210,8 +206,7 @@ class TargetMetrics:
 
 
 def target_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`accuracy`, `perplexity`, and `choice_accuracy` if every target begins with a letter, of
-    `target_scores`' rows."""
+    """`accuracy`, `perplexity` and, for targets that begin with a letter, `choice_accuracy`, of the rows."""
     right, nll, tokens, letter = np.asarray(prediction.predictions, dtype=np.float64).T
     metrics = {"accuracy": right.mean(), "perplexity": np.exp(nll.sum() / tokens.sum())}
     if not np.isnan(letter).any():

@@ -77,8 +77,7 @@ def fit_vocabulary(model: H2CForCausalLM, processor: H2CProcessor, texts: list[s
 
 @torch.no_grad()
 def own_share(message: MessageProjection, inputs: torch.Tensor, targets: torch.Tensor) -> float:
-    """Return the share of some rows, spread over all, whose projection has their own target as the nearest by
-    angle."""
+    """Return the share of rows, spread over all, whose projection is nearest by angle to their target."""
     rows = torch.arange(0, len(inputs), -(-len(inputs) // TRIED))
     directions = F.normalize(targets, dim=1)
     nearest = (message.project_tokens(inputs[rows])[0] @ directions.T).argmax(1)
@@ -88,8 +87,7 @@ def own_share(message: MessageProjection, inputs: torch.Tensor, targets: torch.T
 
 @torch.no_grad()
 def set_linear_map(message: MessageProjection, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-    """Set the projection to the linear regression of the targets on the inputs, and the perceptron to add
-    nothing yet."""
+    """Set the projection to the linear regression of targets on inputs; the perceptron adds nothing yet."""
     inputs = normalized(inputs)
     mean, deviation = inputs.mean(0), inputs.std(0).clamp(min=1e-4)
     message.token_norm.weight[0] = 1 / deviation
@@ -127,8 +125,7 @@ def read_tokens(model: H2CForCausalLM, tokens: list[int]) -> torch.Tensor:
 
 
 def received(model: H2CForCausalLM, pieces: list[list[int]]) -> torch.Tensor:
-    """Return the weighted mean over each row of the Receiver's embeddings, divided by their root mean square:
-    (rows, hidden size)."""
+    """Return the weighted mean of each row's Receiver embeddings, of root mean square 1: (rows, size)."""
     weight = model.receiver.get_input_embeddings().weight.detach().float()
     weight = weight / weight.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
     flat = torch.tensor([token for row in pieces for token in row], device=weight.device)
@@ -141,8 +138,7 @@ def received(model: H2CForCausalLM, pieces: list[list[int]]) -> torch.Tensor:
 
 
 def principal(rows: torch.Tensor, rank: int) -> torch.Tensor:
-    """Return the first `rank` principal components of the rows, (rows, rank), scaled by one number to a mean
-    variance of 1."""
+    """Return the first `rank` principal components, (rows, rank), scaled by one number to mean variance 1."""
     rows = rows - rows.mean(0)
     _, vectors = torch.linalg.eigh(rows.T @ rows)
     components = rows @ vectors[:, -rank:]

@@ -227,7 +227,7 @@ def token_map(data: dict, heading: str, prompt: str, label: str, ratio: float, t
 
 
 def scale(changes: np.ndarray, ratio: float) -> Normalize:
-    """From nothing to the largest number; by powers of ten if the numbers differ by more than `ratio` times."""
+    """From nothing to the largest number; by powers of ten if they differ by more than `ratio` times."""
     found = changes[np.isfinite(changes) & (changes > 0)]
     if found.size and found.max() > ratio * found.min():
         return LogNorm(found.min(), found.max())

@@ -38,8 +38,7 @@ FIGURES = {
 
 
 def holds(node, path: list[str]) -> bool:
-    """Whether there is something at a path of keys, each a name or a pattern; the keys of a list are its
-    indices."""
+    """Whether there is something at a path of keys (names, patterns, or indices of a list)."""
     if not path:
         return node is not None and node != [] and node != {}
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()

@@ -53,8 +53,7 @@ def accuracy(report: dict, theme: Theme) -> Figure:
 
 
 def chance(report: dict) -> float | None:
-    """Return the accuracy of guessing, as the report tells it; for older ones, by the number of letters
-    alone."""
+    """Return the accuracy of guessing, as the report tells it; else by the number of letters."""
     if "chance" in report:
         return report["chance"]
     if report.get("confusion"):
@@ -142,8 +141,7 @@ def latency_parts(report: dict, theme: Theme) -> Figure:
 
 
 def part_looks(theme: Theme, parts: Iterable[str]) -> dict[str, Look]:
-    """Return {part: its look}. A part of one model or of the bridge has the colour of that method in all
-    figures."""
+    """Return {part: its look}. A part of a model or the bridge has its method's colour in all figures."""
     of_method = {
         "receiver_prefill": "receiver",
         "sharer_prefill": "sharer",

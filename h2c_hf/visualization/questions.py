@@ -1,4 +1,4 @@
-"""Figures of the questions: which are answered rightly by which method, and a page of answers side by side."""
+"""Figures of the questions: which method answers which rightly, and a page of answers side by side."""
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -56,8 +56,7 @@ def subjects(report: dict, theme: Theme) -> Figure:
 
 
 def categories(report: dict, theme: Theme) -> Figure:
-    """Accuracy of every method in every category: a row a category, a mark a method. As wide as a column of a
-    paper."""
+    """Accuracy by category: a row a category, a mark a method. As wide as a column of a paper."""
     rows = report["by_category"]
     methods = [name for name in next(iter(rows.values())) if name != "n"]
     looks = theme.looks(methods)

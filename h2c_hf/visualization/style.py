@@ -36,8 +36,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a page. `strong` and `pale` are a blue and a light colour of the palette that show on this
-    paper."""
+    """Colours of a page. `strong` and `pale`: a blue and a light colour that show on this paper."""
 
     name: str
     paper: str
@@ -138,8 +137,7 @@ def inches(text: str, size: float = SIZE) -> float:
 
 
 def wrap(text: str, width: float, size: float = SIZE, lines: int = 3) -> str:
-    """Text in at most so many lines of so many inches; an ellipsis if it went on. Breaks words that are too
-    long for a line."""
+    """Text in so many lines of so many inches, with an ellipsis if it went on. Breaks long words."""
     made, rest = [], printable(" ".join(text.split()))
     while rest and len(made) < lines:
         widths = accumulate(inches(character, size) for character in rest)
@@ -191,8 +189,7 @@ def legend(axes: Axes) -> None:
 
 
 def behind(theme: Theme) -> dict:
-    """Return the box behind a text, in the paper's colour, so that a line that crosses it does not strike it
-    through."""
+    """Return a box behind a text, in the paper's colour, so that a line does not strike it through."""
     return {"facecolor": theme.paper, "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
 
 

@@ -45,8 +45,7 @@ class Terminal:
         self.unread = ""
 
     def until(self, text: str, seconds: float = 100) -> str:
-        """What is written until `text` comes, without the escapes of a terminal; the rest is for the next
-        call."""
+        """Return the output until `text`, without a terminal's escapes; the rest is for the next call."""
         end = time.monotonic() + seconds
         while text not in (seen := ESCAPES.sub("", self.unread)):
             assert select.select([self.master], [], [], max(0, end - time.monotonic()))[0], (
@@ -65,7 +64,7 @@ class Terminal:
 
 @pytest.fixture(autouse=True)
 def ctrl_c():
-    """A shell starts what runs in its background deaf to Ctrl-C, and so are its children; here it is heard."""
+    """A shell starts background jobs deaf to Ctrl-C, and so are their children; here it is heard."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

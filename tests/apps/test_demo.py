@@ -99,8 +99,7 @@ def test_a_visitors_newer_run_ends_the_older(demo):
 
 
 def test_the_page_shows_a_message(atlas):
-    """A bridge of the message form changes no position of the prompt: the page shows what it writes before
-    the prompt."""
+    """A bridge of the message form changes no position: the page shows the positions that it writes."""
     page = pytest.importorskip("h2c_hf.apps.demo_page", reason="needs gradio")
     model, processor = atlas
     config = H2CBridgeConfig.from_pair(model.sharer.config, model.receiver.config, bridge_form="message")

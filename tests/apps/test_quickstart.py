@@ -1,4 +1,4 @@
-"""The main job from end to end, in a process of its own, and the bridge that it made and the project ships."""
+"""The main job from end to end, in its own process, and the bridge that it made and the project ships."""
 
 import json
 import re

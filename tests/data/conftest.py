@@ -11,8 +11,7 @@ CHATML = (
 )
 HEADERS = (
     "{{ bos_token }}{% for m in messages %}{{ '<start>' + m['role'] + '<head>\n\n' + m['content'] | trim + "
-    "'<end>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start>assistant<head>\n\n' }}{% endif %}"
+    "'<end>' }}{% endfor %}{% if add_generation_prompt %}{{ '<start>assistant<head>\n\n' }}{% endif %}"
 )
 
 
@@ -42,8 +41,7 @@ def make_tokenizer():
 
 @pytest.fixture
 def chatml_tokenizer() -> PreTrainedTokenizerFast:
-    """In the manner of Qwen 2.5: a line end before the answer and one after its end token, a pad token, no
-    begin token."""
+    """As Qwen 2.5: a line end before the answer and after its end token, a pad token, no begin token."""
     return byte_tokenizer(CHATML, [("Ċ", "Ċ")], pad_token="<pad>")
 
 

@@ -57,8 +57,7 @@ def test_the_sharer_may_read_something_else(processor):
 
 
 def test_examples_encoded_together_are_those_encoded_alone(processor):
-    """Answers that merge with the prompt's last line end, that hold special tokens, and plain ones, in one
-    call."""
+    """Answers that merge with the prompt's last line end, hold special tokens, or are plain, in one call."""
     pairs = [
         ("Name a colour.", "blue"),
         ("A poem?", "\nRoses are red"),

@@ -1,5 +1,4 @@
-"""Data files that are missing, empty or broken, and base models that are not there: one sentence, with their
-name."""
+"""Data files that are missing, empty or broken, and absent base models: one sentence, with their name."""
 
 import gzip
 

@@ -171,8 +171,7 @@ def test_a_template_that_refuses_a_turn_is_counted(processor, tmp_path):
 
 
 def test_a_passage_is_encoded_for_the_sharer_alone(processor):
-    """The Receiver's side is that of the open form; the Sharer's is the passage before it, by the chat
-    template."""
+    """The Receiver's side is the open form's; the Sharer's has the passage before it, by the template."""
     source = DataSource("atlas", split="validation", form="hand_off", facts=2)
     encoded, _, report = build_dataset([source], processor)
     assert len(encoded) == report.sources[0].kept == len(source.load())

@@ -1,5 +1,4 @@
-"""Ten real MMLU questions through the real tokenizers and randomly initialised models of both families, in
-both directions."""
+"""Ten real MMLU questions through real tokenizers and random models of both families, both ways."""
 
 import os
 from pathlib import Path
@@ -49,7 +48,7 @@ def questions() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def models():
-    """Real vocabularies, everything else tiny; weights large enough that no two logits are nearly the same."""
+    """Real vocabularies, everything else tiny; weights so large that no two logits are nearly the same."""
     torch.manual_seed(0)
     shape = {
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -196,8 +195,7 @@ def test_a_left_padded_batch_answers_as_each_question_alone(pair, inputs):
 
 
 def test_the_sharer_is_read(pair, inputs):
-    """Another question before the Sharer changes the logits: the comparison above is not of a bridge that
-    does nothing."""
+    """Another question before the Sharer changes the logits: the bridge compared above does something."""
     _, _, model, _ = pair
     with torch.no_grad():
         right = model(**inputs).logits

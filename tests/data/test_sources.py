@@ -115,7 +115,7 @@ def test_every_answer_of_an_atlas_quiz_stands_in_its_turn():
 
 
 def answered(messages: list[dict], entities: set[str]) -> list[str]:
-    """The entities that a quiz asks about, one a turn; each answer checked against the statement of its turn."""
+    """The entities that a quiz asks about, one a turn; each answer is checked against its statement."""
     assert [message["role"] for message in messages] == ["user", "assistant"] * 4
     values, found = dict(re.findall(r"^([A-D])\. (.+)$", messages[0]["content"], re.MULTILINE)), []
     assert len(set(values.values())) == 4

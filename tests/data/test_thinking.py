@@ -1,5 +1,4 @@
-"""Chat templates with a thinking block: `chat_template_kwargs` reach every prompt, and what goes wrong
-without them says so."""
+"""Chat templates with a thinking block: `chat_template_kwargs` reach every prompt, or errors say so."""
 
 import json
 

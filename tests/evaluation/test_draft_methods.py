@@ -1,5 +1,4 @@
-"""Methods with drafts, on the Atlas pair that ships: each against a plain way to the same text, one question
-at a time."""
+"""Methods with drafts, on the Atlas pair that ships: each against a plain way, one question at a time."""
 
 import json
 import shutil

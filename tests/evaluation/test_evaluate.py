@@ -306,8 +306,7 @@ def random_pair(real_data, tmp_path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("shots", [0, 5])
 def test_real_mmlu_questions_through_every_method(random_pair, real_data, tmp_path, shots):
-    """The 285 dev questions (with 5 shots: 100 of the validation questions): every method runs, and knows
-    nothing."""
+    """The 285 dev questions (with 5 shots: 100 of validation): every method runs, and knows nothing."""
     split, limit = ("validation", ["--limit", "100"]) if shots else ("dev", [])
     methods = [name for name in METHODS if name not in ("skyline", "lora", "text_to_text_draft")]
     arguments = [

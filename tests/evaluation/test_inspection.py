@@ -1,5 +1,4 @@
-"""The data behind the figures of one question, against plain loops over single heads and positions, and
-single passes."""
+"""The data behind the figures of one question, against plain loops and single passes."""
 
 import json
 import random
@@ -20,8 +19,7 @@ QUESTIONS = atlas_questions("validation")[:9]
 
 @pytest.fixture(scope="module")
 def wide_pair(atlas):
-    """The processor of Atlas over random models: a Receiver of five layers, a Sharer of three, so that two
-    are not bridged."""
+    """Atlas' processor over random models, of five layers and of three, so that two are not bridged."""
     _, processor = atlas
     sizes = {role: len(getattr(processor, f"{role}_tokenizer")) for role in ("sharer", "receiver")}
     sharer = tiny_model("llama", vocab_size=sizes["sharer"], num_hidden_layers=3)

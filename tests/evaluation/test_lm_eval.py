@@ -61,8 +61,7 @@ def with_adapter(method: str) -> dict:
 
 
 def reference(atlas, method: str, context: str, conversation: bool, continuation: str, before: str):
-    """(log-likelihood, greedy), written out for one request and the context before it: no batch, no cache
-    that is shared."""
+    """(log-likelihood, greedy) for one request and the context before it: no batch, no shared cache."""
     model, processor = atlas
 
     def ids_of(role, text):
@@ -190,8 +189,7 @@ def test_every_method_answers_every_kind_of_request(atlas):
 
 
 def test_a_real_chat_template_is_continued_by_its_own_tokens(real_data):
-    """Llama 3 writes two line ends after the assistant's header: they are of the frame, and "A", not " A", is
-    what follows."""
+    """Llama 3's two line ends after the assistant's header are of the frame: "A" follows, not " A"."""
     context = pack(user_turn(choice_prompt(QUESTIONS[0])))
     for name in ("llama-3.1", "qwen2.5"):
         tokenizer = AutoTokenizer.from_pretrained(real_data / "tokenizers" / name)

@@ -1,4 +1,4 @@
-"""The `evaluate` metric: loaded from its folder in a fresh process, offline; its figures against plain loops."""
+"""The `evaluate` metric: loaded from its folder in a fresh process, offline; figures against plain loops."""
 
 import json
 import math

@@ -13,8 +13,7 @@ METHODS = ["receiver", "h2c", "shuffled"]
 
 
 def test_a_torn_line_is_dropped_and_asked_again(tmp_path):
-    """Cut at random bytes: whole lines are kept, everything else is computed again, and the records are the
-    same."""
+    """Cut at random bytes: whole lines are kept, the rest is computed again, and the records are the same."""
     asked, computed = {"what": "squares"}, []
 
     def compute(number: int) -> dict:

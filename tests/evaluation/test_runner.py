@@ -1,5 +1,4 @@
-"""The methods on the Atlas pair that ships: each against a plain way to the same figure, one question at a
-time."""
+"""The methods on the Atlas pair that ships: each against a plain way, one question at a time."""
 
 import pytest
 import torch
@@ -57,8 +56,7 @@ def test_a_batched_method_answers_as_it_does_alone(atlas, name):
 
 @torch.no_grad()
 def test_a_score_is_the_first_step_of_generation_and_of_training(atlas):
-    """For 50 questions: the letters' logits of the runner, of the first step of `generate`, and of a forward
-    with labels."""
+    """The letters' logits of the runner, of `generate`'s first step and of a forward with labels."""
     model, processor = atlas
     questions = atlas_questions("validation")[:50]
     letters = letter_ids(processor.receiver_tokenizer, user_turn(choice_prompt(questions[0])))
@@ -240,8 +238,7 @@ def test_the_skyline_is_the_receiver_that_reads_the_passage(atlas):
 
 @torch.no_grad()
 def test_each_shuffled_answer_comes_from_its_donor(atlas):
-    """Against each question alone, with the states of the donor that the result names; one donor is in
-    another batch."""
+    """Against each question alone with its named donor's states; one donor is in another batch."""
     model, processor = atlas
     alike = [{**question, "answers": ["x"], "entity": "the same"} for question in PASSAGES[:4]]
     questions = [*alike, *PASSAGES[4:8]]
@@ -282,7 +279,7 @@ def test_every_accepted_answer_is_right(atlas):
 
 @torch.no_grad()
 def test_a_bridge_of_the_message_form_is_asked_like_any_other():
-    """Every method runs; H2C and the shuffled control write what `generate` writes for each question alone."""
+    """Every method runs; H2C and the shuffled control write the text of `generate` for each question."""
     processor = tiny_processor()
     sizes = {name: len(getattr(processor, f"{name}_tokenizer")) for name in ("sharer", "receiver")}
     models = (
@@ -353,7 +350,7 @@ def test_bad_requests_are_refused(atlas):
 
 @torch.no_grad()
 def test_a_question_is_answered_with_one_of_its_own_letters(atlas):
-    """Two, three and five choices in one batch: each question's scores are those that it has among its like."""
+    """Two, three and five choices in one batch: each question's scores are those among its like."""
     model, processor = atlas
     counts = [2 + row % 3 if row % 3 < 2 else 5 for row in range(12)]
     mixed = [

@@ -32,8 +32,7 @@ DONORS = [(row - 1) % COUNT for row in range(COUNT)]
 
 
 def answered(**right: int) -> dict[str, dict]:
-    """Results in which each method has the first so many questions right; the shuffled control follows its
-    donor in 30 of 40."""
+    """Results with so many right answers by method; the shuffled control follows 30 of 40 donors."""
     results = {}
     for name, count in right.items():
         results[name] = {"predictions": [f"place{row}" if row < count else "nowhere" for row in range(COUNT)]}

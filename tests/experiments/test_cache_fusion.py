@@ -79,8 +79,7 @@ def random_inputs(processor: H2CProcessor, seed: int, batch: int = 3):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_token_gets_the_sharers_token_that_holds_its_last_character(name):
-    """Against the tokenizers' own offsets; and the frame from the end of the caches, in which the Receiver's
-    last token is not."""
+    """Against the tokenizers' own offsets; the frame from the caches' end, without the kickstart."""
     sharer, receiver = map(tokenizer_at, PAIRS[name])
     processor, rng = H2CProcessor(sharer, receiver), random.Random(name)
     texts = [random_text(rng) for _ in range(24)]
@@ -129,8 +128,7 @@ def test_a_tokenizer_whose_tokens_are_no_bytes_is_refused():
 
 @torch.no_grad()
 def plain_cache(model: CacheFusion, inputs: dict, places: list[int]):
-    """The fused cache of an unpadded example, block after block, with the parameters taken out of their
-    stacks."""
+    """The fused cache of an unpadded example, block after block, with unstacked parameters."""
     sharer = model.sharer(inputs["sharer_input_ids"], use_cache=True).past_key_values.layers
     cache = model.receiver(inputs["input_ids"][:, :-1], use_cache=True).past_key_values
     state, depth = model.bridge.state_dict(), min(len(sharer), len(cache.layers))

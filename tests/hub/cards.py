@@ -20,8 +20,7 @@ LICENCES = (
 
 
 def card_errors(content: str) -> list[str]:
-    """What the Hub's own validation would refuse, of what it is known to: yaml, and the types of the fields
-    that it reads."""
+    """Return what the Hub's validation is known to refuse: bad yaml, and wrong types of its fields."""
     match = re.match(r"---\r?\n(.*?)\r?\n---", content, re.DOTALL)
     if not match:
         return []
@@ -76,8 +75,7 @@ def card_errors(content: str) -> list[str]:
 
 
 def eval_results(files: dict[str, bytes]) -> list[dict]:
-    """What the Hub tells of a repo's `.eval_results/*.yaml`: each entry, or of a file that it cannot read
-    why."""
+    """Return the Hub's view of a repo's `.eval_results/*.yaml`: each entry, or why a file is unreadable."""
     found = []
     for path in sorted(path for path in files if re.fullmatch(r"\.eval_results/[^/]+\.yaml", path)):
         try:

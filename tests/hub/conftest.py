@@ -49,8 +49,7 @@ def h2c(wire):
 
 @pytest.fixture
 def fresh(wire, tmp_path):
-    """Run a script in a process in which this package cannot be imported; its last line is printed JSON,
-    returned."""
+    """Run a script in a process without this package; return its last line, which is printed JSON."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
 
@@ -67,8 +66,7 @@ def fresh(wire, tmp_path):
 
 @pytest.fixture
 def online(hub, monkeypatch, tmp_path) -> HfApi:
-    """This process talks to the test Hub, as user `u`: the same client over the same wire as `wire`, without
-    its seconds of start."""
+    """This process talks to the test Hub as user `u`: as `wire`, without the seconds of its start."""
     template = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     settings = {
         "ENDPOINT": hub.endpoint,

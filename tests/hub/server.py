@@ -1,5 +1,4 @@
-"""A small Hub on loopback: the calls that `huggingface_hub` makes for model repos, over real HTTP, kept in
-memory.
+"""A small Hub on loopback: the calls of `huggingface_hub` for model repos, over real HTTP, kept in memory.
 
 Faults are injected at a request: `hub.fail(Fault("PUT", "/lfs/", cut_after=1000))` cuts the connection for
 real.
@@ -69,8 +68,7 @@ class Repo:
 
 
 class Hub(ThreadingHTTPServer):
-    """`with Hub() as hub:` serves `hub.endpoint`. `tokens`: {token: user}; a user writes to the repos of that
-    name alone."""
+    """`with Hub() as hub:` serves `hub.endpoint`. `tokens`: {token: user}, who writes to own repos only."""
 
     daemon_threads = True
 

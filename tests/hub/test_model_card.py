@@ -74,8 +74,7 @@ MEASURES = {
 
 @pytest.fixture
 def scrambled(folder) -> dict:
-    """The report in `folder`, with a number of its own for each result, so that no two could be taken for
-    each other."""
+    """The report in `folder`, with a different number for each result, so that none is mistaken."""
     random = Random(0)
     report = json.loads((folder / "report.json").read_text())
     report["perplexity"] = {

@@ -1,5 +1,4 @@
-"""The notebook, from top to bottom in a kernel of its own, pushing to the test Hub; and what its first cells
-say elsewhere."""
+"""The notebook, from top to bottom, pushing to the test Hub; and the output of its first cells elsewhere."""
 
 import json
 import os
@@ -75,8 +74,7 @@ NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
 
 @pytest.mark.slow
 def test_it_installs_the_package_if_it_is_not_there(tmp_path):
-    """In a fresh environment with the dependencies only, run in the folder of a clone, from which the package
-    can be imported."""
+    """In a fresh environment with only the dependencies, in a clone, whose package can be imported."""
     venv.create(tmp_path / "venv", with_pip=True)
     binaries = tmp_path / "venv" / "bin"
     dependencies = tmp_path / "dependencies"

@@ -1,5 +1,4 @@
-"""Bridges over the wire: swapped on a loaded model, asked through the pipeline, and held to the commits that
-they were trained on."""
+"""Bridges over the wire: swapped on a loaded model, asked through the pipeline, held to trained commits."""
 
 import json
 import warnings

@@ -335,7 +335,7 @@ def test_a_repo_with_pickled_weights_only_is_refused(hub, online, bridge, fresh)
 
 
 def test_a_corrupted_file_is_caught_by_its_hash_and_fetched_again(hub, pushed, fresh):
-    """One byte in the middle of the weights, the size as it should be: the client itself takes it for whole."""
+    """One wrong byte in the middle of weights of the right size: the client takes them for whole."""
     hub.fail(
         Fault(
             "GET",

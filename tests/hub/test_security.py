@@ -76,8 +76,7 @@ HOSTILE = {
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory) -> tuple[dict, Path]:
-    """What was seen, {"remote code", "hostile", "process"}: (event, its arguments) each; and where the
-    process ran."""
+    """Return {"remote code", "hostile", "process"}: (event, arguments) each; and the process's folder."""
     folder = tmp_path_factory.mktemp("watched")
     hostile = shutil.copytree(ATLAS, folder / "hostile")
     for name, (line, lines) in HOSTILE.items():

@@ -1,5 +1,4 @@
-"""`h2c train --push_to_hub`: what lies on the Hub after each push can be loaded by a stranger, whatever the
-strategy."""
+"""`h2c train --push_to_hub`: after each push a stranger can load what is on the Hub, by any strategy."""
 
 import json
 from pathlib import Path

@@ -60,26 +60,26 @@ def without(*names):
 EMPTY = "prompt in {}input_ids is empty or too short: got {} tokens, expected at least {} token"
 FEWER = {name: value[:1] for name, value in prompts().items() if name.startswith("sharer")}
 BAD_PROMPTS = {
-    "no_sharer_inputs": (without("sharer_input_ids", "sharer_attention_mask"), "sharer_input_ids is missing: "
-                                                                               "got None, expected"),
-    "right_padded": (right_padded("attention_mask"), "^input_ids is padded on the right; expected padding on "
-                                                     "the left"),
-    "sharer_right_padded": (right_padded("sharer_attention_mask"), "sharer_input_ids is padded on the right; "
-                                                                   "expected padding on"),
+    "no_sharer_inputs": (without("sharer_input_ids", "sharer_attention_mask"),
+        "sharer_input_ids is missing: got None, expected"),
+    "right_padded": (right_padded("attention_mask"),
+        "^input_ids is padded on the right; expected padding on the left"),
+    "sharer_right_padded": (right_padded("sharer_attention_mask"),
+        "sharer_input_ids is padded on the right; expected padding on"),
     "empty": (prompts(length=0), EMPTY.format("", 0, 2)),
     "kickstart_alone": (prompts(length=1), EMPTY.format("", 1, 2)),
     "sharer_empty": (prompts(sharer_length=0), EMPTY.format("sharer_", 0, 1)),
     "empty_row": (with_empty_row("attention_mask"), EMPTY.format("", 0, 2)),
     "sharer_empty_row": (with_empty_row("sharer_attention_mask"), EMPTY.format("sharer_", 0, 1)),
-    "too_long": (prompts(length=11), "prompt in input_ids is 11 tokens long; the context window of its model "
-                                     "is 10"),
-    "sharer_too_long": (prompts(sharer_length=13), "sharer_input_ids is 13 tokens long; the context window "
-                                                   "of its model is 12"),
+    "too_long": (prompts(length=11),
+        "prompt in input_ids is 11 tokens long; the context window of its model is 10"),
+    "sharer_too_long": (prompts(sharer_length=13),
+        "sharer_input_ids is 13 tokens long; the context window of its model is 12"),
     "other_batch": ({**prompts(), **FEWER}, "got 1 prompts and the Receiver 2"),
-    "mask_shape": ({**prompts(), "attention_mask": torch.ones(2, 4)}, r"has shape \(2, 4\); expected that of "
-                                                                      r"input_ids, \(2, 5"),
-    "one_dimension": ({**prompts(), "input_ids": torch.ones(5).long()}, r"input_ids has shape \(5,\); "
-                                                                        r"expected \(batch, length\)"),
+    "mask_shape": ({**prompts(), "attention_mask": torch.ones(2, 4)},
+        r"has shape \(2, 4\); expected that of input_ids, \(2, 5"),
+    "one_dimension": ({**prompts(), "input_ids": torch.ones(5).long()},
+        r"input_ids has shape \(5,\); expected \(batch, length\)"),
 }  # fmt: skip
 
 

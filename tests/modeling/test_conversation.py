@@ -1,5 +1,4 @@
-"""Turn by turn, against bridging the whole conversation at once with every position seeing of the Sharer what
-its turn saw."""
+"""Turn by turn, against the whole conversation at once with each position seeing what its turn saw."""
 
 import random
 
@@ -55,7 +54,7 @@ def answer(conversation: H2CConversation, turn: dict[str, torch.Tensor]) -> tupl
 
 
 def expect(conversation: H2CConversation, turns: list[dict[str, torch.Tensor]]) -> None:
-    """The last of the turns is answered as the whole conversation is, bridged at once under the same masks."""
+    """The last turn is answered as the whole conversation is, bridged at once under the same masks."""
     tokens, logits = answer(conversation, turns[-1])
     expected = plain_logits(conversation.model, *turns[-1].values(), tokens[:-1], hidden(turns))
     assert torch.allclose(logits, expected, atol=1e-4)
@@ -81,8 +80,7 @@ def test_what_a_turn_saw_makes_a_difference():
 
 @pytest.fixture
 def counted():
-    """A function of a model; returns how many tokens each part of it reads or rewrites, call by call, from
-    then on."""
+    """A function of a model that counts the tokens each part reads or rewrites, call by call."""
     hooks = []
 
     def count(model: H2CForCausalLM) -> dict[str, list[int]]:
@@ -142,8 +140,7 @@ def test_the_chat_templates_of_a_real_pair_keep_what_was_read(atlas, counted):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_an_edited_turn_is_answered_as_in_a_fresh_conversation(seed):
-    """Of a turn that was edited in its middle nothing stays, not even what stands before the edit: it had
-    seen what came after."""
+    """Of a turn edited in its middle nothing stays: what stands before the edit had seen what came after."""
     model, turns = random_pair(seed), random_turns(seed, 3)
     conversation = model.conversation()
     for turn in turns:

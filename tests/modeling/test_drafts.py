@@ -1,5 +1,4 @@
-"""Drafts: what the Sharer wrote, row by row with stock `generate`, and read again with a plain forward, is
-what the bridge gets."""
+"""Drafts: the bridge gets what stock `generate` writes row by row and a plain forward reads again."""
 
 import pytest
 import torch

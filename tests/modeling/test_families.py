@@ -1,5 +1,4 @@
-"""Every causal-LM family of transformers works as Sharer and as Receiver, or is refused by `from_pair`. See
-tests/families.py."""
+"""Every causal-LM family works as Sharer and as Receiver, or `from_pair` refuses it: tests/families.py."""
 
 import families
 import pytest

@@ -264,8 +264,7 @@ def test_the_sharers_prompt_matters():
 
 @pytest.mark.gpu
 def test_on_a_gpu_with_both_passes_side_by_side():
-    """Each model's pass on a stream of its own, many times over, so that memory is handed out again while the
-    other still runs."""
+    """Each model's pass on its own stream, many times: memory is reused while the other still runs."""
     model, inputs = (
         random_pair(0).to("cuda"),
         {name: tensor.to("cuda") for name, tensor in random_inputs(0).items()},

@@ -103,8 +103,7 @@ def test_assisted_decoding_generates_the_same_tokens():
 
 @torch.no_grad()
 def test_repetition_penalty_and_streamer_see_no_message():
-    """Stock processors and streamers get the prompt's ids, so that a placeholder can neither be penalised nor
-    printed."""
+    """Stock processors and streamers get the prompt's ids: no placeholder is penalised or printed."""
     model, inputs = message_pair(), alone(random_inputs(7), 0)
     seen = []
 

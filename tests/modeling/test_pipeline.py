@@ -1,5 +1,4 @@
-"""The text-generation pipeline over both models: what it gives is what the processor, `generate` and the
-tokenizer give."""
+"""The text-generation pipeline over both models, against processor, `generate` and tokenizer."""
 
 import re
 import threading

@@ -1,5 +1,4 @@
-"""A Receiver with sliding-window layers: a prompt must fit into the window to be bridged, and the answer may
-go beyond it."""
+"""A Receiver with sliding-window layers: prompts must fit into the window, answers may go beyond it."""
 
 import pytest
 import torch

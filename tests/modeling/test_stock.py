@@ -244,7 +244,7 @@ def test_what_the_model_makes_itself_is_refused(name):
 
 
 def test_what_is_no_tensor_is_named():
-    """Stock has a generation config, logits processors and stopping criteria in the places after the prompt."""
+    """Stock has generation config, logits processors and stopping criteria in places after the prompt."""
     model, inputs = random_pair(0), random_inputs(0)
     ids, sharer_ids = inputs["input_ids"], inputs["sharer_input_ids"]
     for arguments, name in (
@@ -366,8 +366,7 @@ def test_assisted_hidden_states_are_one_position_for_each_token():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_model_is_pickled_after_it_generated(family):
-    """GPT-2 is not built as most are: its hidden states are returned by its own forward, which installs
-    hooks."""
+    """GPT-2 is not built as most are: its own forward, which installs hooks, returns hidden states."""
     torch.manual_seed(1)
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64)).eval()
     model, inputs = (

@@ -93,8 +93,7 @@ def test_a_mean_lies_in_its_bootstrap_interval():
 
 
 def test_a_difference_is_paired_over_questions():
-    """One right answer more on each of 50 questions: certain when paired, lost in the noise of two
-    independent samples."""
+    """One more right answer on each of 50 questions: certain if paired, lost in noise if independent."""
     second = answers(0.5, 1000)
     first = second.copy()
     first[np.flatnonzero(~second)[:50]] = True

@@ -1,5 +1,4 @@
-"""Runs in vLLM's environment: starts an engine as a file of JSON says, and answers requests that come on
-standard input.
+"""Runs in vLLM's environment: start an engine by a JSON file, and answer requests on standard input.
 
     python engine_process.py SPECIFICATION.json
 
@@ -64,8 +63,7 @@ def answered(llm, wave: list[dict]) -> list[list]:
 
 
 def counted(llm) -> dict:
-    """Counts since the start, and the blocks that are in use now; what the engine's process does not tell is
-    left out."""
+    """Counts since the start, and the blocks in use; without those the engine's process does not tell."""
     from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
     metrics = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()}

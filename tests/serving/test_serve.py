@@ -217,8 +217,7 @@ def test_h2c_chat_refuses_a_repo_beside_a_url(capsys):
 
 
 def test_the_load_benchmark_measures_a_server(server, tmp_path, capsys):
-    """Two clients with two requests each, of the bridge and of the Receiver alone; every answer has all its
-    tokens."""
+    """Two clients with two requests each, bridged and of the Receiver alone; every answer is whole."""
     arguments = [
         "--eos",
         "1",

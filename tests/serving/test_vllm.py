@@ -1,5 +1,4 @@
-"""vLLM with the connector gives the tokens of `H2CForCausalLM.generate`. Run with `pytest -m serve`, after
-`scripts/serve_env`."""
+"""vLLM with the connector gives the tokens of `generate`. `pytest -m serve`, after `scripts/serve_env`."""
 
 import json
 from itertools import pairwise

@@ -1,5 +1,4 @@
-"""vLLM's HTTP server with the middleware and the connector. Run with `pytest -m serve`, after
-`scripts/serve_env`."""
+"""vLLM's server with middleware and connector. Run `pytest -m serve`, after `scripts/serve_env`."""
 
 import json
 import time

@@ -38,8 +38,7 @@ class Pair:
 
     @torch.no_grad()
     def answer(self, inputs, tokens: int = TOKENS, kind: str = "bridged") -> list[int]:
-        """The tokens of `generate`; `kind`: "bridged", "alone" (the Receiver's own answer), or "zeros" (the
-        control)."""
+        """The tokens of `generate`; `kind`: "bridged", "alone" (the Receiver's own), or "zeros"."""
         key = (kind, tokens, *(tuple(inputs[name][0].tolist()) for name in ("input_ids", "sharer_input_ids")))
         if key not in self._answers:
             given = dict(inputs)
@@ -61,8 +60,7 @@ class Pair:
         return len(self.request(inputs)["ids"])
 
     def request(self, inputs, tokens: int = TOKENS, bridged: bool = True, **fields) -> dict:
-        """For a bridge of the message form, a placeholder id for each Sharer token stands before the
-        Receiver's prompt."""
+        """In the message form, a placeholder id for each Sharer token stands before the prompt."""
         ids, params = inputs["input_ids"][0].tolist(), {"h2c": False}
         if bridged:
             params = {"sharer_input_ids": inputs["sharer_input_ids"][0].tolist()}

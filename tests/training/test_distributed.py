@@ -1,5 +1,4 @@
-"""FSDP2 as `hub_configs/accelerate/8gpu_fsdp2.yaml` sets it up, trained for real by two gloo processes on
-CPU."""
+"""FSDP2 as `hub_configs/accelerate/8gpu_fsdp2.yaml` sets it up, trained by two gloo processes on CPU."""
 
 import json
 import sys

@@ -1,5 +1,4 @@
-"""The regression that a message starts from, against scikit-like plain formulas and against the Receiver
-itself."""
+"""The regression that a message starts from, against plain formulas and against the Receiver itself."""
 
 import pytest
 import torch
@@ -84,8 +83,7 @@ def test_frame_is_what_the_template_writes_before_the_text():
 
 @torch.no_grad()
 def test_targets_are_the_receivers_own_values_at_the_same_characters():
-    """One token a byte on both sides: each Sharer token's target is the Receiver's token at that byte, at
-    position 0."""
+    """One token a byte on both sides: each Sharer token's target is the Receiver's at that byte."""
     processor, model = pair()
     states, targets = next(aligned(model, processor, ["Lima", "a longer text"]))
     frame = frame_before_text(processor.receiver_tokenizer)

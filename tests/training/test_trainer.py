@@ -29,8 +29,7 @@ def trained(tmp_path, form):
 
 
 def four_steps(folder, **bridge):
-    """A random pair with byte vocabularies after four steps: (model, its parameters before, trainer,
-    checkpoint)."""
+    """A random pair of byte vocabularies after four steps: (model, old parameters, trainer, checkpoint)."""
     processor = tiny_processor()
     sizes = {"vocab_size": 300, "max_position_embeddings": 512}
     torch.manual_seed(0)
@@ -191,8 +190,7 @@ def test_examples_are_plain_columns(form):
 
 
 def tiny_run(tmp_path, model=None, **options):
-    """A trainer of a random pair with byte vocabularies, not started; `options` of the Trainer or its
-    arguments."""
+    """A trainer of a random pair of byte vocabularies, not started; `options` of it or its arguments."""
     processor = tiny_processor()
     examples = encode_questions(processor, QUESTIONS)
     of_trainer = {

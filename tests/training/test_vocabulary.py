@@ -1,5 +1,4 @@
-"""The dictionary that a message's token projection starts from, on tokenizers of bytes and tiny models with
-random weights."""
+"""The dictionary that a message's token projection starts from, on byte tokenizers and random models."""
 
 import json
 
@@ -61,8 +60,7 @@ def test_principal_components_keep_distances():
 
 
 def test_projection_learns_the_receivers_embedding_of_each_token(monkeypatch):
-    """Random embeddings of 32 and 24 dimensions have no linear map between them; the perceptron learns all 96
-    characters."""
+    """Random embeddings of 32 and 24 dimensions have no linear map; the perceptron learns all 96."""
     monkeypatch.setattr(vocabulary, "STEPS", 300)
     processor, model = pair(token_rank=16, token_hidden_size=256)
     torch.manual_seed(0)

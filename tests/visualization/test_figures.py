@@ -1,5 +1,4 @@
-"""Every figure in both themes, drawn from a small, a large and a real report: its layout, its files, what is
-left out."""
+"""Every figure in both themes, from a small, a large and a real report: layout, files, what is left out."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Accuracy on multiple-choice questions, with its interval: overall, by subject, by MMLU's four categories."""
+"""Accuracy on multiple-choice questions, with its interval: overall, by subject, by MMLU's categories."""
 
 # One import a line: evaluate reads these lines to find what a metric needs.
 import datasets
