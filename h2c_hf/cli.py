@@ -14,7 +14,7 @@ from .hints import missing
 
 @dataclass(frozen=True)
 class Command:
-    """A command: the module whose `main(arguments)` returns the exit status, its parser's module, and purpose.
+    """A command: the module whose `main(arguments)` returns the exit status, its parser's module, its aim.
 
     `extra` names the optional dependencies that the command needs.
     """

@@ -11,7 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 
-TEMPLATE_HELP = "variables of the two chat templates, as JSON: '{\"enable_thinking\": false}' leaves out Qwen3's thinking block"
+TEMPLATE_HELP = (
+    "variables of the two chat templates, as JSON: '{\"enable_thinking\": false}' leaves out Qwen3's "
+    "thinking block"
+)
 
 
 def HfArg(*, help: str, default: Any = dataclasses.MISSING, default_factory: Callable = dataclasses.MISSING):  # noqa: N802
@@ -29,9 +32,8 @@ def add_fields(parser: argparse.ArgumentParser, dataclass: type) -> None:
         choices = typing.get_args(field.type) if typing.get_origin(field.type) is typing.Literal else None
         text = field.metadata["help"].replace("%", "%%")
         if default not in (None, []):
-            text += f" (default: {' '.join(map(str, default)) if isinstance(default, list) else default})".replace(
-                "%", "%%"
-            )
+            shown = " ".join(map(str, default)) if isinstance(default, list) else default
+            text += f" (default: {shown})".replace("%", "%%")
         parser.add_argument(
             f"--{field.name}", help=text, choices=choices, metavar=None if choices else type_name(field.type),
             nargs="+" if typing.get_origin(field.type) is list else "?" if field.type is bool else None,

@@ -32,20 +32,32 @@ def reason(error: OSError, name: str) -> str:
     causes = chain(error)
     text = " ".join(str(cause) for cause in causes)
     if any(isinstance(cause, GatedRepoError) for cause in causes):
-        return f"its owners gate it. Accept their terms at {constants.ENDPOINT}/{name}, then log in with `hf auth login`."
+        return (
+            f"its owners gate it. Accept their terms at {constants.ENDPOINT}/{name}, then log in with "
+            "`hf auth login`."
+        )
     if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
         return "there is no such revision. Expected a commit, branch or tag of its repo."
     if name.startswith(("/", "./", "../", "~")) or name.count("/") != 1:
         return "there is no such folder. Expected a folder with a config.json, or a Hub id as 'user/name'."
     if constants.HF_HUB_OFFLINE:
-        return f"it is not in the cache, and HF_HUB_OFFLINE is set. Run `HF_HUB_OFFLINE=0 hf download {name}` once, or give a folder."
+        return (
+            "it is not in the cache, and HF_HUB_OFFLINE is set. "
+            f"Run `HF_HUB_OFFLINE=0 hf download {name}` once, or give a folder."
+        )
     if (
         any(isinstance(cause, RepositoryNotFoundError) for cause in causes)
         or "not a valid model identifier" in text
     ):
-        return "there is no such model on the Hub, or the token may not see it. Check the id; for a private one run `hf auth login`."
+        return (
+            "there is no such model on the Hub, or the token may not see it. Check the id; for a private one "
+            "run `hf auth login`."
+        )
     if "connect" in text.lower():
-        return f"it is not in the cache, and {constants.ENDPOINT} cannot be reached. Check the network, or give a folder."
+        return (
+            f"it is not in the cache, and {constants.ENDPOINT} cannot be reached. Check the network, or give "
+            "a folder."
+        )
     return " ".join(str(error).split())
 
 

@@ -52,10 +52,10 @@ BASE_ARGUMENTS = ("dtype", "device_map", "attn_implementation", *HUB_ARGUMENTS)
 # A question and its answer as plain text, for base models. Of earlier turns only the text remains: an end
 # token in the middle of a prompt would end the document for a base model.
 PLAIN = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '\nAnswer: ' + "
-    "message['content'] + (eos_token or '' if loop.last else '\n\n') }}{% else %}{{ message['content'] + "
-    "('\n\n' if message['role'] == 'system' else '') }}{% endif %}{% endfor %}{% if add_generation_prompt "
-    "%}{{ '\nAnswer:' }}{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ '\nAnswer: ' + message['content'] + (eos_token or '' if loop.last else '\n\n') }}"
+    "{% else %}{{ message['content'] + ('\n\n' if message['role'] == 'system' else '') }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\nAnswer:' }}{% endif %}"
 )
 CHAT_TEMPLATES = {"plain": PLAIN}
 

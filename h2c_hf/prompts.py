@@ -85,7 +85,10 @@ def thinking_advice(tokenizer: PreTrainedTokenizerBase) -> str:
     )
     if switch is None:
         return ""
-    return f" The template may open a thinking block there: switch it off with --chat_template_kwargs '{{\"{switch}\": false}}'."
+    return (
+        " The template may open a thinking block there: switch it off with "
+        f"--chat_template_kwargs '{{\"{switch}\": false}}'."
+    )
 
 
 def answer_ids(

@@ -49,7 +49,7 @@ class H2CSeveralSharers(nn.Module):
             raise ValueError("There are no models: got 0, expected at least 1.")
         first = next(iter(models))
         for name, model in models.items():
-            # Whose own names, as "keys", it refuses.
+            # nn.ModuleDict refuses its own names, such as "keys".
             if not name.isidentifier() or hasattr(nn.ModuleDict, name):
                 raise ValueError(
                     f"A Sharer is named {name!r}; expected another name, of letters, digits and underscores: "
@@ -205,8 +205,8 @@ class H2CSeveralSharers(nn.Module):
 def add_change(summed: Cache, own: Cache, bridged: Cache) -> None:
     """Add to `summed`, in place, the update of `own` by the bridge that wrote `bridged`.
 
-    Messages stand one before the other, each at the positions that it has alone: a token of either is as near
-    to the prompt.
+    Layers that the bridge left alone stay the same. Messages stand one before the other, each at the
+    positions that it has alone: a token of either is as near to the prompt.
     """
     if length := message_length(bridged):
         for index, layer in enumerate(bridged.layers):

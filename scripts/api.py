@@ -10,7 +10,10 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAD = "# API reference\n\nThe public names of `h2c_hf`, from their docstrings; written by `python scripts/api.py`.\n"
+HEAD = (
+    "# API reference\n\n"
+    "The public names of `h2c_hf`, from their docstrings; written by `python scripts/api.py`.\n"
+)
 # Public methods that classes of ours inherit from mixins of ours.
 OWN = "h2c_hf."
 MOST_PARAMETERS = 40

@@ -19,8 +19,8 @@ RUN = 6  # lines
 # "the place where").
 WHAT = re.compile(r"\bwhat\b(?![^.?!]*\?)", re.IGNORECASE)
 WHERE = re.compile(
-    r"(?<!\bsay )(?<!\bsays )(?<!\bfrom )(?<!\bto )(?<!\bof )(?<!\bplace )(?<!\bplaces )(?<!\bknow "
-    r")(?<!\bknows )\bwhere\b(?![^.?!]*\?)",
+    r"(?<!\bsay )(?<!\bsays )(?<!\bfrom )(?<!\bto )(?<!\bof )(?<!\bplace )(?<!\bplaces )"
+    r"(?<!\bknow )(?<!\bknows )\bwhere\b(?![^.?!]*\?)",
     re.IGNORECASE,
 )
 

@@ -30,15 +30,20 @@ TABLE = Path(__file__).parent.parent / "docs" / "families.md"
 # for.
 TINY = {
     "vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "emb_dim", "n_embed", "embedding_size", "hidden_dim", "word_embed_proj_dim"), 32),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers", "depth"), 2),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "emb_dim", "n_embed", "embedding_size"), 32),
+    **dict.fromkeys(("hidden_dim", "word_embed_proj_dim"), 32),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("num_decoder_layers", "depth"), 2),
     **dict.fromkeys(("encoder_layers", "num_encoder_layers"), 1),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "encoder_attention_heads"), 4),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
+    **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), 4),
     **dict.fromkeys(("num_decoder_attention_heads", "num_encoder_attention_heads"), 4),
-    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "d_ff", "dff", "dim_ff"), 48),
-    **dict.fromkeys(("ffn_hidden_size", "mlp_hidden_size"), 48),
-    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 16),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length"), 128),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim"), 48),
+    **dict.fromkeys(("d_ff", "dff", "dim_ff", "ffn_hidden_size", "mlp_hidden_size"), 48),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
+    "expert_ffn_hidden_size": 16,
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 128),
+    "max_sequence_length": 128,
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk"), 2),
     **dict.fromkeys(("n_group", "topk_group"), 1),
@@ -201,12 +206,12 @@ def table(rows: list[str]) -> str:
             f"{count['sharer']} work as the Sharer, {count['receiver']} as the Receiver, {count['message']} "
             "of them also of a message (`bridge_form: message`).",
             "",
-            "A family *works* if a tiny model of it with random weights passes: forward gives the logits of "
-            "`generate`, step by step; a",
-            "left-padded batch answers as each row alone; the loss is the same with and without logits; a "
-            "saved bridge loads as the same.",
-            "Another is *refused* by `H2CForCausalLM.from_pair`, in the sentence that is quoted. `python "
-            "tests/families.py` writes this",
+            "A family *works* if a tiny model of it with random weights passes: "
+            "forward gives the logits of `generate`, step by step; a",
+            "left-padded batch answers as each row alone; the loss is the same with and without logits; "
+            "a saved bridge loads as the same.",
+            "Another is *refused* by `H2CForCausalLM.from_pair`, in the sentence that is quoted. "
+            "`python tests/families.py` writes this",
             "page, and `tests/modeling/test_families.py` compares it.",
             "",
             "| family | as the Sharer | as the Receiver | of a message | why not |",

@@ -132,8 +132,8 @@ def alone(inputs: dict[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
 
 
 LLAMA_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>{{ m['content'] }}<|eot|>{% "
-    "endfor %}{% if add_generation_prompt %}<|start|>assistant<|stop|>{% endif %}"
+    "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>{{ m['content'] }}<|eot|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|stop|>{% endif %}"
 )
 QWEN_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -24,8 +24,8 @@ def run(code: str) -> str:
 def test_importing_the_package_imports_no_torch():
     assert (
         run(
-            "import sys, h2c_hf; dir(h2c_hf); h2c_hf.__version__; print([n for n in ('torch', "
-            "'transformers') if n in sys.modules])"
+            "import sys, h2c_hf; dir(h2c_hf); h2c_hf.__version__; "
+            "print([n for n in ('torch', 'transformers') if n in sys.modules])"
         )
         == "[]"
     )

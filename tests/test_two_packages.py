@@ -133,8 +133,8 @@ def test_the_package_without_extras_generates(bare, tmp_path):
 @pytest.mark.parametrize(
     ("command", "extra"),
     [
-        ("train atlas --max_steps 1", "train"), ("evaluate atlas --model atlas --output_dir "
-                                                 "out", "eval"), ("quickstart", "all"),
+        ("train atlas --max_steps 1", "train"), ("evaluate atlas --model atlas --output_dir out", "eval"),
+        ("quickstart", "all"),
         ("report nowhere", "eval"), ("plot nowhere", "viz"), ("push nowhere me/x", "viz"), ("demo", "demo"),
         ("serve", "serve"), ("lora atlas", "lora"), ("lm-eval --tasks x", "lm-eval"),
     ],

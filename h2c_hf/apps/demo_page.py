@@ -43,13 +43,14 @@ ATLAS_SUBJECTS = ("country", "capital", "sport", "symbol")
 ATLAS_PASSAGES = ("country", "continent", "constellation")  # of facts that only the Sharer reads
 # For pairs that know more than Atlas.
 QUESTIONS = [
-    {"question": "Which planet has the shortest "
-                 "year?", "choices": ["Venus", "Mercury", "Mars", "Jupiter"], "answer": 1},
-    {"question": "Who wrote Middlemarch?", "choices": ["Jane Austen", "Emily Bronte", "George Eliot", "Mary Shelley"], "answer": 2},
-    {"question": "Which gas do plants take in by "
-                 "day?", "choices": ["Oxygen", "Nitrogen", "Argon", "Carbon dioxide"], "answer": 3},
-    {"question": "What is the derivative of x "
-                 "squared?", "choices": ["2x", "x", "x squared", "2"], "answer": 0},
+    {"question": "Which planet has the shortest year?",
+     "choices": ["Venus", "Mercury", "Mars", "Jupiter"], "answer": 1},
+    {"question": "Who wrote Middlemarch?",
+     "choices": ["Jane Austen", "Emily Bronte", "George Eliot", "Mary Shelley"], "answer": 2},
+    {"question": "Which gas do plants take in by day?",
+     "choices": ["Oxygen", "Nitrogen", "Argon", "Carbon dioxide"], "answer": 3},
+    {"question": "What is the derivative of x squared?",
+     "choices": ["2x", "x", "x squared", "2"], "answer": 0},
 ]  # fmt: skip
 # (passage, question, right answer)
 HAND_OFFS = [
@@ -70,7 +71,8 @@ THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospac
 CSS = """
 .cards { display: grid; gap: 8px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
 .cards + .cards { margin-top: 8px; }
-.card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 8px 12px; overflow-wrap: anywhere; }
+.card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 8px 12px; \
+overflow-wrap: anywhere; }
 .card.h2c { border: 2px solid var(--color-accent); }
 .card .title { font-weight: 600; }
 .card .what, .card .facts, .card .hint { font-size: 0.8em; color: var(--body-text-color-subdued); }
@@ -259,10 +261,10 @@ def is_right(text: str, expected: str, form: str) -> bool | None:
 
 def cards(answers: dict[str, Answer], expected: str, form: str) -> str:
     """HTML of the methods' cards, and of the controls' below."""
-    rows = [
-        f'<div class="cards">{"".join(card(name, *titles, answers.get(name), expected, form) for name, titles in row.items())}</div>'
-        for row in (COMPARED, CONTROLS)
-    ]
+    rows = []
+    for row in (COMPARED, CONTROLS):
+        parts = (card(name, *titles, answers.get(name), expected, form) for name, titles in row.items())
+        rows.append(f'<div class="cards">{"".join(parts)}</div>')
     return f'{rows[0]}<div class="group">{CONTROLS_TEXT}</div>{rows[1]}'
 
 
@@ -278,8 +280,8 @@ def card(name: str, title: str, what: str, answer: Answer | None, expected: str,
         else ""
     )
     return (
-        f'<div class="card {name}"><div class="title">{html.escape(title)}</div><div '
-        f'class="what">{html.escape(what)}</div>'
+        f'<div class="card {name}"><div class="title">{html.escape(title)}</div>'
+        f'<div class="what">{html.escape(what)}</div>'
         f'<div class="answer">{mark} <span class="text">{html.escape(text)}</span></div>{hint}'
         f'<div class="facts">{facts(answer) if answer else ""}</div></div>'
     )
@@ -429,7 +431,10 @@ ATLAS_HAND_OFF_TEXT = (
     "models of Atlas read statements of this kind only; to paste text of your own, start the page with a "
     "real pair: `h2c demo REPO`."
 )
-GATES_TEXT = "**The gates.** Bright cells are layers in which the bridge changes much of the Receiver's cache; at 0 a layer stays as it was."
+GATES_TEXT = (
+    "**The gates.** Bright cells are layers in which the bridge changes much of the Receiver's cache; at 0 a "
+    "layer stays as it was."
+)
 CHANGE_TEXT = (
     "**What the bridge changed for the question under *Compare*.** Each column is a token of the prompt, "
     "each row a layer of the Receiver: look for the tokens whose keys and values changed most."

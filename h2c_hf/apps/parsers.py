@@ -72,8 +72,8 @@ def quickstart() -> Parser:
 
 def chat() -> Parser:
     parser = Parser(
-        "h2c chat", "Talk to a bridge in the terminal: several turns, streamed; what earlier turns computed "
-                    "is kept.",
+        "h2c chat",
+        "Talk to a bridge in the terminal: several turns, streamed; what earlier turns computed is kept.",
         epilog="in the chat:\n\n" + "\n".join(f"  {line}" for line in HELP.splitlines()),
     )  # fmt: skip
     add_repo(parser)

@@ -51,4 +51,7 @@ def greeting(name: str, host: str, port: int) -> str:
         }
     )
     url = f"http://{host}:{port}"
-    return f"Serving {name} at {url}/v1. Try:\n\ncurl {url}{CHAT} -H 'Content-Type: application/json' -d '{body}'\n"
+    return (
+        f"Serving {name} at {url}/v1. Try:\n\n"
+        f"curl {url}{CHAT} -H 'Content-Type: application/json' -d '{body}'\n"
+    )

@@ -174,8 +174,10 @@ class SharerTeacher(DocumentWriter):
         partialmethod(read, count=16),
     )
     alike_1, alike_4, alike_16 = (
-        partialmethod(read, count=1, alike=True), partialmethod(read, count=4, alike=True), partialmethod(read, count=16, alike=True)
-    )  # fmt: skip
+        partialmethod(read, count=1, alike=True),
+        partialmethod(read, count=4, alike=True),
+        partialmethod(read, count=16, alike=True),
+    )
 
     def _some_facts(self, rng: random.Random) -> list[Fact]:
         return rng.choice([self.facts, self.by_attribute[rng.choice(self.facts).attribute]])

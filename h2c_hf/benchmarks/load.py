@@ -5,8 +5,9 @@
 starts `h2c serve`, vLLM with the connector, vLLM with the Receiver alone and vLLM with the Sharer alone, one
 after the other, and asks each. vLLM runs in the environment of `scripts/serve_env`. Servers that run already:
 
-    python scripts/benchmark.py load --server serve=http://127.0.0.1:8000 --server vllm=http://127.0.0.1:8001
-        \\ --server receiver=http://127.0.0.1:8001,alone --eos 2 --clients 1 8
+    python scripts/benchmark.py load --server serve=http://127.0.0.1:8000 \\
+        --server vllm=http://127.0.0.1:8001 --server receiver=http://127.0.0.1:8001,alone \\
+        --eos 2 --clients 1 8
 
 Each server answers the same streamed chat requests, a passage and a question for the Sharer and the question
 for the Receiver, with as many new tokens each: the end token is suppressed. No request is repeated, so that
@@ -278,7 +279,9 @@ async def load(rival: Rival, url: str, rows: list[dict], clients: int, new_token
         "tokens_per_second": tokens / seconds, "requests": len(results), "tokens": tokens,
         "first_token_p50": statistics.median(firsts),
         "first_token_p99": firsts[max(0, round(0.99 * len(firsts)) - 1)],
-        "decode_tokens_per_second": statistics.median((count - 1) / (total - first) for first, total, count in results),
+        "decode_tokens_per_second": statistics.median(
+            (count - 1) / (total - first) for first, total, count in results
+        ),
     }  # fmt: skip
 
 

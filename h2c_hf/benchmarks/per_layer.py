@@ -21,7 +21,7 @@ from ..modeling.inputs_h2c import CACHE, model_inputs
 
 
 class Block(nn.Module):
-    """block(x, h) = x + sigmoid(gate) * FFN(LN(MHA(LN(x), LN(h), LN(h)))), named as in original checkpoints."""
+    """block(x, h) = x + sigmoid(gate) * FFN(LN(MHA(LN(x), LN(h), LN(h)))), named as in old checkpoints."""
 
     def __init__(self, config: H2CBridgeConfig):
         super().__init__()

@@ -46,7 +46,10 @@ class StatesReport:
 
     def __str__(self) -> str:
         def spread(seconds):
-            return f"{min(seconds):.1f} / {median(seconds):.1f} / {max(seconds):.1f} s an epoch (min / median / max of {len(seconds)})"
+            return (
+                f"{min(seconds):.1f} / {median(seconds):.1f} / {max(seconds):.1f} s an epoch "
+                f"(min / median / max of {len(seconds)})"
+            )
 
         difference = max(
             abs(live - stored) for live, stored in zip(self.live_losses, self.stored_losses, strict=True)

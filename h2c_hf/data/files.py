@@ -41,7 +41,7 @@ def told_of(prefix: str = "") -> Iterator[None]:
     except StopIteration:  # of an empty JSON file
         raise ValueError(f"{prefix}it is empty; expected at least one record.") from None
     except (OSError, EOFError, ValueError, DatasetsError) as error:
-        # Which says that there was an error, and no more.
+        # DatasetGenerationError says that there was an error, and no more.
         if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
             error = error.__cause__
         reason = " ".join(str(error).split()).rstrip(".")

@@ -28,7 +28,7 @@ def squad_question(record: dict, source: "DataSource") -> dict:
 
 
 def crop(passage: str, position: int, most: int) -> str:
-    """The sentence that holds the character at `position`, and whole sentences around it, `most` words in all.
+    """The sentence that holds the character at `position`, with whole sentences around it, `most` words.
 
     The sentence itself is kept whole even if it is longer. Sentences after it are taken first, then those
     before, by turns.

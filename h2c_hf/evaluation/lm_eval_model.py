@@ -151,7 +151,7 @@ class H2CLM(LM):
             )
         if isinstance(pretrained, str):
             device = device or "cuda"
-            # Lm-eval's command says "cuda:0" where nobody named one.
+            # lm-eval's command says "cuda:0" where nobody named one.
             if device.startswith("cuda") and not torch.cuda.is_available():
                 device = "cpu"
             device_map = "auto" if parallelize else device

@@ -296,7 +296,7 @@ class H2C(Method):
 
 @register
 class Skyline(Receiver):
-    """The Receiver, with the passage in its own prompt: all that a message could tell. Private regime only."""
+    """The Receiver, with the passage in its own prompt: all a message could tell. Private regime only."""
 
     name = "skyline"
 

@@ -6,8 +6,9 @@ Method: Fu et al. 2025, "Cache-to-Cache: Direct Semantic Communication Between L
 own tokens, and a token of the Receiver gets the Sharer's that holds its last character; the chat frame is
 aligned from the end of the caches; gates start open.
 
-    model = CacheFusion(sharer, receiver, processor, anneal_steps=346)  # then as any H2CForCausalLM:
-    H2CTrainer, evaluate, generate
+    model = CacheFusion(sharer, receiver, processor, anneal_steps=346)
+
+The model then serves as any `H2CForCausalLM`: in `H2CTrainer`, `evaluate` and `generate`.
 """
 
 from collections.abc import Callable
@@ -182,7 +183,7 @@ class CacheFusion(H2CForCausalLM):
                 here.
         """
         config = H2CBridgeConfig.from_pair(sharer.config, receiver.config, **overrides)
-        # In which the Sharer is the one with a cache.
+        # A config in which the Sharer is the one with a cache.
         turned = H2CBridgeConfig.from_pair(receiver.config, sharer.config)
         super().__init__(
             config, sharer, receiver, FusionBridge(config, turned.receiver_size, anneal_steps, inner_size)

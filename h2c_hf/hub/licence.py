@@ -78,7 +78,10 @@ def write_gemma_terms(directory: Path, what: str) -> str:
         The text for the folder's `NOTICE`.
     """
     shutil.copyfile(GEMMA_TERMS, directory / "GEMMA_TERMS.md")
-    return f"{GEMMA_NOTICE}\n\n{what} is subject to these terms, of which GEMMA_TERMS.md is a copy. {GEMMA_RESTRICTIONS}"
+    return (
+        f"{GEMMA_NOTICE}\n\n{what} is subject to these terms, of which GEMMA_TERMS.md is a copy. "
+        f"{GEMMA_RESTRICTIONS}"
+    )
 
 
 def product(version: str) -> str:
@@ -89,7 +92,10 @@ def product(version: str) -> str:
 def attribution(version: str) -> str:
     """The notice that is retained in all copies."""
     agreement = "LLAMA 2" if version == "2" else product(version)
-    return f"{product(version)} is licensed under the {agreement} Community License, Copyright © Meta Platforms, Inc. All Rights Reserved."
+    return (
+        f"{product(version)} is licensed under the {agreement} Community License, "
+        "Copyright © Meta Platforms, Inc. All Rights Reserved."
+    )
 
 
 def built_with(version: str) -> str:

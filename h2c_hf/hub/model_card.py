@@ -88,7 +88,9 @@ def write_model_card(
         sources=[{**source, "source": public_source(source["source"])} for source in sources],
         forms=forms, titles=TITLES, percent=percent, number=number, span=span,
         sets=sets, regimes=REGIMES,
-        figures=sorted(path.name for path in (directory / "figures").glob("*.png") if not path.stem.endswith("-dark")),
+        figures=sorted(
+            path.name for path in (directory / "figures").glob("*.png") if not path.stem.endswith("-dark")
+        ),
     )  # fmt: skip
     text = str(ModelCard(text)).rstrip("\n") + "\n"
     with atomic(directory / "README.md") as temporary_path:
@@ -112,7 +114,8 @@ def public_source(title: str) -> str:
 
 def signature(text: str) -> str:
     """Return the last line of a card: a comment with a checksum, which shows edits by hand."""
-    return f"<!-- Written by h2c_hf, checksum_{hashlib.sha256(text.encode()).hexdigest()[:16]}: an edited card is not overwritten. -->"
+    checksum = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"<!-- Written by h2c_hf, checksum_{checksum}: an edited card is not overwritten. -->"
 
 
 def written_by_us(card: Path) -> bool:

@@ -233,7 +233,8 @@ def advice(error: HTTPError, repo: str) -> str:
         )
     status = error.response.status_code
     fault = "the Hub has a fault, and what was there is as it was: run the same command again later"
-    return f" ({status} from the Hub): {(fault if status >= 500 else ADVICE.get(status, first_line(error))).format(repo=repo)}"
+    told = fault if status >= 500 else ADVICE.get(status, first_line(error))
+    return f" ({status} from the Hub): {told.format(repo=repo)}"
 
 
 def check_folder(directory: Path) -> H2CBridgeConfig:

@@ -98,8 +98,8 @@ def model_index(report: dict) -> list[EvalResult]:
                         EvalResult(
                             task_type="text-generation", dataset_type=dataset, dataset_config=name,
                             dataset_split=source["split"],
-                            dataset_name=f"{dataset}, {name} ({row['regime']} "
-                                         "regime)", metric_type=kind, metric_value=values[key],
+                            dataset_name=f"{dataset}, {name} ({row['regime']} regime)",
+                            metric_type=kind, metric_value=values[key],
                             metric_name=f"{measure}, {TITLES.get(method, method)}",
                         )
                     )  # fmt: skip

@@ -1,8 +1,7 @@
 """The message form of a bridge: every Sharer token becomes a cache position before the Receiver's prompt.
 
-    Receiver's cache, one layer:   | message: T positions, from the Sharer | prompt: N - 1 positions, its own
-    prefill | position ids:                  | -T ... -1                             | 0 ... N - 2
-    |
+    Receiver's cache, one layer: | message: T positions, by the Sharer | prompt: N - 1 positions, its own |
+    position ids:                | -T ... -1                           | 0 ... N - 2                      |
 
 For Receiver layer l, with h the Sharer's hidden states (T, sharer_hidden_size) of the layer that l reads, and
 e those of its embeddings,
@@ -115,7 +114,10 @@ def inverse_frequencies(rope_parameters: str, head_dim: int, max_position_embedd
 
 
 def rotated(keys: torch.Tensor, position_ids: torch.Tensor, frequencies: torch.Tensor | None) -> torch.Tensor:
-    """Return keys (batch, heads, length, head_dim), rotated to `position_ids` (batch, length)."""
+    """Return keys (batch, heads, length, head_dim), rotated to `position_ids` (batch, length).
+
+    Without `frequencies` they are returned as they are.
+    """
     if frequencies is None:
         return keys
     angles = position_ids[:, None, :, None].float() * frequencies.to(keys.device)

@@ -378,8 +378,7 @@ class H2CBridgeModel(PreTrainedModel):
             self._rewrite, slice(2 * first, 2 * last), states, sharer_attention_mask, receiver_attention_mask
         )
         # Computed again in the backward pass: a bridge is a hundredth of the work of a step, and much of what
-        # that would keep.
-        # Which decides itself.
+        # that would keep. A compiler decides itself.
         again = torch.is_grad_enabled() and self.training and not torch.compiler.is_compiling()
         bridged = checkpoint(rewrite, receiver, use_reentrant=False) if again else rewrite(receiver)
         bridged = bridged.view(len(cached), batch, length, heads, head_dim).transpose(2, 3)
@@ -440,7 +439,7 @@ class H2CBridgeModel(PreTrainedModel):
         query = self.q_proj(self.norm_receiver(receiver, group), group)
         query = query.view(blocks * batch, tokens // batch, heads, size // heads).transpose(1, 2)
         width = size // heads
-        # Its kernel takes 16 numbers at once, and slows down with 8.
+        # The CPU's kernel takes 16 numbers at once, and slows down with 8.
         wider = -width % 16 if query.device.type == "cpu" else 0
         query, key, value = (F.pad(states, (0, wider)) if wider else states for states in (query, key, value))
         attended = F.scaled_dot_product_attention(
@@ -465,8 +464,9 @@ class H2CBridgeModel(PreTrainedModel):
         if weight.device.type == "cpu" and not torch.is_grad_enabled():
             # Spares a copy of the states.
             projected = torch.stack([torch.mm(*pair) for pair in zip(sharer, weight, strict=True)])
-        # Spares launches; and tensors of inference mode cannot be saved for the backward pass, a copy can.
         else:
+            # Spares launches. And tensors of inference mode cannot be saved for the backward pass; a copy can
+            # be.
             projected = torch.bmm(torch.stack(sharer), weight)
         scale = torch.stack([inverse_deviation(states) for states in sharer])
         projected = torch.addcmul(bias.view(len(sharer), 1, -1), projected, scale[..., None]).to(

@@ -56,7 +56,10 @@ def compare(first: Path, second: Path) -> str:
 def note(pairs: dict) -> str:
     if pairs:
         return "Paired rows: both columns are over the same questions, those that both reports asked."
-    return "Not paired: each column is over its own report's questions, since items.parquet does not lie beside both reports."
+    return (
+        "Not paired: each column is over its own report's questions, since items.parquet does not lie beside "
+        "both reports."
+    )
 
 
 def paired(first: list[dict], second: list[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -31,8 +31,8 @@ def headline(report: dict) -> list[str]:
     gain, share = report["information_gain"], report["recovered"]
     rows = [
         [
-            TITLES.get(name, name), percent(row["accuracy"]), f"{percent(row['accuracy_low'])} - "
-                                                              f"{percent(row['accuracy_high'])}",
+            TITLES.get(name, name), percent(row["accuracy"]),
+            f"{percent(row['accuracy_low'])} - {percent(row['accuracy_high'])}",
             percent(row.get("macro_accuracy")), f"{row['n']:,}", number(row.get("ttft_ms_median")),
             number(row.get("ttft_ms_p90")), number(row.get("per_token_ms_median")),
         ]
@@ -78,7 +78,8 @@ def comparisons(rows: list[dict], title: str, level: int = 2) -> list[str]:
 def equivalence_cell(row: dict | None) -> str:
     if row is None:
         return "-"
-    return f"{'yes' if row['equivalent'] else 'not shown'}, within {100 * row['margin']:g} points, p = {row['p']:.1g}"
+    shown = "yes" if row["equivalent"] else "not shown"
+    return f"{shown}, within {100 * row['margin']:g} points, p = {row['p']:.1g}"
 
 
 def difference_cells(row: dict) -> list[str]:

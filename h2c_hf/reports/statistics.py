@@ -65,7 +65,10 @@ def recovered(h2c: np.ndarray, receiver: np.ndarray, sharer: np.ndarray) -> dict
     """
     lead = mean_difference(sharer, receiver)
     if not lead["low"] > 0:
-        told = f"{100 * lead['value']:.1f} points, 95 % interval {100 * lead['low']:.1f} to {100 * lead['high']:.1f}"
+        told = (
+            f"{100 * lead['value']:.1f} points, "
+            f"95 % interval {100 * lead['low']:.1f} to {100 * lead['high']:.1f}"
+        )
         return {
             "value": None,
             "low": None,

@@ -262,7 +262,9 @@ def pair_facts(model: H2CForCausalLM) -> dict:
     sharer = model.sharer.config.get_text_config(decoder=True)
     return {
         "receiver_model_id": model.config.receiver_model_id,
-        "receiver": {name: getattr(config, name) for name in fields if getattr(config, name, None) is not None},
+        "receiver": {
+            name: getattr(config, name) for name in fields if getattr(config, name, None) is not None
+        },
         "layers": model.config.receiver_num_hidden_layers, "heads": model.config.receiver_num_key_value_heads,
         "head_dim": model.config.receiver_head_dim,
         "bridge_form": model.config.bridge_form, "dtype": str(model.receiver.dtype).removeprefix("torch."),

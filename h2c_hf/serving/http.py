@@ -30,8 +30,8 @@ async def read_json(receive, max_bytes: int) -> tuple[dict | None, str, int]:
 
     Returns:
         The JSON object; or None, why it is refused and the status. A larger body is read to its end, up to 16
-        times the limit, and
-        dropped: a client that is still sending would see a reset connection instead of the answer.
+        times the limit, and dropped: a client that is still sending would see a reset connection instead of
+        the answer.
     """
     parts, size, more = [], 0, True
     while more and size <= 16 * max_bytes:

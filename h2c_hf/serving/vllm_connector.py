@@ -10,13 +10,14 @@ wanted, `control` and `input_ids` (the prompt that the sender expects); {"h2c": 
 alone, and a request with neither fails. For a bridge of the message form the prompt begins with
 `message_tokens` placeholder ids, one for each Sharer token.
 
-`kv_connector_extra_config`: bridge: repo or folder. The Sharer, the bridge and the Receiver's prefill then
-    run in vLLM's first worker. urls: instead, a list of bridge servers (see `bridge_server`). Their token is
-    read from H2C_BRIDGE_TOKEN. async: bridge while other requests decode. False bridges between steps, all
-    waiting prompts in one pass. Default: false if the bridge
-        runs on the CPU that decodes, and would take its cores; true on a GPU and with `urls`.
-    dtype, device, max_batch_tokens, cache_bytes: of a local bridge. timeout: seconds for a prompt, with
-        `urls`.
+`kv_connector_extra_config`:
+    bridge: repo or folder. The Sharer, the bridge and the Receiver's prefill then run in vLLM's first worker.
+    urls: instead, a list of bridge servers (see `bridge_server`). Their token is read from H2C_BRIDGE_TOKEN.
+    async: bridge while other requests decode. False bridges between steps, all waiting prompts in one pass.
+        Default: false if the bridge runs on the CPU that decodes, and would take its cores; true on a GPU and
+        with `urls`.
+    dtype, device, max_batch_tokens, cache_bytes: of a local bridge.
+    timeout: seconds for a prompt, with `urls`.
 """
 
 import concurrent.futures
@@ -82,8 +83,7 @@ class H2CConnector(KVConnectorBase_V1):
         self._async = self._options.get(
             "async", "urls" in self._options or self._bridge_device().type != "cpu"
         )
-        # Scheduler
-        # Of each request: its prompt, why it is refused, or None for no bridge.
+        # Scheduler. Of each request: its prompt, why it is refused, or None for no bridge.
         self._prompts: dict[str, Prompt | str | None] = {}
         self._loads: list[Load] = []
         self._salt = secrets.token_hex(16)
@@ -112,7 +112,7 @@ class H2CConnector(KVConnectorBase_V1):
         self._prompts[request.request_id] = prompt
         if isinstance(prompt, str):
             logger.error("Request %s is refused: %s", request.request_id, prompt)
-            # VLLM would then not ask for a load, and answer without the bridge.
+            # vLLM would then not ask for a load, and answer without the bridge.
             request.skip_reading_prefix_cache = False
         name = secrets.token_hex(16) if isinstance(prompt, str) else prompt.digest
         request.cache_salt = sha256(f"{self._salt}{request.cache_salt}{name}".encode()).hexdigest()
@@ -340,26 +340,38 @@ def read_request(request, params: dict) -> Prompt | str:
         or not sharer_ids
         or not all(type(token) is int and token >= 0 for token in sharer_ids)
     ):
-        return 'kv_transfer_params has no sharer_input_ids; expected a list of token ids, or {"h2c": false} for the Receiver alone.'
+        return (
+            "kv_transfer_params has no sharer_input_ids; expected a list of token ids, or "
+            '{"h2c": false} for the Receiver alone.'
+        )
     if params.get("control") not in (None, "zeros"):
         return f"control is {params['control']!r}; expected 'zeros' or null."
     if request.prompt_token_ids is None or request.prompt_embeds is not None:
         return "The prompt has embeddings; expected token ids."
     if request.num_prompt_tokens < 2:
-        return f"The prompt has {request.num_prompt_tokens} token; expected at least 2 (one to bridge, and the kickstart)."
+        return (
+            f"The prompt has {request.num_prompt_tokens} token; expected at least 2 (one to bridge, and the "
+            "kickstart)."
+        )
     if request.skip_reading_prefix_cache:
         return "vLLM loads nothing for a request with prompt_logprobs; leave them out."
     if request.lora_request is not None:
         return "The request has a LoRA adapter; a bridge was trained for the Receiver without one."
     if expected is not None and expected != list(request.prompt_token_ids):
-        return "vLLM made another prompt of the request than the bridge's processor; send it as a chat completion."
+        return (
+            "vLLM made another prompt of the request than the bridge's processor; send it as a chat "
+            "completion."
+        )
     message = params.get("message_tokens", 0)
     if (
         type(message) is not int
         or message not in (0, len(sharer_ids))
         or message > request.num_prompt_tokens - 2
     ):
-        return f"message_tokens is {message!r}; expected 0, or the {len(sharer_ids)} Sharer tokens, before at least 2 of the prompt."
+        return (
+            f"message_tokens is {message!r}; expected 0, or the {len(sharer_ids)} Sharer tokens, before at "
+            "least 2 of the prompt."
+        )
     return Prompt(tuple(request.prompt_token_ids[message:]), tuple(sharer_ids), params.get("control"))
 
 

@@ -52,7 +52,7 @@ class WholeCheckpoints(Trainer):
             if self.args.should_save:
                 self._put_in_place(os.path.join(staging, name), final)
             self.accelerator.wait_for_everyone()
-        # Torch and safetensors have errors of their own for a full disk.
+        # torch and safetensors have errors of their own for a full disk.
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(staging, ignore_errors=True)
             raise OSError(self._what_is_left(run_dir, name, error)) from error

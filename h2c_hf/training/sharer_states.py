@@ -74,9 +74,8 @@ class SharerStates:
         )
         damaged = [shard for shard in shards if verify and checksum(shard) != shard.stem]
         for shard in set(self.shards()) - set(damaged):
-            self._shard_of |= dict.fromkeys(
-                (key for key in self._open(shard.name).keys() if not key.endswith(SCALE)), shard.name
-            )  # noqa: SIM118
+            keys = self._open(shard.name).keys()
+            self._shard_of |= dict.fromkeys((key for key in keys if not key.endswith(SCALE)), shard.name)
         return damaged
 
     def shards(self) -> list[Path]:

@@ -54,8 +54,8 @@ def test_without_gradio_it_says_what_to_install(monkeypatch, capsys):
 def cards(page_html: str) -> dict[str, tuple[str, str, str]]:
     """{method: (mark, answer, facts)} of the cards that the page shows."""
     found = re.findall(
-        r'<div class="card (\w+)">.*?<div class="answer">(.*?) <span class="text">(.*?)</span></div>.*?<div '
-        r'class="facts">(.*?)</div>',
+        r'<div class="card (\w+)">.*?<div class="answer">(.*?) <span class="text">(.*?)</span></div>.*?'
+        r'<div class="facts">(.*?)</div>',
         page_html,
     )
     return {
@@ -305,7 +305,10 @@ def test_the_other_tabs(address, visit, demo, size, theme):
     expect(images).to_have_count(2, timeout=60_000)
     assert all(f"{theme}-theme" in image.get_attribute("class") for image in images.all())
     assert all(image.evaluate("image => image.naturalWidth") > 400 for image in images.all())
-    to_the_end = "figure => { figure.scrollLeft = 1e4; return figure.scrollLeft + figure.clientWidth >= figure.scrollWidth - 1 }"
+    to_the_end = (
+        "figure => { figure.scrollLeft = 1e4; "
+        "return figure.scrollLeft + figure.clientWidth >= figure.scrollWidth - 1 }"
+    )
     # Nothing is cut off.
     assert all(figure.evaluate(to_the_end) for figure in page.locator(".figure:visible").all())
     assert overflow(page) <= 0

@@ -10,8 +10,9 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<start>assistant\n' }}{% endif %}"
 )
 HEADERS = (
-    "{{ bos_token }}{% for m in messages %}{{ '<start>' + m['role'] + '<head>\n\n' + m['content'] | trim + "
-    "'<end>' }}{% endfor %}{% if add_generation_prompt %}{{ '<start>assistant<head>\n\n' }}{% endif %}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<start>' + m['role'] + '<head>\n\n' + m['content'] | trim + '<end>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start>assistant<head>\n\n' }}{% endif %}"
 )
 
 

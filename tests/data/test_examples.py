@@ -13,10 +13,11 @@ from h2c_hf.prompts import answer_ids, choice_prompt, open_prompt, user_turn
 
 
 QUESTIONS = [
-    {"question": "Which is the capital of "
-                 "Kenya?", "choices": ["Lima", "Nairobi", "Oslo", "Quito"], "answer": 1, "subject": "capital"},
+    {"question": "Which is the capital of Kenya?", "choices": ["Lima", "Nairobi", "Oslo", "Quito"],
+     "answer": 1, "subject": "capital"},
     {"question": "Symbol of iron?", "choices": ["Fe", "Ir", "In", "I"], "answer": 0, "subject": "symbol"},
-    {"question": "Where does Peru lie?", "choices": ["Asia", "Europe", "South America", "Africa"], "answer": 2, "subject": "continent"},
+    {"question": "Where does Peru lie?", "choices": ["Asia", "Europe", "South America", "Africa"],
+     "answer": 2, "subject": "continent"},
 ]  # fmt: skip
 
 

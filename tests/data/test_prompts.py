@@ -110,11 +110,14 @@ def test_answer_ids_without_an_end_token(make_tokenizer):
 
 
 def test_answer_ids_refuse_a_template_that_answers_elsewhere(make_tokenizer):
-    template = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<end>' }}{% endfor %}{% if add_generation_prompt %}reply:{% endif %}"
+    template = (
+        "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<end>' }}{% endfor %}"
+        "{% if add_generation_prompt %}reply:{% endif %}"
+    )
     with pytest.raises(
         ValueError,
-        match=r"does not begin the assistant's turn with its generation prompt: expected '.*reply:'.*got "
-        r"'.*yes<end>'",
+        match=r"does not begin the assistant's turn with its generation prompt: "
+        r"expected '.*reply:'.*got '.*yes<end>'",
     ):
         answer_ids(make_tokenizer(template), user_turn("Q"), "yes")
 

@@ -7,7 +7,10 @@ from h2c_hf.data.sources import DataSource, reader
 from h2c_hf.data.squad import crop
 
 
-PASSAGE = "One is a number. Two is twice as much as one. Is three odd? It is! Four is even, and five, as you may have heard, is not."
+PASSAGE = (
+    "One is a number. Two is twice as much as one. Is three odd? It is! Four is even, and five, as you may "
+    "have heard, is not."
+)
 
 
 def squad(path, rows: list[tuple]) -> str:
@@ -107,7 +110,7 @@ def test_conversations_are_no_questions_in_words(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}) + "\n")
     with pytest.raises(
         ValueError,
-        match=r"has the columns messages; expected one of: context \+ question \+ answers; question \+ "
-        r"answers",
+        match=r"has the columns messages; expected one of: "
+        r"context \+ question \+ answers; question \+ answers",
     ):
         DataSource(str(tmp_path / "a.jsonl")).questions()

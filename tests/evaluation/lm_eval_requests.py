@@ -16,8 +16,8 @@ TASK = {
     "dataset_path": "json",
     "test_split": "test",
     "output_type": "multiple_choice",
-    "doc_to_text": "{{question}}\n{% for choice in choices %}{{'ABCD'[loop.index0]}}. {{choice}}\n{% endfor "
-    "%}Answer with one letter.",
+    "doc_to_text": "{{question}}\n{% for choice in choices %}{{'ABCD'[loop.index0]}}. {{choice}}\n"
+    "{% endfor %}Answer with one letter.",
     "doc_to_choice": ["A", "B", "C", "D"],
     "doc_to_target": "answer",
     "target_delimiter": "",

@@ -40,14 +40,21 @@ CONFIGS = {
     "cohere2": Cohere2Config(**SHAPE, logit_scale=0.1),
     "granite": GraniteConfig(**SHAPE, logits_scaling=7.0),
     "granitemoe": GraniteMoeConfig(**SHAPE, logits_scaling=7.0, num_local_experts=2, num_experts_per_tok=1),
-    "falcon_h1": FalconH1Config(**SHAPE, lm_head_multiplier=0.2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8),
+    "falcon_h1": FalconH1Config(
+        **SHAPE, lm_head_multiplier=0.2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
+    ),
     # `base_model` is the whole model.
     "llama4": Llama4TextConfig(**SHAPE, intermediate_size_mlp=48, num_local_experts=2),
     "mixtral": MixtralConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1),
     "gpt2": GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=256),
-    "gpt_neox": GPTNeoXConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4),
+    "gpt_neox": GPTNeoXConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    ),
     "bloom": BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4),
-    "opt": OPTConfig(vocab_size=300, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32),
+    "opt": OPTConfig(
+        vocab_size=300, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        word_embed_proj_dim=32,
+    ),
     # `num_hidden_layers` is the number of the encoder's, which the Sharer does not have
     "whisper": WhisperConfig(
         vocab_size=300, d_model=32, encoder_layers=1, decoder_layers=3, decoder_attention_heads=4,

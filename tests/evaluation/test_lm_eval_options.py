@@ -111,7 +111,7 @@ def test_an_automatic_batch_size_halves_when_memory_runs_out(atlas):
         alone, halved = (H2CLM(atlas, batch_size=size, max_length=8) for size in (1, "auto"))
         for lm in (alone, halved):
             lm.loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)
-        # None is counted in each attempt.
+        # No prompt is counted again in a second attempt.
         assert halved.shortened == alone.shortened and alone.shortened["receiver"] > 1
         with pytest.raises(torch.OutOfMemoryError):
             H2CLM(atlas, batch_size=8).loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)

@@ -142,7 +142,8 @@ def test_processes_share_one_metric(tmp_path):
     code = f"""
 import evaluate, json, sys
 number = int(sys.argv[1])
-metric = evaluate.load({str(FOLDER)!r}, num_process=3, process_id=number, experiment_id="shared", cache_dir={str(tmp_path)!r})
+shared = {{"experiment_id": "shared", "cache_dir": {str(tmp_path)!r}}}
+metric = evaluate.load({str(FOLDER)!r}, num_process=3, process_id=number, **shared)
 parts = [(["A", "B"], [0, 2], ["astronomy", None]), ([1, 3], ["B", "D"], [None, "virology"]), ([], [], [])]
 predictions, references, subjects = parts[number]
 metric.add_batch(predictions=predictions, references=references, subjects=subjects)
@@ -164,7 +165,8 @@ def test_it_loads_from_its_path_in_a_fresh_process_offline(tmp_path):
     code = f"""
 import evaluate, json
 metric = evaluate.load({str(FOLDER)!r})
-print(json.dumps(metric.compute(predictions=["A", "B", "C"], references=[0, 1, 3], subjects=["astronomy", "virology", "virology"])))
+subjects = ["astronomy", "virology", "virology"]
+print(json.dumps(metric.compute(predictions=["A", "B", "C"], references=[0, 1, 3], subjects=subjects)))
 """
     # Outside our folder, without our package, and with no cache of an earlier load
     environment = os.environ | {

@@ -19,7 +19,10 @@ from h2c_hf.experiments.ablation import (
 SOURCES = "sources: [{path: atlas}, {path: atlas, form: hand_off, facts: 1}]"
 GRID = f"""
 {SOURCES}
-forms: {{published: {{}}, better: {{recency_bias: true, sharer_rank: 16}}, other: {{cache_fusion: true, learning_rate: 1.0e-3}}}}
+forms:
+  published: {{}}
+  better: {{recency_bias: true, sharer_rank: 16}}
+  other: {{cache_fusion: true, learning_rate: 1.0e-3}}
 runs: {{all: {{}}, few: {{fraction: 0.01, without: [sport, sector]}}}}
 seeds: [0]
 training: {{max_steps: 2}}
@@ -91,8 +94,8 @@ def test_a_run_keeps_the_same_entities_of_every_source(grid, monkeypatch):
 def test_every_turn_of_a_quiz_is_an_example_and_a_share_of_the_facts_keeps_it(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(
-        "forms: {a: {}}\nsources: [{path: atlas}, {path: atlas, form: quiz, turns: all}]\nruns: {few: "
-        "{fraction: 0.01}}\n"
+        "forms: {a: {}}\nsources: [{path: atlas}, {path: atlas, form: quiz, turns: all}]\n"
+        "runs: {few: {fraction: 0.01}}\n"
     )
     grid = Grid.read(path)
     records, encoded = examples(json.dumps(grid.sources[1], sort_keys=True))

@@ -250,8 +250,11 @@ def test_the_controls_read_no_cache_of_their_own_question():
     torch.testing.assert_close(
         METHODS["shuffled"].logits(batch), model(**ids, **rolled).logits[:, -1], atol=1e-5, rtol=1e-5
     )
-    every = {method.name: METHODS[method.name].logits(batch) for method in METHODS.values() if method.reader == "receiver"
-             and method.name in ("receiver", "h2c", "shuffled", "zeros", "noise")}  # fmt: skip
+    every = {
+        method.name: METHODS[method.name].logits(batch)
+        for method in METHODS.values()
+        if method.reader == "receiver" and method.name in ("receiver", "h2c", "shuffled", "zeros", "noise")
+    }
     assert all(logits.isfinite().all() for logits in every.values())
     assert all(
         (every["h2c"] - every[name]).abs().max() > 1e-3 for name in ("receiver", "shuffled", "zeros", "noise")

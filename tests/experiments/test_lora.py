@@ -76,9 +76,10 @@ def test_the_adapter_answers_and_the_receiver_stays_as_it_is(atlas, adapter):
     assert before.keys() == model.receiver.state_dict().keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.receiver.state_dict().items())
     receiver = AutoModelForCausalLM.from_pretrained(MODELS / "receiver", dtype=torch.float32)
+    # The weights that ship.
     torch.testing.assert_close(
         receiver(input_ids=single.inputs["input_ids"]).logits[0, -1], plain[0], atol=1e-3, rtol=1e-3
-    )  # the weights that ship
+    )
 
 
 def test_a_report_has_the_row_of_the_adapter(adapter, tmp_path):

@@ -77,7 +77,7 @@ def online(hub, monkeypatch, tmp_path) -> HfApi:
     }
     for name, value in settings.items():
         monkeypatch.setattr(constants, name, value)
-    # It keeps the endpoint of its first use, from 5.24 on.
+    # From 5.24 on, transformers keeps the endpoint of its first use.
     monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
     monkeypatch.setenv("HF_TOKEN", "hf_u")
     # The client waits half a minute before it gives up.

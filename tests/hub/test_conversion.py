@@ -304,8 +304,8 @@ def drop_a_layer(state):
     [
         (break_nothing, {"sharer_hidden_size": 32}, 4, ["24", "32", "sharer's hidden_size"]),
         (break_nothing, {"receiver_head_dim": 16}, 4, ["16", "32", "key-value heads x head_dim"]),
-        (break_nothing, {"receiver_num_hidden_layers": 5}, 4, ["bridges 3 layers and this pair "
-                                                               "4", "sharer's 4", "receiver's 5"]),
+        (break_nothing, {"receiver_num_hidden_layers": 5}, 4,
+         ["bridges 3 layers and this pair 4", "sharer's 4", "receiver's 5"]),
         (drop_a_layer, {}, 4, ["bridges 2 layers and this pair 3"]),
         (break_nothing, {}, 5, ["num_attention_heads is 5", "16"]),
         (drop_two, {}, 4, ["lacks 2 of 102 keys: key_modifiers.1.ffn.0.bias, value_modifiers.2.gate"]),
@@ -315,8 +315,8 @@ def drop_a_layer(state):
         (lambda state: {"weight": torch.zeros(2)}, {}, 4, ["holds no bridge", "got weight"]),
         (lambda state: {**state, "step": 3}, {}, 4, ["no state dict", "step"]),
         (lambda state: [1, 2], {}, 4, ["holds a list; expected a state dict"]),
-        (lambda state: {**state, "extra": RunsCode()}, {}, 4, ["reading it would run code from the file "
-                                                               "(", "expected tensors"]),
+        (lambda state: {**state, "extra": RunsCode()}, {}, 4,
+         ["reading it would run code from the file (", "expected tensors"]),
     ],
     ids=[
         "sharer_width", "receiver_width", "deeper_pair", "fewer_layers", "heads", "missing", "unknown",

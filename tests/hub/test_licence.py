@@ -14,7 +14,10 @@ PAIR = {
     "sharer_model_id": "meta-llama/Llama-3.1-8B-Instruct",
     "receiver_model_id": "Qwen/Qwen2.5-0.5B-Instruct",
 }
-NOTICE = "Llama 3.1 is licensed under the Llama 3.1 Community License, Copyright © Meta Platforms, Inc. All Rights Reserved.\n"
+NOTICE = (
+    "Llama 3.1 is licensed under the Llama 3.1 Community License, "
+    "Copyright © Meta Platforms, Inc. All Rights Reserved.\n"
+)
 AGREEMENT = b"LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n..."
 
 

@@ -21,10 +21,10 @@ DATA = {
         "train": {
             "streaming": False,
             "sources": [
-                {"source": "openhermes train", "weight": 0.8, "records": 1234, "examples": 1230, "kept": 1111, "used": 1100, "held_out": 0,
-                 "dropped": {"too long": 119}},
-                {"source": "/somewhere/mine.jsonl train", "weight": 0.2, "records": 77, "examples": 77, "kept": 77, "used": 76,
-                 "held_out": 0, "dropped": {}},
+                {"source": "openhermes train", "weight": 0.8, "records": 1234, "examples": 1230,
+                 "kept": 1111, "used": 1100, "held_out": 0, "dropped": {"too long": 119}},
+                {"source": "/somewhere/mine.jsonl train", "weight": 0.2, "records": 77, "examples": 77,
+                 "kept": 77, "used": 76, "held_out": 0, "dropped": {}},
             ],
         }
     }
@@ -224,12 +224,13 @@ def test_sets_are_told_by_regime(folder):
     shares = {"facts": 0.8125, "web": 0.0625}
     report["sets"] = {
         name: {
-            "regime": regime, "source": f"/elsewhere/{name}.jsonl "
-                                        "test", "n": 40, "recovered": undefined, "information_gain": gain,
-            "pairing_gain": gain,
+            "regime": regime, "source": f"/elsewhere/{name}.jsonl test", "n": 40, "recovered": undefined,
+            "information_gain": gain, "pairing_gain": gain,
             "follow_rate": {"value": 0.75, "low": 0.7, "high": 0.8, "n": 40, "over_h2c": 0.9},
             "comparisons": [],
-            "methods": {method: words_row(shares[name]) for method in ("receiver", "skyline", "h2c", "sharer")},
+            "methods": {
+                method: words_row(shares[name]) for method in ("receiver", "skyline", "h2c", "sharer")
+            },
         }
         for name, regime in (("facts", "private"), ("web", "shared"))
     }  # fmt: skip
@@ -319,8 +320,8 @@ def test_a_llama_brings_its_notice_and_name(folder):
     text = write_model_card(folder, config(folder, **LLAMA), "u/bridge").read_text()
     assert "# Llama bridge" in text and "**Built with Llama.**" in text
     assert (
-        "Llama 3.1 is licensed under the Llama 3.1 Community License, Copyright © Meta Platforms, Inc. All "
-        "Rights Reserved." in text
+        "Llama 3.1 is licensed under the Llama 3.1 Community License, "
+        "Copyright © Meta Platforms, Inc. All Rights Reserved." in text
     )
     assert ModelCard(text).data.license_link == "LICENSE"
     assert (

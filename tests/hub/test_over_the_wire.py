@@ -34,11 +34,14 @@ def refused(load, **kwargs):
 
 def ask(**kwargs):
     pipe = pipeline("text-generation", model="u/r", trust_remote_code=True, **kwargs)
-    return [rows[0]["generated_text"] for rows in pipe(CONVERSATIONS, batch_size=2, return_full_text=False, **OPTIONS)]
+    answers = pipe(CONVERSATIONS, batch_size=2, return_full_text=False, **OPTIONS)
+    return [rows[0]["generated_text"] for rows in answers]
 
 found = {"pipeline": ask(), "pipeline of dev": ask(revision="dev", code_revision="main")}
 found["pipeline again"] = ask(local_files_only=True)
-found["pipeline in cache_dir"] = [ask(model_kwargs={"cache_dir": "second"}), os.path.isdir("second/models--u--r")]
+found["pipeline in cache_dir"] = [
+    ask(model_kwargs={"cache_dir": "second"}), os.path.isdir("second/models--u--r")
+]
 found["pipeline, wrong revision"] = refused(ask, revision="nowhere")
 
 model = AutoModelForCausalLM.from_pretrained("u/r", trust_remote_code=True)
@@ -50,7 +53,8 @@ found["empty cache"] = refused(load, cache_dir="third", local_files_only=True)
 found["wrong revision"] = refused(load, revision="nowhere")
 found["names"] = model.bridge_names
 load(token="hf_u", cache_dir="third")
-found["caches of next"] = [os.path.isdir(f"{cache}/models--u--next") for cache in ("third", os.environ["HF_HOME"] + "/hub")]
+caches = ("third", os.environ["HF_HOME"] + "/hub")
+found["caches of next"] = [os.path.isdir(f"{cache}/models--u--next") for cache in caches]
 model.load_bridge("u/next", bridge_name="again", cache_dir="third", local_files_only=True)
 inputs = processor.apply_chat_template(CONVERSATIONS)
 
@@ -124,7 +128,8 @@ from transformers import pipeline
 pipe = pipeline("text-generation", model="u/r", trust_remote_code=True)
 pipe.model.load_bridge("u/r", bridge_name="dev", revision="dev")
 pipe.model.set_bridge("dev")
-print(json.dumps([rows[0]["generated_text"] for rows in pipe({CONVERSATIONS}, return_full_text=False, **{OPTIONS})]))
+answers = pipe({CONVERSATIONS}, return_full_text=False, **{OPTIONS})
+print(json.dumps([rows[0]["generated_text"] for rows in answers]))
 """
     asked = len(hub.requests)
     assert json.loads(fresh(offline, HF_HUB_OFFLINE="1").splitlines()[-1]) == by_dev

@@ -38,9 +38,12 @@ def answer(**kwargs):
     inputs = processor.apply_chat_template(QUESTION)
     return model.generate(**inputs, max_new_tokens=8, do_sample=False)[0].tolist()
 
-found = {"classes": [loads(auto) for auto in (AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor)], "answer": answer()}
+autos = (AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor)
+found = {"classes": [loads(auto) for auto in autos], "answer": answer()}
 found["branch"] = answer(revision="dev", code_revision="main")
-found["dropout"] = [AutoConfig.from_pretrained("u/r", trust_remote_code=True, revision=r).dropout for r in ("main", "dev")]
+found["dropout"] = [
+    AutoConfig.from_pretrained("u/r", trust_remote_code=True, revision=r).dropout for r in ("main", "dev")
+]
 found["local_files_only"] = answer(local_files_only=True)
 found["another cache"] = loads(AutoModel, cache_dir="other", local_files_only=True)
 found["no token"] = loads(AutoConfig, cache_dir="third", token=False)

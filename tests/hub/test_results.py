@@ -15,8 +15,10 @@ from h2c_hf.modeling import H2CBridgeConfig
 
 
 ATLAS = Path(__file__).parents[2] / "hub_configs" / "atlas"
-MMLU = {"data": "cais/mmlu", "data_name": "all", "split": "test", "shots": 5, "limit": None, "hand_off": "rajpurkar/squad",
-        "hand_off_split": "validation"}  # fmt: skip
+MMLU = {
+    "data": "cais/mmlu", "data_name": "all", "split": "test", "shots": 5, "limit": None,
+    "hand_off": "rajpurkar/squad", "hand_off_split": "validation",
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -26,12 +26,15 @@ import json, os, sys
 sys.modules["h2c_hf"] = None
 import torch, transformers
 from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
-import transformers.models.auto.modeling_auto, transformers.models.llama.modeling_llama, transformers.models.qwen2.modeling_qwen2
+import transformers.models.auto.modeling_auto, transformers.models.llama.modeling_llama
+import transformers.models.qwen2.modeling_qwen2
 
 events, of_remote_code_alone = [], True
 
+watched = ("open", "os.system", "os.exec", "os.posix_spawn", "os.fork", "shutil.rmtree")
+
 def watch(event, args):
-    if event in ("open", "os.system", "os.exec", "os.posix_spawn", "os.fork", "shutil.rmtree") or event.startswith(("socket.", "subproc")):
+    if event in watched or event.startswith(("socket.", "subproc")):
         frame = sys._getframe(1) if of_remote_code_alone else None
         while frame is not None and "transformers_modules" not in frame.f_code.co_filename:
             frame = frame.f_back
@@ -47,7 +50,8 @@ def use(repo):
     model.load_bridge(repo, bridge_name="again")
     model.set_bridge("again")
     model.save_pretrained("saved"); processor.save_pretrained("saved")
-    pipeline("text-generation", model=repo, trust_remote_code=True)(conversation, max_new_tokens=2, do_sample=False)
+    pipe = pipeline("text-generation", model=repo, trust_remote_code=True)
+    pipe(conversation, max_new_tokens=2, do_sample=False)
     return list(events)
 
 sys.addaudithook(watch)
@@ -66,7 +70,8 @@ HOSTILE = {
         """        import contextlib, os, socket
         open("/etc/hostname").close()
         os.system("true")
-        for hostile in (lambda: socket.create_connection(("127.0.0.1", 9)), lambda: os.execv("/not/there", ["x"])):
+        connect = lambda: socket.create_connection(("127.0.0.1", 9))
+        for hostile in (connect, lambda: os.execv("/not/there", ["x"])):
             with contextlib.suppress(OSError):
                 hostile()
         input_ids = kwargs.pop("inputs", None)""",

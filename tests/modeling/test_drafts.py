@@ -52,7 +52,8 @@ def test_some_drafts_of_these_tests_end_early_and_some_do_not():
         length
         for seed in range(6)
         for length in random_pair(seed).draft(
-            random_inputs(seed)["sharer_input_ids"], random_inputs(seed)["sharer_attention_mask"], TOKENS, eos_token_id=ENDS, pad_token_id=0
+            random_inputs(seed)["sharer_input_ids"], random_inputs(seed)["sharer_attention_mask"], TOKENS,
+            eos_token_id=ENDS, pad_token_id=0,
         ).lengths.tolist()
     ]  # fmt: skip
     assert min(lengths) < TOKENS and max(lengths) == TOKENS
@@ -79,8 +80,10 @@ def test_a_draft_matters_and_forward_takes_it():
     prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         read = model(
-            **prompt, sharer_attention_mask=draft.sharer_attention_mask, sharer_hidden_states=draft.sharer_hidden_states
-        ).logits  # fmt: skip
+            **prompt,
+            sharer_attention_mask=draft.sharer_attention_mask,
+            sharer_hidden_states=draft.sharer_hidden_states,
+        ).logits
         again = model(
             **prompt,
             sharer_input_ids=draft.sharer_input_ids,

@@ -245,7 +245,10 @@ def test_parts_that_are_not_text_are_refused(processor, part, got):
     ],
 )
 def test_options_that_would_cut_or_pad_otherwise_are_refused(processor, option):
-    message = f"{next(iter(option))} is {next(iter(option.values()))!r}; expected .*: prompts for two models are padded on the left"
+    message = (
+        f"{next(iter(option))} is {next(iter(option.values()))!r}; "
+        "expected .*: prompts for two models are padded on the left"
+    )
     for call in (
         lambda: processor.apply_chat_template(QUESTION, **option),
         lambda: processor.apply_chat_template(QUESTION, tokenizer_kwargs=option),

@@ -31,7 +31,8 @@ sys.modules["h2c_hf"] = None
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, pipeline
 
-sharer, receiver = (AutoModelForCausalLM.from_pretrained(f"by_causal_lm/{role}") for role in ("sharer", "receiver"))
+sharer = AutoModelForCausalLM.from_pretrained("by_causal_lm/sharer")
+receiver = AutoModelForCausalLM.from_pretrained("by_causal_lm/receiver")
 loaded = {
     "config": AutoConfig.from_pretrained("by_config", trust_remote_code=True),
     "bridge": AutoModel.from_pretrained("by_model", trust_remote_code=True),
@@ -50,7 +51,8 @@ with torch.no_grad():
         "inputs": dict(inputs), "logits": model(**inputs).logits, "joined": joined(**inputs).logits,
         "tokens": model.generate(**inputs, **json.loads(sys.argv[2])), "default": model.generate(**inputs),
         "answers": loaded["pipeline"](conversations, batch_size=2, **json.loads(sys.argv[2])),
-        "training": [model.training, loaded["bridge"].training], "classes": {k: type(v).__name__ for k, v in loaded.items()},
+        "training": [model.training, loaded["bridge"].training],
+        "classes": {k: type(v).__name__ for k, v in loaded.items()},
     }, "outputs.pt")
 """
 

@@ -72,7 +72,10 @@ def rows(processor, messages, sharer_messages=None, **template) -> tuple[list[in
 
 
 def test_it_imports_no_vllm():
-    code = "import sys, h2c_hf.serving.middleware; print([name for name in ('vllm', 'fastapi', 'datasets') if name in sys.modules])"
+    code = (
+        "import sys, h2c_hf.serving.middleware; "
+        "print([name for name in ('vllm', 'fastapi', 'datasets') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
 

@@ -83,7 +83,9 @@ def test_tensorboard_gets_gates_gradients_and_metrics(run):
     events = EventAccumulator(str(run / "tb"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    named = {"train/loss", "train/gate/key/0", "train/gate/value/4", "train/grad_norm/attention", "train/grad_norm/ffn",
-             "train/grad_norm/gate", "eval/loss", "eval/perplexity", "eval/choice_accuracy"}  # fmt: skip
+    named = {
+        "train/loss", "train/gate/key/0", "train/gate/value/4", "train/grad_norm/attention",
+        "train/grad_norm/ffn", "train/grad_norm/gate", "eval/loss", "eval/perplexity", "eval/choice_accuracy",
+    }  # fmt: skip
     assert named <= tags
     assert [event.step for event in events.Scalars("train/gate/key/0")] == list(range(1, STEPS + 1))

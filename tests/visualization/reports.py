@@ -5,14 +5,16 @@ import random
 
 
 MMLU = """
-abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry college_computer_science
-college_mathematics college_medicine college_physics computer_security conceptual_physics econometrics electrical_engineering
-elementary_mathematics formal_logic global_facts high_school_biology high_school_chemistry high_school_computer_science
-high_school_european_history high_school_geography high_school_government_and_politics high_school_macroeconomics
-high_school_mathematics high_school_microeconomics high_school_physics high_school_psychology high_school_statistics
-high_school_us_history high_school_world_history human_aging human_sexuality international_law jurisprudence logical_fallacies
-machine_learning management marketing medical_genetics miscellaneous moral_disputes moral_scenarios nutrition philosophy prehistory
-professional_accounting professional_law professional_medicine professional_psychology public_relations security_studies sociology
+abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
+college_computer_science college_mathematics college_medicine college_physics computer_security
+conceptual_physics econometrics electrical_engineering elementary_mathematics formal_logic global_facts
+high_school_biology high_school_chemistry high_school_computer_science high_school_european_history
+high_school_geography high_school_government_and_politics high_school_macroeconomics
+high_school_mathematics high_school_microeconomics high_school_physics high_school_psychology
+high_school_statistics high_school_us_history high_school_world_history human_aging human_sexuality
+international_law jurisprudence logical_fallacies machine_learning management marketing medical_genetics
+miscellaneous moral_disputes moral_scenarios nutrition philosophy prehistory professional_accounting
+professional_law professional_medicine professional_psychology public_relations security_studies sociology
 us_foreign_policy virology world_religions
 """.split()  # noqa: SIM905
 METHODS = [
@@ -42,16 +44,19 @@ def report(
     words: int = 6,
 ) -> dict:
     draw = random.Random(0)
-    text = lambda n: " ".join(
-        draw.choice(["Wm", "über-long-compound", "$5", "日本", "the", "of", "WWWW"]) for _ in range(n)
-    )  # noqa: E731
     rows = [None] * unbridged
-    blocks = lambda make: {
-        kind: rows + [make() for _ in range(layers - unbridged)] for kind in ("key", "value")
-    }  # noqa: E731
-    groups = lambda names: {
-        name: {"n": draw.randrange(1, 2000), **{m: draw.random() for m in methods}} for name in names
-    }  # noqa: E731
+
+    def text(n):
+        return " ".join(
+            draw.choice(["Wm", "über-long-compound", "$5", "日本", "the", "of", "WWWW"]) for _ in range(n)
+        )
+
+    def blocks(make):
+        return {kind: rows + [make() for _ in range(layers - unbridged)] for kind in ("key", "value")}
+
+    def groups(names):
+        return {name: {"n": draw.randrange(1, 2000), **{m: draw.random() for m in methods}} for name in names}
+
     accuracy = {name: draw.choice([0, 1, 0.25, draw.random()]) for name in methods}
     question, choices = text(words), [text(words // 2 + 1) for _ in range(4)]
     answers = {
@@ -69,12 +74,19 @@ def report(
             }
             for name, value in accuracy.items()
         },
-        "latency_parts": {name: {part: draw.random() * times[name] for part in draw.sample(PARTS, 3)} for name in methods},
-        "output_lengths": [{"tokens": n, **{name: times[name] * n for name in methods}} for n in (1, 8, 64, 512)],
+        "latency_parts": {
+            name: {part: draw.random() * times[name] for part in draw.sample(PARTS, 3)} for name in methods
+        },
+        "output_lengths": [
+            {"tokens": n, **{name: times[name] * n for name in methods}} for n in (1, 8, 64, 512)
+        ],
         "gates": blocks(draw.random),
         "injection": {
             **blocks(lambda: [math.exp(draw.uniform(-6, 2)) for _ in range(tokens)]),
-            "tokens": [draw.choice(["\n", " the", "日", "<|im_start|>", "$x$", "Wieder", "\t"]) for _ in range(tokens)],
+            "tokens": [
+                draw.choice(["\n", " the", "日", "<|im_start|>", "$x$", "Wieder", "\t"])
+                for _ in range(tokens)
+            ],
         },
         "training": {"history": list(history(draw, layers, unbridged, steps, sets))},
         "by_subject": groups(subjects),
@@ -84,7 +96,9 @@ def report(
             "question": question, "choices": choices, "expected": "B",
             "methods": {m: [draw.random() for _ in range(4)] for m in methods},
         },
-        "examples": [{"question": question, "choices": choices, "expected": choices[1], "answers": answers}] * examples,
+        "examples": [
+            {"question": question, "choices": choices, "expected": choices[1], "answers": answers}
+        ] * examples,
     }  # fmt: skip
 
 

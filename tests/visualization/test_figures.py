@@ -166,7 +166,10 @@ def test_a_missing_report_is_told_in_a_sentence(tmp_path):
 
 
 def test_drawing_needs_no_model():
-    code = "import sys, h2c_hf.visualization.figures; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    code = (
+        "import sys, h2c_hf.visualization.figures; "
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
