@@ -28,7 +28,8 @@ from .data.tokenizers import load_tokenizer
 from .errors import naming
 from .hints import install
 from .modeling import H2CBridgeConfig, H2CForCausalLM, H2CProcessor
-from .modeling.configuration_h2c import HUB_ARGUMENTS, is_hub_id, record_commit
+from .modeling.base_models_h2c import is_hub_id, record_commit
+from .modeling.configuration_h2c import HUB_ARGUMENTS
 from .modeling.loading_h2c import load
 from .prompts import set_template_kwargs
 

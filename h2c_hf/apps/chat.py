@@ -13,7 +13,8 @@ from itertools import zip_longest
 from transformers import TextStreamer
 from transformers.utils import logging
 
-from ..evaluation.methods import METHODS, Batch
+from ..evaluation.batch import Batch
+from ..evaluation.methods import METHODS
 from ..hints import install, next_commands
 from ..loading import opened
 from ..modeling import H2CForCausalLM, H2CProcessor

@@ -8,7 +8,8 @@ import torch
 
 from ..atlas.questions import atlas_questions
 from ..data.rows import spread_rows
-from ..evaluation.methods import METHODS, Batch
+from ..evaluation.batch import Batch
+from ..evaluation.methods import METHODS
 from ..evaluation.runner import evaluate
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..prompts import choice_prompt, letter_ids, user_turn

@@ -11,8 +11,8 @@ import random
 import torch
 
 from ..atlas.questions import atlas_passages
+from ..evaluation.batch import conversation, for_sharer
 from ..evaluation.hand_off import hand_off_rows
-from ..evaluation.methods import conversation, for_sharer
 from ..evaluation.runner import MAX_ANSWER_TOKENS
 from ..modeling import H2CForCausalLM, H2CProcessor
 from ..several_sharers import H2CSeveralSharers

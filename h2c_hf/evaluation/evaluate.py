@@ -17,17 +17,18 @@ from ..errors import naming
 from ..hints import install, next_commands
 from ..loading import ROLES, load_pair
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
-from ..modeling.configuration_h2c import record_commit
+from ..modeling.base_models_h2c import record_commit
 from ..prompts import LETTERS, open_answer
 from ..reports.page import ONLY_IN_SETS, TITLES, interval, percent
 from ..reports.report import build_report, save_report
 from ..reports.statistics import accuracy_row
 from .arguments import EvaluationArguments, parse
+from .batch import Batch, own_draft_tokens
 from .donors import donor_row
 from .hand_off import hand_off_questions, hand_off_rows
 from .inspection import inspect
 from .latency import time_methods
-from .methods import METHODS, Batch, own_draft_tokens
+from .methods import METHODS
 from .perplexity import load_exchanges, perplexity
 from .progress import Progress
 from .questions import fit, limits, load_questions

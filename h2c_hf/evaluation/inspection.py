@@ -7,8 +7,9 @@ import torch
 
 from ..modeling import H2CForCausalLM, H2CProcessor
 from ..prompts import LETTERS, choice_prompt, letter_ids, user_turn
+from .batch import Batch
 from .donors import donor_row
-from .methods import METHODS, Batch
+from .methods import METHODS
 
 
 @torch.no_grad()

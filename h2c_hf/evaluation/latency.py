@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..prompts import PROMPTS, Prompts
-from .methods import METHODS, Batch
+from .batch import Batch
+from .methods import METHODS
 
 
 WARM_UP = 3

@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,26 +23,26 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import BatchFeature, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from ..config_parser import read_template_kwargs
 from ..loading import load_pair
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..modeling.configuration_h2c import HUB_ARGUMENTS
-from ..modeling.inputs_h2c import CACHE, model_inputs
 from ..modeling.processing_h2c import left_pad, padding_id
 from ..prompts import PROMPTS, set_template_kwargs
 from ..reports.page import ONLY_IN_SETS
 from . import lm_eval_prompts as prompts
-from .methods import H2C, METHODS, Batch, TextToText, sharer_text
+from .batch import Batch
+from .lm_eval_prompts import Context
+from .lm_eval_scoring import continuations, prompt_cache
+from .methods import H2C, METHODS, TextToText, sharer_text
 
 
 logger = logging.getLogger(__name__)
 PREFIXES = {"receiver": "", "sharer": "sharer_"}  # of the names of each model's inputs
-IGNORE_INDEX = -100
 # Methods that a task can ask: it has no passages that only the Sharer reads, no adapter of the Receiver and
 # no drafts.
 ASKED = tuple(name for name in METHODS if name not in (*ONLY_IN_SETS, "lora"))
@@ -52,16 +52,6 @@ LOADING = (
     *inspect.signature(load_pair).parameters, "dtype", "subfolder", "attn_implementation",
     "sharer_quantization_config", "strict_revisions", "sharer_kwargs", "receiver_kwargs", *HUB_ARGUMENTS,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Context:
-    """The context of the tokens that are scored or written."""
-
-    text: str  # a marked conversation, plain text, or nothing
-    room: int  # tokens that must still fit after it, into the window of the model that answers
-    # The answering model's tokens of `text`, where they are fixed already (a rolling window)
-    ids: list[int] | None = None
 
 
 @register_model("h2c")
@@ -327,7 +317,7 @@ class H2CLM(LM):
         rows = [(row, target) for row, index in enumerate(indices) for target in targets[index]]
         cache, scores = self._cache(batch), []
         for start in range(0, len(rows), self.batch_size):
-            scores += self._continuations(batch, cache, rows[start : start + self.batch_size])
+            scores += continuations(*self._answering(batch), cache, rows[start : start + self.batch_size])
         return scores
 
     def _batches(self, contexts: list[Context], answer: Callable[[list[int], Batch], list]):
@@ -451,41 +441,4 @@ class H2CLM(LM):
         """The answering model's cache of all but the last token of its prompts."""
         if self.answers.reader == "receiver":
             return METHODS["receiver" if isinstance(self.answers, TextToText) else self.method].cache(batch)
-        sharer, ids, mask = self._answering(batch)
-        cache = DynamicCache(config=sharer.config)
-        if ids.shape[1] > 1:
-            sharer.base_model(
-                **model_inputs(sharer, ids[:, :-1], mask[:, :-1]), **{CACHE: cache}, use_cache=True
-            )
-        return cache
-
-    def _continuations(
-        self, batch: Batch, cache: Cache, rows: list[tuple[int, list[int]]]
-    ) -> list[tuple[float, bool]]:
-        """(log-likelihood, greedy) of each (row of the batch, tokens that follow its prompt)."""
-        model, ids, mask = self._answering(batch)
-        index = torch.tensor([row for row, _ in rows])
-        targets = pad_sequence(
-            [torch.tensor(target) for _, target in rows], batch_first=True, padding_value=IGNORE_INDEX
-        )
-        real = targets != IGNORE_INDEX
-        # What is read: the kickstart and the target but for its last token, padded on the right behind the
-        # left-padded prompt.
-        read = torch.cat([ids[index, -1:].cpu(), targets[:, :-1].clamp(min=0)], 1)
-        whole_mask = torch.cat([mask[index].cpu(), real[:, 1:].long()], 1)
-        inputs = model_inputs(model, read, whole_mask)
-        logits = model(
-            **inputs, **{CACHE: rows_of(cache, index.to(inputs["input_ids"].device))}, use_cache=True
-        ).logits.float()
-        targets, real = targets.to(logits.device), real.to(logits.device)
-        scores = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-        greedy = (logits.argmax(-1) == targets) | ~real
-        return list(zip((scores * real).sum(1).tolist(), greedy.all(1).tolist(), strict=True))
-
-
-def rows_of(cache: Cache, index: torch.Tensor) -> Cache:
-    """A new cache of some rows of another, which stays as it is."""
-    cache = copy.copy(cache)
-    cache.layers = [copy.copy(layer) for layer in cache.layers]
-    cache.batch_select_indices(index)
-    return cache
+        return prompt_cache(*self._answering(batch))

@@ -8,6 +8,7 @@ text.
 
 import bisect
 import json
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +17,16 @@ from ..wording import HINT_PREFIX
 
 
 MARK = "<h2c conversation>"
+
+
+@dataclass(frozen=True)
+class Context:
+    """The context of the tokens that are scored or written."""
+
+    text: str  # a marked conversation, plain text, or nothing
+    room: int  # tokens that must still fit after it, into the window of the model that answers
+    # The answering model's tokens of `text`, where they are fixed already (a rolling window)
+    ids: list[int] | None = None
 
 
 def pack(conversation: list[dict], add_generation_prompt: bool = True) -> str:

@@ -12,7 +12,8 @@ from ..data.sources import DataSource, reader
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..prompts import PROMPTS, Prompts, user_turn
 from ..reports.statistics import perplexity_row
-from .methods import MAX_HINT_TOKENS, METHODS, Batch, sharer_text
+from .batch import Batch
+from .methods import MAX_HINT_TOKENS, METHODS, sharer_text
 from .progress import Progress, fingerprint
 from .questions import HINT_GROWTH
 

@@ -9,7 +9,8 @@ from ..data.parsing import parse_question
 from ..data.tables import load_table
 from ..modeling import H2CProcessor
 from ..prompts import PROMPTS, Prompts
-from .methods import METHODS, TextToText, conversation, for_sharer
+from .batch import conversation, for_sharer
+from .methods import METHODS, TextToText
 from .runner import MAX_ANSWER_TOKENS
 
 

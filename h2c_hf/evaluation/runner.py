@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 from ..modeling import H2CBridgeModel, H2CForCausalLM, H2CProcessor
 from ..prompts import FORMS, PROMPTS, Prompts, letter_ids, open_answer
 from .answers import exact
+from .batch import Batch, conversation
 from .donors import donor_row
-from .methods import METHODS, Batch, conversation
+from .methods import METHODS
 from .progress import Progress, fingerprint
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 
-from .methods import METHODS, Batch, TextToText
+from .batch import Batch
+from .methods import METHODS, TextToText
 
 
 @dataclass

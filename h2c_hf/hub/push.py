@@ -20,7 +20,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..hints import next_commands
 from ..modeling import H2CBridgeConfig
-from ..modeling.configuration_h2c import REMOTE_CODE, is_hub_id
+from ..modeling.base_models_h2c import is_hub_id
+from ..modeling.configuration_h2c import REMOTE_CODE
 from ..reports.schema import load_report
 from ..visualization.figures import draw
 from .licence import follow_licence

@@ -18,7 +18,8 @@ try:
 except ImportError:  # before 5.24
     GgufConfig = None
 
-from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig, location, record_commit
+from .base_models_h2c import location, record_commit
+from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig
 from .families_h2c import check_joined
 from .generation_h2c import own_defaults
 from .inputs_h2c import execution_device

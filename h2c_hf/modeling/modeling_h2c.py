@@ -12,8 +12,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
+from .base_models_h2c import text_values
 from .bridges_h2c import BridgesMixin
-from .configuration_h2c import H2CBridgeConfig, text_values
+from .configuration_h2c import H2CBridgeConfig
 from .conversation_h2c import H2CConversation
 from .families_h2c import backbone, evaluating, recomputing
 from .generation_h2c import GeneratingMixin, check_rope, own_defaults

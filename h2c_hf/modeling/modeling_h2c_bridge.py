@@ -13,55 +13,29 @@ added (`start_shut`, `update_scale`) and for how the Sharer is read (`sharer_ran
 projection are then one for both blocks of a layer).
 """
 
-import hashlib
 import json
 import math
-import re
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.utils import cached_file
 
 from .configuration_h2c import H2CBridgeConfig
 from .inputs_h2c import check_cache, check_mask, check_states, forked
 from .layers_h2c import StackedLinear, StackedNorm, inverse_deviation
 from .message_h2c import MessageProjection, add_message, inverse_frequencies, message_positions, rotated
+from .weights_h2c import WeightsMixin
 
 
 # Elements of Sharer states that are read together. More would take memory (of all blocks' FFNs at once)
 # without saving time: on CPU, of 2**18 to 2**24, 2**22 was among the fastest at every size; on a GPU all
 # layers of 512 tokens of the reference pair are 50 million.
 GROUP_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
-# Device maps that split a model by its layers. A bridge has none: all of its blocks are computed at once.
-SPLITTING = ("auto", "balanced", "balanced_low_0", "sequential")
-
-
-def check_hashes(folder: Path) -> None:
-    """Compare weights in the Hub's cache, whose blobs are named by the SHA-256 that the Hub gives, with their
-    names: the client checks their size alone. Other folders have no hashes to compare with.
-
-    Raises:
-        ValueError: for a file with another hash.
-    """
-    for path in folder.glob("model*.safetensors"):
-        blob, digest = path.resolve(), hashlib.sha256()
-        if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-            with blob.open("rb") as file:
-                while chunk := file.read(2**24):
-                    digest.update(chunk)
-            if digest.hexdigest() != blob.name:
-                raise ValueError(
-                    f"{path} is damaged: its SHA-256 is not the Hub's; fetch it again with "
-                    "force_download=True."
-                )
 
 
 def recency_bias(heads: int, mask: torch.Tensor) -> torch.Tensor:
@@ -75,7 +49,7 @@ def recency_bias(heads: int, mask: torch.Tensor) -> torch.Tensor:
     return -slopes[:, None, None] * after[:, None, None]
 
 
-class H2CBridgeModel(PreTrainedModel):
+class H2CBridgeModel(WeightsMixin, PreTrainedModel):
     """Rewrites a Receiver's KV cache from a Sharer's hidden states, layer by layer.
 
     Method: the H2C course project, "Hidden-to-Cache"; its checkpoints convert (`h2c convert`).
@@ -133,49 +107,6 @@ class H2CBridgeModel(PreTrainedModel):
             init.constant_(module.gate, self.config.gate_init)
             if self.config.start_shut:
                 init.zeros_(module.ffn_out.weight)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in transformers, from safetensors alone: a pickle can run code.
-
-        Raises:
-            ValueError: for weights that are truncated, pickled or incomplete, or not those that the Hub has
-                the hash of.
-        """
-        with_info = kwargs.pop("output_loading_info", False)
-        if isinstance(kwargs.get("device_map"), str) and kwargs["device_map"] in SPLITTING:
-            kwargs["device_map"] = {"": torch.accelerator.current_accelerator() or "cpu"}
-        kwargs |= {"use_safetensors": True, "output_loading_info": True}
-        try:
-            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(
-                f"The safetensors file of {pretrained_model_name_or_path} is truncated or damaged ({error}); "
-                "fetch or save it again."
-            ) from error
-        except OSError as error:
-            if "safetensors" not in str(error):
-                raise
-            raise ValueError(
-                f"{pretrained_model_name_or_path} has no model.safetensors. Pickled weights (.bin, .pt) are "
-                "not loaded; expected safetensors, which save_pretrained and h2c convert write."
-            ) from error
-        if missing := sorted(info["missing_keys"]):
-            raise ValueError(
-                f"The weights of {pretrained_model_name_or_path} lack {len(missing)} of the bridge's "
-                f"{len(model.state_dict())} tensors: {', '.join(missing)}."
-            )
-        if pretrained_model_name_or_path is not None:  # else the weights are a state dict
-            where = {
-                name: kwargs[name] for name in ("cache_dir", "revision", "subfolder") if kwargs.get(name)
-            }
-            folder = Path(
-                cached_file(pretrained_model_name_or_path, "config.json", local_files_only=True, **where)
-            ).parent
-            check_hashes(folder)
-            model.config._folder = str(folder)
-        model.requires_grad_()  # transformers makes parameters anew
-        return (model, info) if with_info else model
 
     def requires_grad_(self, requires_grad: bool = True):
         """As in torch; the dictionary of a message stays frozen."""

@@ -1,7 +1,8 @@
 """Drafts: the Sharer writes a few tokens after its prompt, and the bridge reads these as well.
 
-A bridge carries the text that the Sharer has read. An answer that the Sharer must work out, in two steps, is in its hidden states only
-once it is written. A draft of k tokens costs k Sharer steps, on the cache of its prompt: no token is read twice.
+A bridge carries the text that the Sharer has read. An answer that the Sharer must work out, in two steps, is
+in its hidden states only once it is written. A draft of k tokens costs k Sharer steps, on the cache of its
+prompt: no token is read twice.
 """
 
 from typing import NamedTuple
@@ -14,11 +15,14 @@ from .passes_h2c import without_hooks_for_good
 
 
 class Draft(NamedTuple):
-    """A Sharer's prompts, each with the draft that it wrote after it, left-padded: inputs of `H2CForCausalLM.forward` and `generate`.
+    """A Sharer's prompts, each with the draft that it wrote after it, left-padded: inputs of
+    `H2CForCausalLM.forward` and `generate`.
 
     Attributes:
-        sharer_input_ids, sharer_attention_mask: (batch, length), prompt and draft; an end token is no part of the draft.
-        sharer_hidden_states: S + 1 tensors (batch, length, sharer_hidden_size), as `H2CForCausalLM.read` returns them.
+        sharer_input_ids, sharer_attention_mask: (batch, length), prompt and draft; an end token is no part of
+            the draft.
+        sharer_hidden_states: S + 1 tensors (batch, length, sharer_hidden_size), as `H2CForCausalLM.read`
+            returns them.
         lengths: (batch,), tokens of each draft.
     """
 
@@ -36,7 +40,7 @@ def write_draft(
     max_new_tokens: int,
     **kwargs,
 ) -> Draft:
-    """Let the Sharer write up to `max_new_tokens` tokens after its prompts, and keep the hidden states of all that it read.
+    """Let the Sharer write up to `max_new_tokens` tokens after its prompts, and keep all hidden states.
 
     Args:
         input_ids, attention_mask: (batch, length), left-padded.
@@ -68,9 +72,8 @@ def write_draft(
     going_on = ~torch.isin(ids[:, prompt:], end_tokens(sharer, kwargs).to(device))
     drafted = going_on.long().cumprod(1)  # up to the end token; padding comes after it
     mask = torch.cat([attention_mask, drafted.to(attention_mask)], 1)
-    order = mask.argsort(dim=1, stable=True)[
-        :, read - int(mask.sum(1).max()) :
-    ]  # padding to the left, and no more of it than is needed
+    # Padding to the left, and no more of it than is needed.
+    order = mask.argsort(dim=1, stable=True)[:, read - int(mask.sum(1).max()) :]
     states = tuple(
         state.gather(1, order[..., None].expand(-1, -1, state.shape[-1]).to(state.device)) for state in states
     )

@@ -10,11 +10,11 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from .inputs_h2c import CACHE, check_cache, check_states, forked, model_inputs
 
 
-# Families that number positions by column, or keep a state that runs on over padding, whatever the attention mask says: a left-padded
-# prompt then reads otherwise than alone.
+# Families that number positions by column, or keep a state that runs on over padding, whatever the attention
+# mask says: a left-padded prompt then reads otherwise than alone.
 READS_PADDING = (
-    "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus", "plbart", "prophetnet", "rwkv",
-    "trocr", "xlstm",
+    "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus",
+    "plbart", "prophetnet", "rwkv", "trocr", "xlstm",
 )  # fmt: skip
 READS_PADDING_FROM_CACHE = ("git", "roformer")
 # ALiBi by column: the distance from the prompt to a message before it would count the prompt's padding.
@@ -22,7 +22,7 @@ READS_PADDING_AFTER_MESSAGE = ("mpt",)
 
 
 def backbone(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model without its LM head. (`base_model` is the whole model if `base_model_prefix` names no part, as in Llama 4.)"""
+    """Return the model without its LM head. (`base_model` may be the whole model, as in Llama 4.)"""
     return getattr(model, backbone_name(model), model)
 
 
@@ -38,15 +38,17 @@ def check_recomputable(model: PreTrainedModel) -> None:
     """
     if not isinstance(getattr(backbone(model), "layers", None), torch.nn.ModuleList):
         raise ValueError(
-            f"The layers of {type(model).__name__} are not in backbone.layers, where they can be computed again."
+            f"The layers of {type(model).__name__} are not in backbone.layers, where they can be computed "
+            "again."
         )
 
 
 def recomputing(model: PreTrainedModel, checkpoint: Callable, every_n_layers: int) -> PreTrainedModel:
-    """Return the same model, weights shared, of which each n-th layer keeps only its inputs and is computed again in the backward pass.
+    """Return the same model, weights shared, of which each n-th layer keeps only its inputs and is computed
+    again in the backward pass.
 
-    Each layer extends a fork of the cache: a cache that was extended in the forward pass would be extended again. (Stock gradient
-    checkpointing drops the cache.)
+    Each layer extends a fork of the cache: a cache that was extended in the forward pass would be extended
+    again. (Stock gradient checkpointing drops the cache.)
 
     Args:
         checkpoint: as `torch.utils.checkpoint.checkpoint`.
@@ -77,14 +79,14 @@ def recomputed(layer: torch.nn.Module, checkpoint: Callable) -> torch.nn.Module:
 
 
 def check_joined(model) -> None:
-    """Run both base models on three tokens, so that a pair that cannot be joined is refused before it is used.
+    """Run both base models on three tokens, so that a pair that cannot be joined is refused early.
 
     Args:
         model: an `H2CForCausalLM`. Models that are partly on disk are not run, since that takes long.
 
     Raises:
-        ValueError: in one sentence, if a model reads padding, gives other hidden states or another cache than its config says, or
-            cannot go on from a cache that it is given.
+        ValueError: in one sentence, if a model reads padding, gives other hidden states or another cache than
+            its config says, or cannot go on from a cache that it is given.
     """
     for role, check in (("sharer", check_sharer), ("receiver", check_receiver)):
         base = getattr(model, role)
@@ -114,7 +116,8 @@ def check_sharer(model, sharer: PreTrainedModel, input_ids: torch.Tensor) -> Non
     for index in model.bridge.read_layers:
         if tuple(states[index].shape[:2]) != tuple(input_ids.shape) or states[index].dim() != 3:
             raise ValueError(
-                f"hidden state {index} has shape {tuple(states[index].shape)}; expected (batch, length, size)."
+                f"hidden state {index} has shape {tuple(states[index].shape)}; expected (batch, length, "
+                "size)."
             )
     check_states(model.config, model.bridge.read_layers, states)
 
@@ -126,10 +129,8 @@ def check_receiver(model, receiver: PreTrainedModel, input_ids: torch.Tensor) ->
     """
     cache, layers = DynamicCache(config=receiver.config), [layer for layer, _ in model.bridge.alignment]
     for layer in cache.layers:
-        if type(layer) not in (
-            DynamicLayer,
-            DynamicSlidingWindowLayer,
-        ):  # others keep more, which the bridge does not rewrite
+        # Others keep more, which the bridge does not rewrite.
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise ValueError(
                 f"a layer keeps a {type(layer).__name__}; expected keys and values of every token."
             )
@@ -156,6 +157,7 @@ __all__ = ["backbone", "backbone_name", "check_joined", "check_recomputable", "r
 
 
 def evaluating(frozen: PreTrainedModel) -> None:
-    """Put a frozen model into eval mode if it is in training mode. (`eval` walks all modules: as long as a layer of a small model.)"""
+    """Put a frozen model into eval mode if it is in training mode. (`eval` walks all modules: as long as a
+    layer of a small model.)"""
     if frozen.training:
         frozen.eval()

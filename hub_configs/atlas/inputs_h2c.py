@@ -1,4 +1,4 @@
-"""Inputs of a language model, with positions that skip padding, and the checks of prompts, caches and hidden states."""
+"""Inputs of a language model, positions that skip padding; checks of prompts, caches and hidden states."""
 
 import copy
 import dataclasses
@@ -9,7 +9,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
-# transformers 5.24 calls `past_key_values` `cache`, in calls and in outputs; earlier versions know the old name alone.
+# transformers 5.24 calls `past_key_values` `cache`, in calls and in outputs; earlier versions know the old
+# name alone.
 CACHE = (
     "cache"
     if "cache" in {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
@@ -20,7 +21,7 @@ CACHE = (
 def model_inputs(
     model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int = 0
 ) -> dict:
-    """Inputs on the model's device, with position ids that count tokens and not padding, as `generate` counts them."""
+    """Inputs on the model's device, with position ids that count no padding, as `generate` counts."""
     device = execution_device(model)
     input_ids = input_ids.to(device)
     if attention_mask is None:
@@ -31,13 +32,14 @@ def model_inputs(
 
 
 def execution_device(model: PreTrainedModel) -> torch.device:
-    """Return the device on which a model computes. Its weights may be elsewhere, or on meta, until accelerate's hooks load them."""
+    """Return the device on which a model computes. Its weights may be elsewhere, or on meta, until
+    accelerate's hooks load them."""
     device = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
     return model.device if device is None else torch.device(device)
 
 
 def positions(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
-    """Return the position ids (batch, length) of the last `length` columns, which count tokens and not padding."""
+    """Return the position ids (batch, length) of the last `length` columns, which count no padding."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
 
 
@@ -53,13 +55,13 @@ def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | Non
 
 
 def to_fill(cache: Cache | None) -> bool:
-    """Return whether a cache is to be filled: there is none, or an empty one, which any model fills. (`H2CSeveralSharers` marks the empty
-    cache from which the Receiver answers alone.)"""
+    """Return whether a cache is to be filled: there is none, or an empty one, which any model fills.
+    (`H2CSeveralSharers` marks the empty cache from which the Receiver answers alone.)"""
     return cache is None or (cache.get_seq_length() == 0 and not getattr(cache, "without_bridge", False))
 
 
 def refuse_cache(arguments: dict, reason: str) -> None:
-    """Remove from `arguments` the inputs that a wrapper makes itself: both names of a cache, and the Sharer's hidden states.
+    """Remove from `arguments` the inputs that a wrapper makes: a cache, and the Sharer's hidden states.
 
     Raises:
         ValueError: if one is given.
@@ -78,8 +80,8 @@ def check_tensors(**tensors: torch.Tensor | None) -> None:
     for name, value in tensors.items():
         if value is not None and not isinstance(value, torch.Tensor):
             raise ValueError(
-                f"{name} is a {type(value).__name__}; expected a tensor (batch, length). Pass a processor's output as **inputs, and "
-                f"arguments of generate by their names."
+                f"{name} is a {type(value).__name__}; expected a tensor (batch, length). Pass a processor's "
+                "output as **inputs, and arguments of generate by their names."
             )
 
 
@@ -91,7 +93,7 @@ def forked(cache: Cache) -> Cache:
 
 
 def check_goes_on(model, *roles: str) -> None:
-    """Refuse a model whose reading cannot be resumed: it needs the Sharer itself, and caches that keep every token.
+    """Refuse a model whose reading cannot be resumed: it needs the Sharer, and caches that keep every token.
 
     Args:
         model: an `H2CForCausalLM`.
@@ -108,7 +110,8 @@ def check_goes_on(model, *roles: str) -> None:
         layers = DynamicCache(config=getattr(model, role).config).layers
         if other := [layer for layer in layers if not isinstance(layer, DynamicLayer)]:
             raise ValueError(
-                f"A layer of the {role.capitalize()} keeps a {type(other[0]).__name__}; expected keys and values of every token."
+                f"A layer of the {role.capitalize()} keeps a {type(other[0]).__name__}; expected keys and "
+                "values of every token."
             )
 
 
@@ -172,11 +175,11 @@ def check_prompt(
     if attention_mask is not None:
         if attention_mask.shape != input_ids.shape:
             raise ValueError(
-                f"{prefix}attention_mask has shape {tuple(attention_mask.shape)}; expected that of {name}, {tuple(input_ids.shape)}."
+                f"{prefix}attention_mask has shape {tuple(attention_mask.shape)}; expected that of {name}, "
+                f"{tuple(input_ids.shape)}."
             )
-        if (
-            input_ids.shape[1] and not torch.compiler.is_compiling()
-        ):  # `torch.export` traces no checks of values
+        # `torch.export` traces no checks of values.
+        if input_ids.shape[1] and not torch.compiler.is_compiling():
             if (attention_mask[:, 1:] < attention_mask[:, :-1]).any():
                 raise ValueError(
                     f"{name} is padded on the right; expected padding on the left (padding_side='left')."
@@ -205,40 +208,44 @@ def check_prompt(
         raise ValueError(
             f"A prompt in {name} is {longest} tokens long{also}; the context window of its model is {window}."
         )
-    # A sliding layer keeps its window of the cache, padding counted, less one for the token that is read next.
+    # A sliding layer keeps its window of the cache, padding counted, less one for the token that is read
+    # next.
     layers = DynamicCache(config=model.config).layers if bridged else []
     windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
     if windows and columns > min(windows):
         raise ValueError(
-            f"The prompts in {name} are {columns} tokens long{also}, padding included; the Receiver has a sliding window "
-            f"of {min(windows)}, and a prompt must fit into it to be bridged."
+            f"The prompts in {name} are {columns} tokens long{also}, padding included; the Receiver has a "
+            f"sliding window of {min(windows)}, and a prompt must fit into it to be bridged."
         )
 
 
 def check_states(
     config, read_layers: list[int], sharer_hidden_states: tuple[torch.Tensor | None, ...]
 ) -> tuple[int, int]:
-    """Refuse hidden states whose shapes are not those of the bridge's config. Return their batch size and length."""
+    """Refuse hidden states whose shapes are not the config's. Return their batch size and length."""
     expected = config.sharer_num_hidden_layers + 1
     if len(sharer_hidden_states) != expected:
         raise ValueError(
-            f"Got {len(sharer_hidden_states)} Sharer hidden states; this bridge expects {expected} (its layers + 1)."
+            f"Got {len(sharer_hidden_states)} Sharer hidden states; this bridge expects {expected} (its "
+            "layers + 1)."
         )
     if absent := [index for index in read_layers if sharer_hidden_states[index] is None]:
         raise ValueError(f"Sharer hidden state {absent[0]} is None; this bridge reads {read_layers}.")
     batch, length, hidden_size = sharer_hidden_states[read_layers[0]].shape
     if hidden_size != config.sharer_hidden_size:
         raise ValueError(
-            f"The Sharer's hidden states are {hidden_size} wide; this bridge expects {config.sharer_hidden_size}."
+            f"The Sharer's hidden states are {hidden_size} wide; this bridge expects "
+            f"{config.sharer_hidden_size}."
         )
     return batch, length
 
 
 def check_cache(config, layers: list[int], receiver_cache: Cache, batch: int) -> int:
-    """Refuse a cache of another shape than the config's, or with a layer that keeps only a window. Return its length."""
+    """Refuse a cache of another shape, or with a layer that keeps only a window. Return its length."""
     if len(receiver_cache.layers) != config.receiver_num_hidden_layers:
         raise ValueError(
-            f"The Receiver's cache has {len(receiver_cache.layers)} layers; this bridge expects {config.receiver_num_hidden_layers}."
+            f"The Receiver's cache has {len(receiver_cache.layers)} layers; this bridge expects "
+            f"{config.receiver_num_hidden_layers}."
         )
     length = receiver_cache.get_seq_length(layers[0])  # other layers may have a message already
     shape = (batch, config.receiver_num_key_value_heads, length, config.receiver_head_dim)
@@ -250,8 +257,8 @@ def check_cache(config, layers: list[int], receiver_cache: Cache, batch: int) ->
             )
         if layer.keys.shape[-2] < length:
             raise ValueError(
-                f"Receiver layer {index} has a sliding window and kept {layer.keys.shape[-2]} of {length} positions; "
-                f"a prompt must fit into the window to be bridged."
+                f"Receiver layer {index} has a sliding window and kept {layer.keys.shape[-2]} of {length} "
+                "positions; a prompt must fit into the window to be bridged."
             )
         for kind, states in (("keys", layer.keys), ("values", layer.values)):
             if tuple(states.shape) != shape:

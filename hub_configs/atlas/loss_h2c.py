@@ -1,4 +1,5 @@
-"""The loss of a training step without the logits of a whole batch in memory: of the Receiver's vocabulary, they would be most of it."""
+"""The loss of a training step without the logits of a whole batch in memory: of the Receiver's vocabulary,
+they would be most of it."""
 
 import copy
 from collections.abc import Callable
@@ -24,7 +25,8 @@ class GivenOutput(BaseModelOutputWithPast):
 
 
 def standing_in(backbone: torch.nn.Module, hidden_states: torch.Tensor) -> torch.nn.Module:
-    """Return a copy of a backbone, attributes and weights shared, that returns the given states as its last, whatever it is called with."""
+    """Return a copy of a backbone, attributes and weights shared, that returns the given states as its last,
+    whatever it is called with."""
     stand_in = copy.copy(backbone)
     # OPT calls its backbone's decoder.
     stand_in._modules = {
@@ -36,7 +38,8 @@ def standing_in(backbone: torch.nn.Module, hidden_states: torch.Tensor) -> torch
 
 
 class RowLosses(torch.autograd.Function):
-    """Cross-entropy, summed, of logits = head(hidden_states); each group of rows has its backward pass right after its forward pass."""
+    """Cross-entropy, summed, of logits = head(hidden_states); each group of rows has its backward pass right
+    after its forward pass."""
 
     @staticmethod
     def forward(context, hidden_states: torch.Tensor, targets: torch.Tensor, head) -> torch.Tensor:
@@ -58,10 +61,11 @@ class RowLosses(torch.autograd.Function):
 
 
 def head_of(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the model's own way from its last hidden states (batch, length, hidden_size), after the final norm, to logits.
+    """Return the model's own way from its last hidden states (batch, length, hidden_size) to logits.
 
-    Its `forward` runs with its backbone replaced, so that no arithmetic of its head is left out: Gemma 2 caps the logits, Cohere and
-    Granite scale them. The class's `forward`: an instance's own (accelerate's hooks) would run that of the whole model.
+    Its `forward` runs with its backbone replaced, so that no arithmetic of its head is left out: Gemma 2 caps
+    the logits, Cohere and Granite scale them. The class's `forward`: an instance's own (accelerate's hooks)
+    would run that of the whole model.
     """
 
     def head(hidden_states: torch.Tensor) -> torch.Tensor:
@@ -88,7 +92,8 @@ def loss_without_logits(
     Args:
         model: a causal language model whose parameters are frozen.
         hidden_states: (batch, length, hidden_size), its backbone's last.
-        labels: (batch, length), -100 on positions without a label; the label of position t is the token that t - 1 predicts.
+        labels: (batch, length), -100 on positions without a label; the label of position t is the token that
+            t - 1 predicts.
         num_items_in_batch: the divisor of the sum, instead of the number of labels.
     """
     head = head_of(model)

@@ -1,7 +1,8 @@
-"""Sharer + bridge + Receiver as one causal language model: `forward()` for training and scoring, `generate()` for text.
+"""Sharer + bridge + Receiver as one causal language model: `forward()` for training, `generate()` for text.
 
-Both go through one code path, `bridged_cache`: the Sharer reads its prompt; the Receiver prefills its own but for
-the last token, the *kickstart*; the bridge rewrites that cache. Then the stock Receiver goes on from the kickstart.
+Both go through one code path, `bridged_cache`: the Sharer reads its prompt; the Receiver prefills its own but
+for the last token, the *kickstart*; the bridge rewrites that cache. Then the stock Receiver goes on from the
+kickstart.
 """
 
 import torch
@@ -11,8 +12,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
+from .base_models_h2c import text_values
 from .bridges_h2c import BridgesMixin
-from .configuration_h2c import H2CBridgeConfig, text_values
+from .configuration_h2c import H2CBridgeConfig
 from .conversation_h2c import H2CConversation
 from .families_h2c import backbone, evaluating, recomputing
 from .generation_h2c import GeneratingMixin, check_rope, own_defaults
@@ -31,9 +33,9 @@ class H2CForCausalLM(
 ):
     """A frozen Sharer, a trainable bridge and a frozen Receiver.
 
-    Make one with `from_pair` (two models, a new bridge) or `from_pretrained` (a trained bridge). `save_pretrained` and
-    `push_to_hub` write the bridge alone. Other bridges for the pair come in with `load_bridge` and `set_bridge`, and
-    `disable_bridge` leaves the Receiver alone.
+    Make one with `from_pair` (two models, a new bridge) or `from_pretrained` (a trained bridge).
+    `save_pretrained` and `push_to_hub` write the bridge alone. Other bridges for the pair come in with
+    `load_bridge` and `set_bridge`, and `disable_bridge` leaves the Receiver alone.
     """
 
     config: H2CBridgeConfig
@@ -53,8 +55,9 @@ class H2CForCausalLM(
     ):
         if sharer is None or receiver is None:
             raise ValueError(
-                "H2CForCausalLM holds two language models and needs their weights: use H2CForCausalLM.from_pair(sharer, receiver) "
-                "for a new bridge or H2CForCausalLM.from_pretrained(repo) for a trained one."
+                "H2CForCausalLM holds two language models and needs their weights: use "
+                "H2CForCausalLM.from_pair(sharer, receiver) for a new bridge or "
+                "H2CForCausalLM.from_pretrained(repo) for a trained one."
             )
         without_sharer = isinstance(sharer, PreTrainedConfig)
         config.check_pair(sharer if without_sharer else sharer.config, receiver.config)
@@ -78,7 +81,8 @@ class H2CForCausalLM(
         self.generation_config = own_defaults(receiver.generation_config)
         if places := device_map_of(self._base_models(), self.bridge):
             self.hf_device_map = places  # the Trainer then leaves each part where it is
-        # Exact names, as `save_pretrained` and the Trainer expect them: checkpoints then hold the bridge alone.
+        # Exact names, as `save_pretrained` and the Trainer expect them: checkpoints then hold the bridge
+        # alone.
         self._keys_to_ignore_on_save = {key for key in self.state_dict() if not key.startswith("bridge.")}
         self.train(self.bridge.training)
 
@@ -93,7 +97,7 @@ class H2CForCausalLM(
     # Frozen models
 
     def train(self, mode: bool = True):
-        """Only the bridge has a training mode: the frozen models would otherwise drop out, and drop their caches."""
+        """Only the bridge has a training mode: the frozen models would drop out, and drop their caches."""
         super().train(mode)
         for frozen in self._frozen():
             frozen.eval()
@@ -139,21 +143,24 @@ class H2CForCausalLM(
         """Logits from the kickstart on.
 
         Args:
-            input_ids: (batch, N), the Receiver's prompt, left-padded; with `labels` the prompt and then the target,
-                (batch, N + T), the target right-padded, so that each target follows its kickstart directly.
+            input_ids: (batch, N), the Receiver's prompt, left-padded; with `labels` the prompt and then the
+                target, (batch, N + T), the target right-padded, so that each target follows its kickstart
+                directly.
             attention_mask: as `input_ids`.
             sharer_input_ids, sharer_attention_mask, sharer_hidden_states: see `bridged_cache`.
             labels: (batch, N + T), -100 on the prompt and on padding. All targets begin in the same column.
-            past_key_values: an empty cache, which is filled, or one that is bridged already; `input_ids` then holds the whole prompt or,
-                with a longer `attention_mask`, the new tokens.
+            past_key_values: an empty cache, which is filled, or one that is bridged already; `input_ids` then
+                holds the whole prompt or, with a longer `attention_mask`, the new tokens.
             num_items_in_batch: the number of targets over accumulated batches, from the Trainer.
             use_cache: False leaves the cache out of the output; there is one either way.
             cache: the newer name of `past_key_values`.
-            skip_logits: with `labels`, compute the loss alone; the same loss, in much less memory. `logits` is None then.
+            skip_logits: with `labels`, compute the loss alone; the same loss, in much less memory. `logits`
+                is None then.
             kwargs: passed to the Receiver.
 
         Returns:
-            `logits` (batch, 1, vocabulary) of the token after the prompt; with `labels` (batch, T + 1, vocabulary), and `loss`.
+            `logits` (batch, 1, vocabulary) of the token after the prompt; with `labels` (batch, T + 1,
+            vocabulary), and `loss`.
         """
         check_arguments(input_ids, kwargs)
         check_tensors(input_ids=input_ids, attention_mask=attention_mask, sharer_input_ids=sharer_input_ids)
@@ -178,7 +185,8 @@ class H2CForCausalLM(
         total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
         if cached >= total:
             raise ValueError(
-                f"past_key_values holds {cached} positions and the prompt has {total}; expected at least one that is new."
+                f"past_key_values holds {cached} positions and the prompt has {total}; expected at least one "
+                "that is new."
             )
         new = input_ids[:, cached - total :] if input_ids.shape[1] == total and cached else input_ids
 

@@ -1,7 +1,8 @@
-"""`pipeline("text-generation", model=REPO, trust_remote_code=True)`: the stock pipeline, with both models' inputs.
+"""`pipeline("text-generation", model=REPO, trust_remote_code=True)`: stock, with both models' inputs.
 
-For objects: `pipeline("text-generation", model=model, processor=processor, pipeline_class=H2CTextGenerationPipeline)`. (transformers
-looks for a custom pipeline only if `model` is a repo.)
+For objects:
+`pipeline("text-generation", model=model, processor=processor, pipeline_class=H2CTextGenerationPipeline)`.
+(transformers looks for a custom pipeline only if `model` is a repo.)
 """
 
 from transformers import TextGenerationPipeline
@@ -24,9 +25,8 @@ class H2CTextGenerationPipeline(TextGenerationPipeline):
         # The Receiver's tokenizer pads batches and decodes; it may have no pad token (Llama 3).
         tokenizer = processor.tokenizer
         tokenizer.pad_token_id = padding_id(tokenizer)
-        kwargs.pop(
-            "local_files_only", None
-        )  # left in by `pipeline()`, which has used it; it would go on to `generate`
+        # Left in by `pipeline()`, which has used it; it would go on to `generate`.
+        kwargs.pop("local_files_only", None)
         super().__init__(*args, **{**kwargs, "processor": processor, "tokenizer": tokenizer})
 
     def check_model_type(self, supported_models):
@@ -45,16 +45,18 @@ class H2CTextGenerationPipeline(TextGenerationPipeline):
         handle_long_generation: str | None = None,
         **generate_kwargs,
     ) -> dict:
-        """The inputs of both models, (1, length) each, and `prompt_text`, which `postprocess` puts before the answer."""
+        """The inputs of both models, (1, length) each, and `prompt_text`, which goes before the answer."""
         if truncation or handle_long_generation:
             raise ValueError(
-                f"Got {truncation=}, {handle_long_generation=}; expected neither: a prompt for two models is not cut."
+                f"Got {truncation=}, {handle_long_generation=}; expected neither: a prompt for two models is "
+                "not cut."
             )
         sharer_conversation = None
         if isinstance(prompt_text, dict):
             if prompt_text.keys() != {"conversation", "sharer_conversation"}:
                 raise ValueError(
-                    f"Got an input with {', '.join(map(str, prompt_text))}; expected conversation and sharer_conversation."
+                    f"Got an input with {', '.join(map(str, prompt_text))}; expected conversation and "
+                    "sharer_conversation."
                 )
             sharer_conversation, prompt_text = (
                 prompt_text["sharer_conversation"],

@@ -1,4 +1,4 @@
-"""Prompts that begin alike: an instruction, a passage, few-shot examples. Both models read the shared prefix once."""
+"""Prompts that begin alike: an instruction, a passage, few-shot examples. Both models read it once."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -35,8 +35,9 @@ class Prefix:
 class H2CPrefixCache:
     """Answers batches of prompts that share a prefix.
 
-    Both models' caches of a prefix are kept; the least recently used prefix is dropped first. The bridge rewrites every position for every
-    prompt, since each attends to all that the Sharer read. Answers are bitwise the same with a kept prefix and with a new one.
+    Both models' caches of a prefix are kept; the least recently used prefix is dropped first. The bridge
+    rewrites every position for every prompt, since each attends to all that the Sharer read. Answers are
+    bitwise the same with a kept prefix and with a new one.
     """
 
     def __init__(self, model, max_bytes: int):
@@ -46,7 +47,8 @@ class H2CPrefixCache:
             max_bytes: the most bytes of kept prefixes.
 
         Raises:
-            ValueError: for a model without the Sharer's weights, or a model that keeps other than keys and values.
+            ValueError: for a model without the Sharer's weights, or a model that keeps other than keys and
+                values.
         """
         check_goes_on(model, "sharer", "receiver")
         self.model, self.max_bytes = model, max_bytes
@@ -74,13 +76,15 @@ class H2CPrefixCache:
         """Return the output of `H2CForCausalLM.generate` for the whole prompts.
 
         Args:
-            prefix: `input_ids` and `sharer_input_ids`, (1, length) each, that every prompt begins with: of the shared messages,
-                `processor.apply_chat_template(messages, add_generation_prompt=False)`.
-            input_ids, sharer_input_ids, attention_mask, sharer_attention_mask: (batch, length), the whole prompts, left-padded.
+            prefix: `input_ids` and `sharer_input_ids`, (1, length) each, that every prompt begins with: of
+                the shared messages, `processor.apply_chat_template(messages, add_generation_prompt=False)`.
+            input_ids, sharer_input_ids, attention_mask, sharer_attention_mask: (batch, length), the whole
+                prompts, left-padded.
             kwargs: as for `H2CForCausalLM.generate`.
 
         Raises:
-            ValueError: for prompts that do not begin with the prefix or hold nothing else, or that `generate` would refuse.
+            ValueError: for prompts that do not begin with the prefix or hold nothing else, or that `generate`
+                would refuse.
         """
         if self.model._bridge_disabled:
             return self.model.generate(input_ids, attention_mask, **kwargs)
@@ -109,9 +113,11 @@ class H2CPrefixCache:
         )
         if len(input_ids) != len(sharer_input_ids):
             raise ValueError(
-                f"The Sharer got {len(sharer_input_ids)} prompts and the Receiver {len(input_ids)}; expected as many."
+                f"The Sharer got {len(sharer_input_ids)} prompts and the Receiver {len(input_ids)}; expected "
+                "as many."
             )
-        # One token more than the prefix for the Sharer; for the Receiver another one, the kickstart, which is never cached.
+        # One token more than the prefix for the Sharer; for the Receiver another one, the kickstart, which is
+        # never cached.
         check_prefix("sharer_", prefix, sharer_input_ids, sharer_attention_mask, more=1)
         check_prefix("", prefix, input_ids, attention_mask, more=2)
         shared, batch = self._read(prefix), len(input_ids)
@@ -168,19 +174,21 @@ def check_prefix(
         ids = ids[mask.bool()]
         if len(ids) < length + more:
             raise ValueError(
-                f"Prompt {row} in {name}input_ids has {len(ids)} tokens; expected at least {more} more than the prefix's {length}."
+                f"Prompt {row} in {name}input_ids has {len(ids)} tokens; expected at least {more} more than "
+                f"the prefix's {length}."
             )
         if not torch.equal(ids[:length], expected[0].to(ids.device)):
             same = int((ids[:length] == expected[0].to(ids.device)).int().cumprod(0).sum())
             raise ValueError(
-                f"Prompt {row} in {name}input_ids begins with {same} tokens of the prefix; expected all {length}."
+                f"Prompt {row} in {name}input_ids begins with {same} tokens of the prefix; expected all "
+                f"{length}."
             )
 
 
 def after_prefix(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the tokens after the first `length` of each row, left-padded, (batch, width), and a mask of prefix and rest.
+    """Return the tokens after the first `length`, left-padded, (batch, width), and a mask of prefix and rest.
 
     The mask is (batch, length + width): padding then stands between prefix and rest.
     """
@@ -204,7 +212,7 @@ def repeated(cache: Cache, batch: int) -> Cache:
 
 
 def padding_first(cache: Cache, attention_mask: torch.Tensor, length: int) -> None:
-    """Bring positions from prefix, padding, rest into the order of left-padded prompts: padding, prefix, rest; in place.
+    """Reorder positions from prefix, padding, rest to padding, prefix, rest (left-padded prompts), in place.
 
     Args:
         attention_mask: (batch, positions + 1), that of the prompts.

@@ -11,19 +11,22 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from .messages_h2c import check_fixed, check_messages, plain_messages
 
 
-# Around special tokens that stand in a message as text: two code points that are no characters, so that no text has them.
+# Around special tokens that stand in a message as text: two code points that are no characters, so that no
+# text has them.
 MARKED = re.compile("\ufdd0([^\ufdd0\ufdd1]*)\ufdd1")
 
 
 class H2CProcessor(ProcessorMixin):
-    """Both tokenizers of a pair. `apply_chat_template` and `__call__` give the four inputs of `H2CForCausalLM`, padded on
-    the left: `input_ids`, `attention_mask` (for the Receiver), `sharer_input_ids`, `sharer_attention_mask`.
+    """Both tokenizers of a pair. `apply_chat_template` and `__call__` give the four inputs of
+    `H2CForCausalLM`, padded on the left: `input_ids`, `attention_mask` (for the Receiver),
+    `sharer_input_ids`, `sharer_attention_mask`.
 
-    `chat_template_kwargs` are variables of the two chat templates, for instance `{"enable_thinking": False}`. They are saved in
-    `processor_config.json`, and are the defaults of every `apply_chat_template`.
+    `chat_template_kwargs` are variables of the two chat templates, for instance `{"enable_thinking": False}`.
+    They are saved in `processor_config.json`, and are the defaults of every `apply_chat_template`.
     """
 
-    _auto_class = "AutoProcessor"  # saving writes this file and its entry in processor_config.json, where AutoProcessor looks
+    # Saving writes this file and its entry in processor_config.json, where AutoProcessor looks.
+    _auto_class = "AutoProcessor"
 
     def __init__(
         self, sharer_tokenizer: PreTrainedTokenizerBase, receiver_tokenizer: PreTrainedTokenizerBase,
@@ -48,13 +51,13 @@ class H2CProcessor(ProcessorMixin):
             self.receiver_tokenizer.chat_template = value
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers, and the Receiver's tokenizer, which decodes the answers, for `AutoTokenizer`."""
+        """As in transformers, plus the Receiver's tokenizer, for `AutoTokenizer` to decode answers."""
         written = super().save_pretrained(save_directory, **kwargs)
         self.receiver_tokenizer.save_pretrained(save_directory)
         return written
 
     def to_dict(self) -> dict:
-        """As stock; without chat_template_kwargs if there are none, so that older code reads the file without a warning."""
+        """As stock; without empty chat_template_kwargs, so that older code reads the file without warning."""
         output = super().to_dict()
         if not output.get("chat_template_kwargs"):
             output.pop("chat_template_kwargs", None)
@@ -62,7 +65,7 @@ class H2CProcessor(ProcessorMixin):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The Receiver's: it decodes the output of `generate`, and `decode` and the Trainer look for it here."""
+        """The Receiver's: it decodes answers; `decode` and the Trainer look for it here."""
         return self.receiver_tokenizer
 
     @property
@@ -79,24 +82,27 @@ class H2CProcessor(ProcessorMixin):
     ) -> BatchFeature | dict:
         """Render one conversation (or a list of them) with each model's own chat template.
 
-        Messages are text: a special token that is written in one, such as `<|im_end|>`, is encoded by its letters and cannot end the turn.
+        Messages are text: a special token that is written in one, such as `<|im_end|>`, is encoded by its
+        letters and cannot end the turn.
 
         Args:
-            conversation: messages as transformers has them: `{"role": ..., "content": ...}`, dataclasses or pydantic models. Content
-                may be a list of parts of type text, which are joined.
+            conversation: messages as transformers has them: `{"role": ..., "content": ...}`, dataclasses or
+                pydantic models. Content may be a list of parts of type text, which are joined.
             sharer_conversation: the Sharer's conversation, if it is another; as many.
-            add_generation_prompt: end in the frame of the assistant's turn, whose last token is the kickstart.
-            tokenize: False returns the texts, `{"text": ..., "sharer_text": ...}`, as `__call__` takes them with
-                `add_special_tokens=False` (the templates wrote the special tokens already; those in messages are not told apart then).
-            kwargs: passed to both tokenizers' `apply_chat_template` (`tools`, `continue_final_message`, a template's own
-                variables ...), over the processor's `chat_template_kwargs`.
+            add_generation_prompt: end in the frame of the assistant's turn, whose last token is the
+                kickstart.
+            tokenize: False returns the texts, `{"text": ..., "sharer_text": ...}`, as `__call__` takes them
+                with `add_special_tokens=False` (the templates wrote the special tokens already; those in
+                messages are not told apart then).
+            kwargs: passed to both tokenizers' `apply_chat_template` (`tools`, `continue_final_message`, a
+                template's own variables ...), over the processor's `chat_template_kwargs`.
 
         Returns:
             The four inputs, (batch, length) each, int64, padded on the left.
 
         Raises:
-            ValueError: for an empty conversation, another number of Sharer conversations, a tokenizer without a template, a part that
-                is not text, or an option that would cut or pad otherwise.
+            ValueError: for an empty conversation, another number of Sharer conversations, a tokenizer without
+                a template, a part that is not text, or an option that would cut or pad otherwise.
         """
         kwargs.pop("return_dict", None)
         kwargs |= {
@@ -120,11 +126,12 @@ class H2CProcessor(ProcessorMixin):
         return self._inputs(rows["receiver"], rows["sharer"], return_tensors)
 
     def render(self, role: str, conversation: list[dict] | list[list[dict]], **kwargs) -> str | list[str]:
-        """Render one conversation (or a list of them) as text for `encode_marked`: special tokens in messages are marked.
+        """Render conversations as text for `encode_marked`: special tokens in messages are marked.
 
         Args:
             role: "receiver" or "sharer", whose chat template is used.
-            kwargs: passed to the tokenizer's `apply_chat_template`, over the processor's `chat_template_kwargs`.
+            kwargs: passed to the tokenizer's `apply_chat_template`, over the processor's
+                `chat_template_kwargs`.
 
         Raises:
             ValueError: for an empty conversation, or a tokenizer without a template.
@@ -135,8 +142,8 @@ class H2CProcessor(ProcessorMixin):
         tokenizer = getattr(self, f"{role}_tokenizer")
         if tokenizer.chat_template is None:
             raise ValueError(
-                f"The {role}'s tokenizer has no chat template; set {role}_tokenizer.chat_template, or pass text. "
-                f"Commands take --{role}_chat_template: a Jinja file, or 'plain'."
+                f"The {role}'s tokenizer has no chat template; set {role}_tokenizer.chat_template, or pass "
+                f"text. Commands take --{role}_chat_template: a Jinja file, or 'plain'."
             )
         kwargs = {**self.chat_template_kwargs, **kwargs}
         for name in ("tools", "documents"):  # what they say is text too
@@ -157,7 +164,8 @@ class H2CProcessor(ProcessorMixin):
         """Encode plain text (or a list of texts) for both models; nothing is truncated.
 
         Args:
-            text: the Receiver's text. Special tokens that are written in it are text, unless `add_special_tokens` is False.
+            text: the Receiver's text. Special tokens that are written in it are text, unless
+                `add_special_tokens` is False.
             sharer_text: the Sharer's text, if it is another; as many.
             add_special_tokens: False for text that already went through a chat template.
             kwargs: `padding`, `truncation` and their like, with the values that are fixed here.
@@ -166,12 +174,12 @@ class H2CProcessor(ProcessorMixin):
             The four inputs, (batch, length) each, int64, padded on the left.
 
         Raises:
-            ValueError: for an empty prompt, another number of Sharer texts, or an option that would cut or pad otherwise.
+            ValueError: for an empty prompt, another number of Sharer texts, or an option that would cut or
+                pad otherwise.
         """
         check_fixed(kwargs)
-        if unknown := [
-            name for name, value in kwargs.items() if value is not None
-        ]:  # stock names images=None and their like
+        # Stock names images=None and their like.
+        if unknown := [name for name, value in kwargs.items() if value is not None]:
             raise TypeError(f"H2CProcessor got an unexpected keyword argument {unknown[0]!r}.")
         texts = [text] if isinstance(text, str) else list(text)
         sharer_text = texts if sharer_text is None else sharer_text
@@ -193,7 +201,8 @@ class H2CProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt'.")
         if len(receiver_rows) != len(sharer_rows):
             raise ValueError(
-                f"Got {len(receiver_rows)} prompts for the Receiver and {len(sharer_rows)} for the Sharer; expected as many."
+                f"Got {len(receiver_rows)} prompts for the Receiver and {len(sharer_rows)} for the Sharer; "
+                "expected as many."
             )
         inputs = {}
         for prefix, tokenizer, rows in (
@@ -218,12 +227,13 @@ class H2CProcessor(ProcessorMixin):
         return self.receiver_tokenizer.batch_decode(*args, **kwargs)
 
 
-# Tokenizer -> (state of its special tokens, pattern of them): building the pattern takes longer than to render a conversation.
+# Tokenizer -> (state of its special tokens, pattern of them): building the pattern takes longer than to
+# render a conversation.
 _PATTERNS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | None:
-    """The pattern of all special tokens of a tokenizer, longest first; None if it has none. It is built again if tokens were added."""
+    """The pattern of a tokenizer's special tokens, longest first, or None; rebuilt if tokens were added."""
     state = len(tokenizer), tuple(tokenizer.all_special_tokens)
     known = _PATTERNS.get(tokenizer)
     if known is None or known[0] != state:
@@ -240,7 +250,7 @@ def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | None:
 
 
 def mark_special_tokens(tokenizer: PreTrainedTokenizerBase, messages):
-    """Messages (nested lists, dicts and texts) with the special tokens in their texts marked, for `encode_marked`."""
+    """Messages (nested lists, dicts, texts) with their special tokens marked, for `encode_marked`."""
     pattern = special_pattern(tokenizer)
     if pattern is None:
         return messages
@@ -256,8 +266,8 @@ def mark_special_tokens(tokenizer: PreTrainedTokenizerBase, messages):
 
 
 def encode_marked(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of rendered conversations; marked special tokens are encoded as text. One call of the tokenizer for all texts, and
-    one more if anything is marked."""
+    """Token ids of rendered conversations; marked special tokens are encoded as text. One call of the
+    tokenizer for all texts, and one more if anything is marked."""
     split = [MARKED.split(text) for text in texts]  # pieces by turns not marked and marked
     pieces = [[piece for parts in split for piece in parts[first::2]] for first in (0, 1)]
     rows = [
@@ -274,7 +284,7 @@ def encode_marked(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the pad token, or the end token if there is none (Llama 3): padding is masked everywhere, so any id serves."""
+    """Return the pad token, else the end token (Llama 3): padding is masked everywhere, so any id serves."""
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return 0 if pad is None else pad
 

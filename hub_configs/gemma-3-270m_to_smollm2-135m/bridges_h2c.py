@@ -14,8 +14,8 @@ from .modeling_h2c_bridge import H2CBridgeModel
 class BridgesMixin:
     """`load_bridge`, `set_bridge` and `disable_bridge` of `H2CForCausalLM`.
 
-    `self.bridge` is the active one, and the only one that is a part of the module tree: parameters, state dicts, checkpoints and
-    saved files are those of a model that has no other. `self.config` is its config.
+    `self.bridge` is the active one, and the only one that is a part of the module tree: parameters, state
+    dicts, checkpoints and saved files are those of a model that has no other. `self.config` is its config.
     """
 
     config: H2CBridgeConfig
@@ -46,16 +46,19 @@ class BridgesMixin:
         Args:
             pretrained_model_name_or_path: its repo or folder.
             bridge_name: a new name for it.
-            strict_revisions: refuse, rather than warn of, another revision of a base model than the bridge was trained on.
-            kwargs: as for any model (`revision`, `subfolder`, `cache_dir`, `token`, `local_files_only` ...). `dtype` is by default
-                the active bridge's.
+            strict_revisions: refuse, rather than warn of, another revision of a base model than the bridge
+                was trained on.
+            kwargs: as for any model (`revision`, `subfolder`, `cache_dir`, `token`, `local_files_only` ...).
+                `dtype` is by default the active bridge's.
 
         Raises:
-            ValueError: for a name that is taken, or a bridge for another pair, before its weights are fetched.
+            ValueError: for a name that is taken, or a bridge for another pair, before its weights are
+                fetched.
         """
         if bridge_name in self.bridge_names:
             raise ValueError(
-                f"There is a bridge {bridge_name!r} already; expected a name other than {', '.join(self.bridge_names)}."
+                f"There is a bridge {bridge_name!r} already; expected a name other than "
+                f"{', '.join(self.bridge_names)}."
             )
         where = {name: kwargs[name] for name in ("revision", "subfolder", *HUB_ARGUMENTS) if name in kwargs}
         config = H2CBridgeConfig.from_pretrained(pretrained_model_name_or_path, **where)
@@ -64,7 +67,8 @@ class BridgesMixin:
             expected, got = (getattr(bridge, f"{role}_model_id") for bridge in (self.config, config))
             if expected != got and is_hub_id(expected) and is_hub_id(got):
                 raise ValueError(
-                    f"This bridge does not fit: it was trained for the {role} {got}, and the active one for {expected}."
+                    f"This bridge does not fit: it was trained for the {role} {got}, and the active one for "
+                    f"{expected}."
                 )
             # Of a Sharer that is not in memory, the commit is known from the bridge that came with it.
             commit = (
@@ -94,8 +98,8 @@ class BridgesMixin:
 
     @contextlib.contextmanager
     def disable_bridge(self) -> Iterator[None]:
-        """Inside, the Receiver answers alone, as it does without this model; the Sharer is not run. For the model as a whole, in every
-        thread."""
+        """Inside, the Receiver answers alone, as it does without this model; the Sharer is not run. For the
+        model as a whole, in every thread."""
         before, self._bridge_disabled = self._bridge_disabled, True
         try:
             yield

@@ -1,7 +1,6 @@
 """Configuration of an H2C bridge: the shapes of the pair that it joins, and of the bridge itself."""
 
 import copy
-import os
 import re
 import shutil
 import warnings
@@ -10,25 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.utils import cached_file
 
+from .base_models_h2c import heads_that_divide, is_hub_id, pair_values, rope_values
 from .folders_h2c import copy_base_models
 
 
 if TYPE_CHECKING:
-    # Never run: transformers reads these lines when it fetches remote code, so that whichever Auto class comes first brings
-    # all the files along, and a bridge that was loaded from the Hub can be saved again as a whole repo.
+    # Never run: transformers reads these lines when it fetches remote code, so that whichever Auto class
+    # comes first brings all the files along, and a bridge that was loaded from the Hub can be saved again as
+    # a whole repo.
     from .modeling_h2c import H2CForCausalLM  # noqa: F401
     from .modeling_h2c_bridge import H2CBridgeModel  # noqa: F401
     from .pipeline_h2c import H2CTextGenerationPipeline  # noqa: F401
     from .processing_h2c import H2CProcessor  # noqa: F401
 
-# The files that make a repo work without this package. Flat, and they import nothing but torch, transformers and each other.
+# The files that make a repo work without this package. Flat, and they import nothing but torch, transformers
+# and each other.
 REMOTE_CODE = (
-    "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "bridges_h2c.py", "conversation_h2c.py",
-    "drafts_h2c.py",
-    "families_h2c.py", "folders_h2c.py", "generation_h2c.py", "layers_h2c.py", "loading_h2c.py", "message_h2c.py", "messages_h2c.py",
-    "passes_h2c.py", "prefixes_h2c.py", "reading_h2c.py", "stock_h2c.py",
+    "configuration_h2c.py", "base_models_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py",
+    "bridges_h2c.py", "conversation_h2c.py", "drafts_h2c.py", "families_h2c.py", "folders_h2c.py",
+    "generation_h2c.py", "layers_h2c.py", "loading_h2c.py", "message_h2c.py", "messages_h2c.py",
+    "passes_h2c.py", "prefixes_h2c.py", "reading_h2c.py", "stock_h2c.py", "weights_h2c.py",
     "modeling_h2c.py", "processing_h2c.py", "pipeline_h2c.py",
 )  # fmt: skip
 AUTO_MAP = {
@@ -48,13 +49,14 @@ CUSTOM_PIPELINES = {
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
 LAYER_ALIGNMENTS = ("top_down",)
 BRIDGE_FORMS = ("rewrite", "message")
-# What the original project built: every field of `H2CBridgeConfig` that says how a bridge is built, and their defaults, so that configs
-# of before there were other forms are read as what they are. What a new bridge gets, says `from_pair`.
+# What the original project built: every field of `H2CBridgeConfig` that says how a bridge is built, and their
+# defaults, so that configs of before there were other forms are read as what they are. What a new bridge
+# gets, says `from_pair`.
 PUBLISHED: dict[str, Any] = {
     "bridge_form": "rewrite",
-    "num_attention_heads": 16, "ffn_multiplier": 4, "dropout": 0.1, "gate_init": 1.0, "layer_alignment": "top_down",
-    "recency_bias": False, "start_shut": False, "update_scale": 1.0, "sharer_rank": None,
-    "token_rank": None, "token_hidden_size": None,
+    "num_attention_heads": 16, "ffn_multiplier": 4, "dropout": 0.1, "gate_init": 1.0,
+    "layer_alignment": "top_down", "recency_bias": False, "start_shut": False, "update_scale": 1.0,
+    "sharer_rank": None, "token_rank": None, "token_hidden_size": None,
 }  # fmt: skip
 DEFAULT_FORM = "rewrite"  # of a new bridge
 DEFAULT_HEADS = 8  # of a new bridge, at most
@@ -62,123 +64,11 @@ TOKEN_RANK = 256  # of a new bridge, at most
 # More than any pair has, and less than would take a machine's memory before the weights are looked at.
 LARGEST = {
     "sharer_hidden_size": 2**16, "sharer_num_hidden_layers": 2**10, "receiver_num_hidden_layers": 2**10,
-    "receiver_num_key_value_heads": 2**10, "receiver_head_dim": 2**12, "num_attention_heads": 2**16, "ffn_multiplier": 2**6,
-    "sharer_rank": 2**16, "token_rank": 2**16, "token_hidden_size": 2**16,
+    "receiver_num_key_value_heads": 2**10, "receiver_head_dim": 2**12, "num_attention_heads": 2**16,
+    "ffn_multiplier": 2**6, "sharer_rank": 2**16, "token_rank": 2**16, "token_hidden_size": 2**16,
 }  # fmt: skip
 OPTIONAL_PARTS = ("sharer_rank", "token_rank", "token_hidden_size")  # may be None: the bridge does without
 MOST_PARAMETERS = 2**36
-
-
-def record_commit(
-    config: PreTrainedConfig, revision: str | None = None, filename: str = "config.json", **hub
-) -> PreTrainedConfig:
-    """Note in `config._commit_hash` at which commit it was read, as transformers itself did before 5.24.
-
-    Args:
-        filename: a file of the repo that was read already; a GGUF repo has no config.json.
-        revision, hub: the arguments of its loading (`cache_dir`, `subfolder`, `token` ...). A folder that is no Hub cache has no commit.
-    """
-    if getattr(config, "_commit_hash", None) is None and config._name_or_path:
-        path = cached_file(
-            config._name_or_path, filename, revision=revision, **hub,
-            _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-        )  # fmt: skip
-        found = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", path or "")
-        config._commit_hash = found[1] if found else None
-    return config
-
-
-def location(config: PreTrainedConfig) -> str | None:
-    """Return the Hub id that a base model was loaded from, or the absolute path of its folder, which holds in any working directory."""
-    name = config._name_or_path
-    return os.path.abspath(name) if name and os.path.isdir(name) else name or None
-
-
-def is_hub_id(name: str) -> bool:
-    """Return whether `name` can be the id of a Hub repo, and is no path."""
-    return (
-        re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
-        and ".." not in name
-        and not os.path.isdir(name)
-    )
-
-
-def pair_values(sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig) -> dict:
-    """The fields of a bridge's config that say which two models it joins."""
-    sharer, receiver = (
-        sharer_config.get_text_config(decoder=True),
-        receiver_config.get_text_config(decoder=True),
-    )
-    return {
-        "sharer_model_id": location(sharer_config),
-        "sharer_revision": getattr(sharer_config, "_commit_hash", None),
-        "receiver_model_id": location(receiver_config),
-        "receiver_revision": getattr(receiver_config, "_commit_hash", None),
-        "sharer_hidden_size": sharer.hidden_size,
-        "sharer_num_hidden_layers": depth(sharer),
-        "receiver_num_hidden_layers": depth(receiver),
-        **text_values(receiver_config),
-        **cache_shape(receiver),
-    }
-
-
-def depth(config: PreTrainedConfig) -> int:
-    """Return the number of a decoder's layers. (For Whisper and its like, `num_hidden_layers` is the number of the encoder's.)"""
-    of_encoder = config.attribute_map.get("num_hidden_layers") == "encoder_layers"
-    return config.decoder_layers if of_encoder else config.num_hidden_layers
-
-
-def text_values(receiver_config: PreTrainedConfig) -> dict:
-    """Return the fields that any model's config has, of the Receiver: it writes the text."""
-    receiver = receiver_config.get_text_config(decoder=True)
-    names = ("vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id")
-    return {
-        **{name: getattr(receiver, name, None) for name in names},
-        "receiver_max_position_embeddings": getattr(receiver, "max_position_embeddings", None),
-    }
-
-
-def cache_shape(receiver: PreTrainedConfig) -> dict:
-    """Return the heads and the width of a Receiver's keys.
-
-    Raises:
-        ValueError: if it has none, or layers of different widths.
-    """
-    try:
-        heads = receiver.num_attention_heads
-        key_value_heads = getattr(receiver, "num_key_value_heads", None) or heads
-        head_dim = getattr(receiver, "head_dim", None) or receiver.hidden_size // heads
-    except Exception as error:  # a model without attention, or with other values for each layer
-        raise ValueError(
-            f"A model with a {type(receiver).__name__} cannot be the Receiver: {str(error).split('. ')[0]}"
-        ) from error
-    if receiver.model_type == "falcon":
-        key_value_heads = (
-            receiver.num_kv_heads
-            if receiver.new_decoder_architecture
-            else 1
-            if receiver.multi_query
-            else heads
-        )
-    return {"receiver_num_key_value_heads": key_value_heads, "receiver_head_dim": head_dim}
-
-
-def rope_values(receiver_config: PreTrainedConfig) -> dict:
-    """Return the fields of a bridge's config that say how the Receiver rotates its keys."""
-    receiver = receiver_config.get_text_config(decoder=True)
-    rope = getattr(receiver, "rope_parameters", None)
-    by_type = bool(rope) and "rope_type" not in rope and "rope_theta" not in rope
-    return {
-        "receiver_rope_parameters": copy.deepcopy(rope) or None,
-        "receiver_layer_types": list(receiver.layer_types) if by_type else None,
-    }
-
-
-def heads_that_divide(pair: dict, most: int) -> int:
-    """The largest number of heads, up to `most`, that divides the Receiver's flattened width."""
-    size = pair["receiver_num_key_value_heads"] * pair["receiver_head_dim"]
-    return next(heads for heads in range(min(most, size), 0, -1) if size % heads == 0)
 
 
 @strict
@@ -188,36 +78,46 @@ class H2CBridgeConfig(PreTrainedConfig):
         sharer_model_id, receiver_model_id: the two base models: a Hub id, a local folder, or `"./name"`
             for a subfolder of the bridge's own repo.
         sharer_revision, receiver_revision: the commits that the bridge was trained on, if known.
-        sharer_gguf_file, receiver_gguf_file: the GGUF file to load in that folder or repo, if the weights are in one.
+        sharer_gguf_file, receiver_gguf_file: the GGUF file to load in that folder or repo, if the weights are
+            in one.
         sharer_hidden_size: width of the Sharer's hidden states.
-        sharer_num_hidden_layers: S; the Sharer gives S + 1 hidden states, the first being the embedding output.
-        receiver_num_hidden_layers, receiver_num_key_value_heads, receiver_head_dim: shape of the Receiver's KV cache.
-        num_attention_heads: heads of each block's cross-attention, over the flattened keys (or values) of one layer.
+        sharer_num_hidden_layers: S; the Sharer gives S + 1 hidden states, the first being the embedding
+            output.
+        receiver_num_hidden_layers, receiver_num_key_value_heads, receiver_head_dim: shape of the Receiver's
+            KV cache.
+        num_attention_heads: heads of each block's cross-attention, over the flattened keys (or values) of one
+            layer.
         ffn_multiplier: inner width of each block's FFN over the flattened width.
         dropout: in the attention and inside the FFN, in training.
-        bridge_form: `"rewrite"`: blocks of cross-attention change the keys and values of the Receiver's own prompt, as published.
-            `"message"`: every Sharer token becomes a cache position of the Receiver, before its prompt; see `message_h2c`. The fields from
-            `num_attention_heads` to `sharer_rank` are those of the first form, `token_rank` to `receiver_layer_types` those of the second.
+        bridge_form: `"rewrite"`: blocks of cross-attention change the keys and values of the Receiver's own
+            prompt, as published. `"message"`: every Sharer token becomes a cache position of the Receiver,
+            before its prompt; see `message_h2c`. The fields from `num_attention_heads` to `sharer_rank` are
+            those of the first form, `token_rank` to `receiver_layer_types` those of the second.
         gate_init: each gate's logit at the start; sigmoid(1) = 0.73.
-        layer_alignment: which of the Sharer's hidden states a Receiver layer reads. `"top_down"`: Receiver layer r, counted
-            from the top as t = R - 1 - r, is bridged when t < min(R, S) and reads hidden state S - 1 - t.
-        recency_bias: the blocks' heads attend less to tokens that the Sharer read earlier: head h of H subtracts 2 ** (-8 * h / H) from
-            its scores for each token that stands after (the slopes of ALiBi, Press et al. 2022, of the published ones one step
-            steeper). A causal Sharer has read the most at its last token, and its answer stands there.
-        start_shut: the last projection of each block starts at zero (as LoRA's second, Hu et al. 2021), so that a new bridge leaves
-            the Receiver as it is, to the bit, whatever the gate.
+        layer_alignment: which of the Sharer's hidden states a Receiver layer reads. `"top_down"`: Receiver
+            layer r, counted from the top as t = R - 1 - r, is bridged when t < min(R, S) and reads hidden
+            state S - 1 - t.
+        recency_bias: the blocks' heads attend less to tokens that the Sharer read earlier: head h of H
+            subtracts 2 ** (-8 * h / H) from its scores for each token that stands after (the slopes of ALiBi,
+            Press et al. 2022, of the published ones one step steeper). A causal Sharer has read the most at
+            its last token, and its answer stands there.
+        start_shut: the last projection of each block starts at zero (as LoRA's second, Hu et al. 2021), so
+            that a new bridge leaves the Receiver as it is, to the bit, whatever the gate.
         update_scale: factor of each block's update (as LoRA's alpha): AdamW's steps are so much longer there.
-        sharer_rank: the two blocks of a layer read the Sharer through one shared projection of this width; None: each through its own,
-            from the Sharer's full width. (The joint compression of keys and values in DeepSeek-V2, 2024.)
-        token_rank: every layer of the message also reads the Sharer's embeddings, through one projection to this width that all layers
-            share; None: it does not.
-        token_hidden_size: that projection is a linear map plus a perceptron with so many hidden units: a dictionary, which is learned
-            from the two vocabularies and not trained afterwards. None: a linear map, trained with the rest.
-        receiver_rope_parameters: the Receiver's, by which a message's keys are rotated to their positions; None: they are not rotated.
+        sharer_rank: the two blocks of a layer read the Sharer through one shared projection of this width;
+            None: each through its own, from the Sharer's full width. (The joint compression of keys and
+            values in DeepSeek-V2, 2024.)
+        token_rank: every layer of the message also reads the Sharer's embeddings, through one projection to
+            this width that all layers share; None: it does not.
+        token_hidden_size: that projection is a linear map plus a perceptron with so many hidden units: a
+            dictionary, which is learned from the two vocabularies and not trained afterwards. None: a linear
+            map, trained with the rest.
+        receiver_rope_parameters: the Receiver's, by which a message's keys are rotated to their positions;
+            None: they are not rotated.
         receiver_layer_types: of each Receiver layer, if its `rope_parameters` differ by type.
         receiver_max_position_embeddings: the Receiver's context window.
-        vocab_size, hidden_size, bos_token_id, eos_token_id, pad_token_id: the Receiver's, for code that reads them of any model (watermark
-            detection, transition scores).
+        vocab_size, hidden_size, bos_token_id, eos_token_id, pad_token_id: the Receiver's, for code that reads
+            them of any model (watermark detection, transition scores).
     """
 
     model_type = "h2c_bridge"
@@ -225,8 +125,9 @@ class H2CBridgeConfig(PreTrainedConfig):
     _asked_attention = None  # of the base models, by an Auto class
     # Stock names for the model that writes the text.
     attribute_map = {
-        "num_hidden_layers": "receiver_num_hidden_layers", "num_key_value_heads": "receiver_num_key_value_heads",
-        "head_dim": "receiver_head_dim", "max_position_embeddings": "receiver_max_position_embeddings",
+        "num_hidden_layers": "receiver_num_hidden_layers",
+        "num_key_value_heads": "receiver_num_key_value_heads", "head_dim": "receiver_head_dim",
+        "max_position_embeddings": "receiver_max_position_embeddings",
     }  # fmt: skip
     keys_to_ignore_at_inference = ["past_key_values", "cache"]  # the latter from transformers 5.24 on
 
@@ -277,7 +178,8 @@ class H2CBridgeConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {value:,}; expected at most {largest:,}.")
         if (parameters := self._projection_parameters()) > MOST_PARAMETERS:
             raise ValueError(
-                f"A bridge of these shapes has {parameters:,} parameters; expected at most {MOST_PARAMETERS:,}."
+                f"A bridge of these shapes has {parameters:,} parameters; expected at most "
+                f"{MOST_PARAMETERS:,}."
             )
         if not 0 < self.update_scale < float("inf"):
             raise ValueError(f"update_scale is {self.update_scale}; expected more than 0, and finite.")
@@ -285,8 +187,9 @@ class H2CBridgeConfig(PreTrainedConfig):
             raise ValueError(f"dropout is {self.dropout}; expected at least 0 and less than 1.")
         if self.receiver_size % self.num_attention_heads:
             raise ValueError(
-                f"num_attention_heads is {self.num_attention_heads}, which does not divide the Receiver's flattened width "
-                f"{self.receiver_size} ({self.receiver_num_key_value_heads} key-value heads x head_dim {self.receiver_head_dim})."
+                f"num_attention_heads is {self.num_attention_heads}, which does not divide the Receiver's "
+                f"flattened width {self.receiver_size} ({self.receiver_num_key_value_heads} key-value heads "
+                f"x head_dim {self.receiver_head_dim})."
             )
         if self.bridge_form not in BRIDGE_FORMS:
             raise ValueError(
@@ -294,7 +197,8 @@ class H2CBridgeConfig(PreTrainedConfig):
             )
         if self.token_hidden_size is not None and self.token_rank is None:
             raise ValueError(
-                f"token_hidden_size is {self.token_hidden_size} and token_rank is None; expected both, or token_rank alone."
+                f"token_hidden_size is {self.token_hidden_size} and token_rank is None; expected both, or "
+                "token_rank alone."
             )
         if (
             self.token_hidden_size is not None
@@ -302,7 +206,8 @@ class H2CBridgeConfig(PreTrainedConfig):
             and self.token_rank > self.hidden_size
         ):
             raise ValueError(
-                f"token_rank is {self.token_rank}; expected at most the width of the Receiver, {self.hidden_size}, with a dictionary."
+                f"token_rank is {self.token_rank}; expected at most the width of the Receiver, "
+                f"{self.hidden_size}, with a dictionary."
             )
         if self.layer_alignment not in LAYER_ALIGNMENTS:
             raise ValueError(
@@ -328,7 +233,8 @@ class H2CBridgeConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in transformers. The Auto classes hand an attention implementation to the config alone; it is kept for the base models."""
+        """As in transformers. The Auto classes hand an attention implementation to the config alone; it is
+        kept for the base models."""
         asked = kwargs.get("attn_implementation")
         loaded = super().from_dict(config_dict, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded)._asked_attention = asked
@@ -341,8 +247,9 @@ class H2CBridgeConfig(PreTrainedConfig):
 
     @property
     def alignment(self) -> list[tuple[int, int]]:
-        """(receiver layer, index into the Sharer's hidden states) of every bridged layer, from the bottom up. A message has keys and values
-        in all Receiver layers, from the Sharer's layers between the first sixth and the last."""
+        """(receiver layer, index into the Sharer's hidden states) of every bridged layer, from the bottom up.
+        A message has keys and values in all Receiver layers, from the Sharer's layers between the first sixth
+        and the last."""
         receiver_layers, sharer_layers = self.receiver_num_hidden_layers, self.sharer_num_hidden_layers
         if self.bridge_form == "message":
             first, step = sharer_layers / 6, sharer_layers * 2 / 3 / max(1, receiver_layers - 1)
@@ -362,10 +269,11 @@ class H2CBridgeConfig(PreTrainedConfig):
 
     @classmethod
     def _check_overrides(cls, overrides: dict) -> None:
-        """A config takes any name; an argument that is meant for a base model, or a typo, would be without effect."""
+        """Refuse unknown names: a config takes any, and a typo would be without effect."""
         if unknown := sorted(overrides.keys() - cls.__annotations__.keys()):
             raise ValueError(
-                f"Got {', '.join(unknown)} for a new bridge; expected fields of H2CBridgeConfig. For a base model, load it and pass it."
+                f"Got {', '.join(unknown)} for a new bridge; expected fields of H2CBridgeConfig. For a base "
+                "model, load it and pass it."
             )
 
     @classmethod
@@ -373,7 +281,8 @@ class H2CBridgeConfig(PreTrainedConfig):
         """The form of the original project, whatever the default of `from_pair` is.
 
         Args:
-            pair: the Sharer's and the Receiver's configs, as `from_pair` takes them; or none, for the reference pair's shapes.
+            pair: the Sharer's and the Receiver's configs, as `from_pair` takes them; or none, for the
+                reference pair's shapes.
             overrides: fields of this class.
         """
         cls._check_overrides(overrides)
@@ -389,7 +298,8 @@ class H2CBridgeConfig(PreTrainedConfig):
     ) -> "H2CBridgeConfig":
         """Return the config of a new bridge between two models, in the default form.
 
-        The defaults are compared in docs/content.md and docs/ablation.md; `published` gives the original form.
+        The defaults are compared in docs/content.md and docs/ablation.md; `published` gives the original
+        form.
 
         Args:
             overrides: fields of this class. `bridge_form` chooses between the two forms.
@@ -436,7 +346,8 @@ class H2CBridgeConfig(PreTrainedConfig):
                 )
 
     def check_revision(self, role: str, got: str | None, strict: bool = False) -> None:
-        """Another revision of a base model has other hidden states: warn, or raise when strict. role: "sharer" or "receiver"."""
+        """Another revision of a base model has other hidden states: warn, or raise when strict. role:
+        "sharer" or "receiver"."""
         expected = getattr(self, f"{role}_revision")
         if expected and got and expected != got:
             message = f"The {role} is at revision {got}; this bridge was trained on {expected}."
@@ -445,8 +356,8 @@ class H2CBridgeConfig(PreTrainedConfig):
             warnings.warn(message, stacklevel=3)
 
     def locate(self, role: str, path, repo: dict, arguments: dict) -> tuple[str, dict]:
-        """Return the id or path of a base model, and the `arguments` to load it with. `"./name"` is a folder in the bridge's own repo,
-        which is at `path` and was read with the arguments `repo`."""
+        """Return the id or path of a base model, and the `arguments` to load it with. `"./name"` is a folder
+        in the bridge's own repo, which is at `path` and was read with the arguments `repo`."""
         model_id, revision = getattr(self, f"{role}_model_id"), getattr(self, f"{role}_revision")
         if model_id is None:
             raise ValueError(f"The bridge's config names no {role}_model_id; pass {role}=MODEL_OR_ID.")
@@ -454,11 +365,13 @@ class H2CBridgeConfig(PreTrainedConfig):
             name = model_id[2:]
             if not name or "/" in name or "\\" in name or name.startswith("."):
                 raise ValueError(
-                    f"{role}_model_id is {model_id!r}; './name' must name a folder directly inside the bridge's repo."
+                    f"{role}_model_id is {model_id!r}; './name' must name a folder directly inside the "
+                    "bridge's repo."
                 )
             inside = f"{repo.get('subfolder', '')}/{name}".lstrip("/")
-            # A folder by its own path: transformers takes the generation config of a folder's `subfolder` from the folder above it,
-            # where the path is absolute, and a model that stops at the other's end token runs on.
+            # A folder by its own path: transformers takes the generation config of a folder's `subfolder`
+            # from the folder above it, where the path is absolute, and a model that stops at the other's end
+            # token runs on.
             if Path(path).is_dir():
                 model_id, revision = str(Path(path) / inside), None
             else:
@@ -468,20 +381,22 @@ class H2CBridgeConfig(PreTrainedConfig):
             model_id.startswith(("/", "~", ".")) or ".." in model_id or "\\" in model_id or ":" in model_id
         ):
             raise ValueError(
-                f"{role}_model_id is {model_id!r}: a repo on the Hub may name a Hub id or './name', and no path."
+                f"{role}_model_id is {model_id!r}: a repo on the Hub may name a Hub id or './name', and no "
+                "path."
             )
         gguf_file = getattr(self, f"{role}_gguf_file")
         if gguf_file is not None:
             if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", gguf_file) or ".." in gguf_file:
                 raise ValueError(
-                    f"{role}_gguf_file is {gguf_file!r}; expected the name of a file in {model_id}, and no path."
+                    f"{role}_gguf_file is {gguf_file!r}; expected the name of a file in {model_id}, and no "
+                    "path."
                 )
             arguments = {"gguf_file": gguf_file, **arguments}
         return model_id, {**({} if revision is None else {"revision": revision}), **arguments}
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; the remote code travels along. (`register_for_auto_class` copies the files of one class only,
-        and one repo serves four Auto classes.)"""
+        """As in transformers; the remote code travels along. (`register_for_auto_class` copies the files of
+        one class only, and one repo serves four Auto classes.)"""
         for role in ("sharer", "receiver"):
             name = getattr(self, f"{role}_model_id")
             if name is None:
@@ -491,7 +406,8 @@ class H2CBridgeConfig(PreTrainedConfig):
                 )
             elif not name.startswith("./") and not is_hub_id(name):
                 warnings.warn(
-                    f"{role}_model_id is the folder {name!r}: the bridge loads only where that folder exists. Set it to a Hub id.",
+                    f"{role}_model_id is the folder {name!r}: the bridge loads only where that folder "
+                    "exists. Set it to a Hub id.",
                     stacklevel=2,
                 )
         # `transformers serve` looks this name up in the transformers module, which has no class of ours.

@@ -1,4 +1,4 @@
-"""A conversation, turn by turn: both models read, and the bridge rewrites, only what is new since the last turn."""
+"""A conversation, turn by turn: both models read, and the bridge rewrites, only what is new in a turn."""
 
 from dataclasses import dataclass
 
@@ -20,19 +20,18 @@ class Past:
     ids: list[int]  # those that the two caches below are of
     receiver_cache: Cache  # as the Receiver alone has it
     bridged_cache: Cache
-    turns: list[
-        tuple[int, int]
-    ]  # of each turn: the Receiver's positions that were bridged by its end, the Sharer's tokens that were read
+    # Of each turn: the Receiver's positions that were bridged by its end, the Sharer's tokens that were read.
+    turns: list[tuple[int, int]]
 
 
 class H2CConversation:
     """Answers one turn of a conversation after the other.
 
-    A bridge of the message form gives the same cache turn by turn as for the whole conversation at once: each Sharer token has its own
-    position.
-    In the other form, a position of the Receiver's cache is bridged in the turn in which it first stands before the kickstart, from
-    all that the Sharer had read by then, and stays so; a turn's kickstart and answer are bridged in the next turn. A turn that reads
-    otherwise than it did (a message was edited, or the chat template writes earlier turns in another way) is bridged anew, with all
+    A bridge of the message form gives the same cache turn by turn as for the whole conversation at once: each
+    Sharer token has its own position. In the other form, a position of the Receiver's cache is bridged in the
+    turn in which it first stands before the kickstart, from all that the Sharer had read by then, and stays
+    so; a turn's kickstart and answer are bridged in the next turn. A turn that reads otherwise than it did (a
+    message was edited, or the chat template writes earlier turns in another way) is bridged anew, with all
     after it, as a fresh conversation would.
     """
 
@@ -42,7 +41,8 @@ class H2CConversation:
             model: an `H2CForCausalLM`.
 
         Raises:
-            ValueError: for a model without the Sharer's weights, or a Receiver that keeps other than keys and values.
+            ValueError: for a model without the Sharer's weights, or a Receiver that keeps other than keys and
+                values.
         """
         check_goes_on(model, "receiver")
         self.model, self._past = model, None
@@ -56,15 +56,18 @@ class H2CConversation:
         sharer_attention_mask: torch.Tensor | None = None,
         **kwargs,
     ):
-        """Return the output of `H2CForCausalLM.generate` for the conversation so far. A turn that fails leaves everything as it was.
+        """Return the output of `H2CForCausalLM.generate` for the conversation so far. A turn that fails
+        leaves everything as it was.
 
         Args:
-            input_ids, sharer_input_ids: (1, length), the whole conversation, as `processor.apply_chat_template(messages)` gives it.
+            input_ids, sharer_input_ids: (1, length), the whole conversation, as
+                `processor.apply_chat_template(messages)` gives it.
             attention_mask, sharer_attention_mask: all ones.
             kwargs: as for `H2CForCausalLM.generate`.
 
         Raises:
-            ValueError: for more than one conversation, padding, or a prompt that is empty or longer than a context window.
+            ValueError: for more than one conversation, padding, or a prompt that is empty or longer than a
+                context window.
         """
         for prefix, ids, mask, model in (
             ("", input_ids, attention_mask, self.model.receiver),
@@ -115,9 +118,8 @@ class H2CConversation:
         model.prefill(input_ids[:, receiver_cache.get_seq_length() :], None, receiver_cache)
 
         turns.append((len(ids), len(sharer_ids)))
-        if (
-            model.config.bridge_form == "message"
-        ):  # each token's keys and values are its own; their positions move with the length
+        # Each token's keys and values are its own; their positions move with the length.
+        if model.config.bridge_form == "message":
             return Past(
                 model.bridge,
                 sharer_ids,
@@ -148,16 +150,15 @@ def common_prefix(first: list[int], second: list[int]) -> int:
 def first_positions(cache: Cache, length: int, config: PreTrainedConfig) -> Cache:
     """Return a cache of the first positions of another, which is not changed.
 
-    It is empty if the other cannot go back to them (a sliding window has dropped earlier positions) or cannot go on from them (linear
-    attention starts over with more than one token).
+    It is empty if the other cannot go back to them (a sliding window has dropped earlier positions) or cannot
+    go on from them (linear attention starts over with more than one token).
     """
     surplus = cache.get_seq_length() - length
     if not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
         return DynamicCache(config=config)
     cache = forked(cache)
-    filled = [
-        layer for layer in cache.layers if layer.is_initialized
-    ]  # the Sharer's last layers may not run at all
+    # The Sharer's last layers may not run at all.
+    filled = [layer for layer in cache.layers if layer.is_initialized]
     if surplus and any(layer.get_seq_length() > layer.keys.shape[-2] for layer in filled):
         return DynamicCache(config=config)
     for layer in filled if surplus else []:

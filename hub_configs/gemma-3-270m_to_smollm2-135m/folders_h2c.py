@@ -21,8 +21,8 @@ def copy_base_models(
             shutil.copytree(Path(source) / name, Path(target) / name)
         else:
             warnings.warn(
-                f"{role}_model_id is {model_id!r}, and there is no folder {name} to copy into {target}: put the model there, or pass "
-                f"{role}=MODEL_OR_ID when you load the bridge.",
+                f"{role}_model_id is {model_id!r}, and there is no folder {name} to copy into {target}: put "
+                f"the model there, or pass {role}=MODEL_OR_ID when you load the bridge.",
                 stacklevel=3,
             )
 

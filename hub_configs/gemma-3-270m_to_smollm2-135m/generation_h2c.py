@@ -22,7 +22,8 @@ from .stock_h2c import check_arguments, second_position
 
 
 CACHE_IMPLEMENTATIONS = (None, "dynamic", "static")
-# A static cache is as long as a multiple of this: decoding, compiled once for a length, then serves prompts of like lengths.
+# A static cache is as long as a multiple of this: decoding, compiled once for a length, then serves prompts
+# of like lengths.
 STATIC_STEP = 128
 
 
@@ -42,7 +43,8 @@ def cache_implementation(arguments: dict, configs: list[GenerationConfig]) -> st
     if name not in CACHE_IMPLEMENTATIONS:
         expected = " or ".join(repr(known) for known in CACHE_IMPLEMENTATIONS[1:])
         raise ValueError(
-            f"cache_implementation is {name!r}; expected {expected}: the bridge writes whole keys and values on the device."
+            f"cache_implementation is {name!r}; expected {expected}: the bridge writes whole keys and values "
+            "on the device."
         )
     arguments.pop("cache_implementation", None)
     for config in configs:
@@ -62,8 +64,9 @@ def new_tokens(prompt_length: int, arguments: dict, configs: list[GenerationConf
 
 
 def own_defaults(config: GenerationConfig) -> GenerationConfig:
-    """Return a copy of a published generation config, without the kind of cache that it names: it is meant for another model, and stock
-    passes over it too ("hybrid", of Gemma). A caller's own is obeyed, or refused."""
+    """Return a copy of a published generation config, without the kind of cache that it names: it is meant
+    for another model, and stock passes over it too ("hybrid", of Gemma). A caller's own is obeyed, or
+    refused."""
     config = copy.deepcopy(config)
     config._from_model_config = False  # else fields that stock does not know are lost when it is loaded again
     if config.cache_implementation not in CACHE_IMPLEMENTATIONS:
@@ -72,7 +75,7 @@ def own_defaults(config: GenerationConfig) -> GenerationConfig:
 
 
 def longrope_limit(config: PreTrainedConfig) -> int | None:
-    """Return the position from which a model turns keys and queries by other angles (Phi-3 longrope), or None."""
+    """Return the position from which a model rotates by other angles (Phi-3 longrope), or None."""
     text = config.get_text_config(decoder=True)
     parameters = getattr(text, "rope_parameters", None) or {}
     for rope in (parameters, *parameters.values()):
@@ -82,8 +85,8 @@ def longrope_limit(config: PreTrainedConfig) -> int | None:
 
 
 def check_rope(receiver: PreTrainedModel, prompt_mask: torch.Tensor, more: int) -> None:
-    """Refuse a text that crosses `longrope_limit` after the prefill. Keys on the two sides of it do not belong together; stock reads the
-    whole text again there, which would leave the bridge out.
+    """Refuse a text that crosses `longrope_limit` after the prefill. Keys on the two sides of it do not
+    belong together; stock reads the whole text again there, which would leave the bridge out.
 
     Args:
         prompt_mask: (batch, N), of the prompts.
@@ -99,16 +102,17 @@ def check_rope(receiver: PreTrainedModel, prompt_mask: torch.Tensor, more: int) 
     first, last = int(lengths.min()) - 1, int(lengths.max()) + more
     if first <= limit < last:
         raise ValueError(
-            f"The text grows from {first} cached tokens to {last} and crosses {limit}, where {type(receiver).__name__} changes its rotary "
-            f"embedding and the bridged cache loses its meaning; keep prompt and answer within {limit} tokens, or make each prompt longer."
+            f"The text grows from {first} cached tokens to {last} and crosses {limit}, where "
+            f"{type(receiver).__name__} changes its rotary embedding and the bridged cache loses its "
+            f"meaning; keep prompt and answer within {limit} tokens, or make each prompt longer."
         )
 
 
 def one_position_first(outputs):
     """Let assisted decoding return one position for each token, as other modes do from a filled cache.
 
-    Its first entry of hidden states and attentions holds all candidates, and the entries for accepted candidates stand one position
-    behind: stock takes the first pass for one over the whole prompt.
+    Its first entry of hidden states and attentions holds all candidates, and the entries for accepted
+    candidates stand one position behind: stock takes the first pass for one over the whole prompt.
     """
     for name, dim in (("hidden_states", -2), ("attentions", -2)):
         entries = getattr(outputs, name, None)
@@ -118,9 +122,8 @@ def one_position_first(outputs):
         storage, columns = whole[0].untyped_storage().data_ptr(), entries[0][0].shape[-1]
         entries = list(entries)
         for index, entry in enumerate(entries):
-            if (
-                entry[0].untyped_storage().data_ptr() != storage or index >= whole[0].shape[dim]
-            ):  # of a later pass
+            # Of a later pass.
+            if entry[0].untyped_storage().data_ptr() != storage or index >= whole[0].shape[dim]:
                 break
             last = columns + index if name == "attentions" else columns
             entries[index] = tuple(layer.narrow(dim, index, 1)[..., :last] for layer in whole)
@@ -140,7 +143,7 @@ def into_static(
     arguments: dict,
     configs: list[GenerationConfig],
 ) -> Cache:
-    """Move the contents of `cache` into a static cache that has room for the new tokens. `cache` is emptied on the way."""
+    """Move the contents of `cache` into a static cache with room for the new tokens; `cache` is emptied."""
     room = message_length(cache) + prompt_length + new_tokens(prompt_length, arguments, configs)
     length = -(-room // STATIC_STEP) * STATIC_STEP
     static = StaticCache(config=receiver.config, max_cache_len=length)
@@ -154,17 +157,18 @@ def into_static(
 def continuing_from_cache(
     receiver: PreTrainedModel, bridged: bool, message_mask: torch.Tensor | None = None
 ) -> PreTrainedModel:
-    """Return a copy of the model, weights shared, that generates from a filled cache in every mode and family.
+    """Return a copy of the model, weights shared, that generates from a filled cache in every mode.
 
     Args:
-        message_mask: (rows, T), if the cache begins with T positions of a message that no input ids stand for. Stock `generate` counts
-            prompt and answer alone; the mask of the message is put before its own here, as PEFT does it for prefix tuning. So
-            streamers, stopping criteria and logits processors see no placeholders, and the returned ids hold none.
+        message_mask: (rows, T), if the cache begins with T positions of a message that no input ids stand
+            for. Stock `generate` counts prompt and answer alone; the mask of the message is put before its
+            own here, as PEFT does it for prefix tuning. So streamers, stopping criteria and logits processors
+            see no placeholders, and the returned ids hold none.
 
-    - Stock `_assisted_decoding` feeds the whole prompt in its first step whatever the cache holds, and is then silently wrong; the
-      other modes slice the prompt.
-    - Phi-3, PhiMoE and Phi-4-multimodal drop the cache at `original_max_position_embeddings`, and read the text again without a bridge.
-      Only if the cache is bridged: the Receiver alone does as it does.
+    - Stock `_assisted_decoding` feeds the whole prompt in its first step whatever the cache holds, and is
+      then silently wrong; the other modes slice the prompt.
+    - Phi-3, PhiMoE and Phi-4-multimodal drop the cache at `original_max_position_embeddings`, and read the
+      text again without a bridge. Only if the cache is bridged: the Receiver alone does as it does.
     - Qwen2-VL keeps `rope_deltas` of the batch before.
     - Models whose `forward` does not name `position_ids` get none, and count padding.
     """
@@ -243,22 +247,26 @@ class GeneratingMixin:
         cache: Cache | None = None,
         **kwargs,
     ):
-        """Generate with the Receiver's own `generate`, started on the bridged cache. All its arguments work, and its output is returned.
+        """Generate with the Receiver's own `generate`, started on the bridged cache. All its arguments work,
+        and its output is returned.
 
         Args:
-            input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states: see `bridged_cache`.
-            past_key_values: an empty cache, which is filled, or one that is bridged already, of all `input_ids` but the last.
-            generation_config, kwargs: as for any model; the default is `self.generation_config`. `cache_implementation`
-                is "dynamic" or "static" (on a GPU, decoding is then compiled into CUDA graphs, as transformers does it).
+            input_ids, attention_mask, sharer_input_ids, sharer_attention_mask, sharer_hidden_states: see
+                `bridged_cache`.
+            past_key_values: an empty cache, which is filled, or one that is bridged already, of all
+                `input_ids` but the last.
+            generation_config, kwargs: as for any model; the default is `self.generation_config`.
+                `cache_implementation` is "dynamic" or "static" (on a GPU, decoding is then compiled into CUDA
+                graphs, as transformers does it).
             cache: the newer name of `past_key_values`.
-            sharer_max_new_tokens: let the Sharer write so many tokens first, which the bridge reads after its prompt: see `draft`. A
-                setting like others: the default is `generation_config.sharer_max_new_tokens`, and 0 is no draft.
+            sharer_max_new_tokens: let the Sharer write so many tokens first, which the bridge reads after its
+                prompt: see `draft`. A setting like others: the default is
+                `generation_config.sharer_max_new_tokens`, and 0 is no draft.
         """
         past_key_values = one_cache(past_key_values, cache)
         attention_mask, generation_config = second_position(attention_mask, generation_config)
-        if (
-            tokenizer := kwargs.get("tokenizer")
-        ) is not None:  # `transformers serve` passes the processor, for stop strings
+        # `transformers serve` passes the processor, for stop strings.
+        if (tokenizer := kwargs.get("tokenizer")) is not None:
             kwargs["tokenizer"] = getattr(tokenizer, "tokenizer", tokenizer)
         input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
         check_arguments(input_ids, kwargs)
@@ -278,7 +286,8 @@ class GeneratingMixin:
         if drafted and not self._bridge_disabled:
             if sharer_input_ids is None or not to_fill(past_key_values) or sharer_hidden_states is not None:
                 raise ValueError(
-                    f"sharer_max_new_tokens is {drafted}, and the Sharer has read its prompt already; expected sharer_input_ids, or 0."
+                    f"sharer_max_new_tokens is {drafted}, and the Sharer has read its prompt already; "
+                    "expected sharer_input_ids, or 0."
                 )
             _, sharer_attention_mask, sharer_hidden_states, _ = self.draft(
                 sharer_input_ids, sharer_attention_mask, drafted

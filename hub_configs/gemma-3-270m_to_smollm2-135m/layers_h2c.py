@@ -1,4 +1,4 @@
-"""Layers of a bridge: norms and linear maps of all blocks, stacked so that one batched matmul serves a group of them."""
+"""Layers of a bridge: norms and linear maps of all blocks, stacked so that one batched matmul serves many."""
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ def normalized(x: torch.Tensor) -> torch.Tensor:
 def inverse_deviation(x: torch.Tensor) -> torch.Tensor:
     """Return 1 / sqrt(var + eps) for each row, in fp32, with var = E[x^2] - E[x]^2.
 
-    Two passes that only read are faster than one that writes. Inaccurate if abs(mean) > 100 std; hidden states have means around zero.
+    Two passes that only read are faster than one that writes. Inaccurate if abs(mean) > 100 std; hidden
+    states have means around zero.
     """
     mean = x.sum(-1, dtype=torch.float32) / x.shape[-1]
     variance = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).square() / x.shape[-1] - mean.square()
@@ -38,7 +39,7 @@ class StackedNorm(nn.Module):
         return x if self.folded else torch.addcmul(self.bias[group, None], x, self.weight[group, None])
 
     def folded_into(self, linear: "StackedLinear", group: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the weight and bias of `linear` with this norm folded in: its input then needs only the division by its std."""
+        """Return `linear`'s weight and bias with this norm folded in: divide inputs by their std only."""
         weight, bias = linear.weight[group], linear.bias[group]
         if self.folded:
             return weight, bias

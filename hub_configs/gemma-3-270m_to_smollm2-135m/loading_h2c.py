@@ -1,4 +1,4 @@
-"""How a bridge and its base models come into memory: `from_pair`, `from_pretrained`, their arguments for each model, adapters."""
+"""Load a bridge and its base models: `from_pair`, `from_pretrained`, their arguments by model, adapters."""
 
 import contextlib
 import copy
@@ -18,7 +18,8 @@ try:
 except ImportError:  # before 5.24
     GgufConfig = None
 
-from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig, location, record_commit
+from .base_models_h2c import location, record_commit
+from .configuration_h2c import HUB_ARGUMENTS, H2CBridgeConfig
 from .families_h2c import check_joined
 from .generation_h2c import own_defaults
 from .inputs_h2c import execution_device
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
 
 # Arguments of stock `from_pretrained` that say how weights are placed: for both base models.
 PLACEMENT = (
-    "max_memory", "offload_folder", "offload_buffers", "use_kernels", "kernel_config", "allow_all_kernels", "experts_implementation",
+    "max_memory", "offload_folder", "offload_buffers", "use_kernels", "kernel_config", "allow_all_kernels",
+    "experts_implementation",
 )  # fmt: skip
 # Arguments for a whole model that would say nothing, or something wrong, about a bridge.
 FOR_ONE_MODEL = (
-    "quantization_config", "load_in_4bit", "load_in_8bit", "gguf_file", "tp_plan", "tp_size", "device_mesh", "distributed_config",
-    "adapter_kwargs", "adapter_name",
+    "quantization_config", "load_in_4bit", "load_in_8bit", "gguf_file", "tp_plan", "tp_size", "device_mesh",
+    "distributed_config", "adapter_kwargs", "adapter_name",
 )  # fmt: skip
 
 
@@ -48,15 +50,13 @@ def base_arguments(
     sharer_kwargs: dict | None,
     receiver_kwargs: dict | None,
 ) -> dict[str, dict]:
-    """Return the arguments to load either base model with, by role. Those that do not concern the bridge are taken out of `kwargs`.
+    """Return the arguments to load either base model with, by role; take them out of `kwargs`.
 
     Raises:
         ValueError: for an argument that is given under two names, or that is for one model and not for three.
     """
-    if set(kwargs.get("adapter_kwargs") or {}) <= {
-        "token",
-        "revision",
-    }:  # what the Auto classes pass on without being asked
+    # What the Auto classes pass on without being asked.
+    if set(kwargs.get("adapter_kwargs") or {}) <= {"token", "revision"}:
         kwargs.pop("adapter_kwargs", None)
     for name in FOR_ONE_MODEL:
         if kwargs.pop(name, None) is not None:
@@ -71,11 +71,13 @@ def base_arguments(
     dtypes = [kwargs.pop(name) for name in ("dtype", "torch_dtype") if kwargs.get(name) is not None]
     if len(dtypes) == 2 and dtypes[0] != dtypes[1]:
         raise ValueError(
-            f"Got dtype={dtypes[0]} and torch_dtype={dtypes[1]}; expected one: they are two names for one argument."
+            f"Got dtype={dtypes[0]} and torch_dtype={dtypes[1]}; expected one: they are two names for one "
+            "argument."
         )
     if dtypes and isinstance(dtypes[0], dict):
         raise ValueError(
-            f"dtype is {dtypes[0]}; expected one for all three models, or sharer_kwargs={{'dtype': ...}} and receiver_kwargs."
+            f"dtype is {dtypes[0]}; expected one for all three models, or sharer_kwargs={{'dtype': ...}} and "
+            "receiver_kwargs."
         )
     if dtypes:
         kwargs["dtype"] = dtypes[0]
@@ -108,11 +110,12 @@ def naming(model_id: str | os.PathLike):
 
 
 def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
-    """Load a base model that knows the commit it was read at. The id of an adapter's repo brings its base model along.
+    """Load a base model that knows the commit it was read at. An adapter's id brings its base model along.
 
     Args:
-        arguments: of `from_pretrained`. The weights of a `gguf_file` are dequantized unless `quantization_config` says otherwise:
-            transformers keeps them packed by default since 5.24, and always dequantized them before.
+        arguments: of `from_pretrained`. The weights of a `gguf_file` are dequantized unless
+            `quantization_config` says otherwise: transformers keeps them packed by default since 5.24, and
+            always dequantized them before.
 
     Raises:
         OSError: naming the model, if there is none.
@@ -123,9 +126,8 @@ def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
         hub["filename"] = gguf_file
         if GgufConfig is not None and arguments.get("quantization_config") is None:
             arguments["quantization_config"] = GgufConfig(dequantize=True)
-        if os.path.isdir(
-            model_id
-        ):  # by its path: transformers prefers a file of this name in the working directory
+        # By its path: transformers prefers a file of this name in the working directory.
+        if os.path.isdir(model_id):
             arguments["gguf_file"] = os.path.abspath(
                 os.path.join(model_id, arguments.get("subfolder") or "", gguf_file)
             )
@@ -140,7 +142,7 @@ def load(model_id: str | os.PathLike, **arguments) -> PreTrainedModel:
 
 
 def load_magnitudes(model: PreTrainedModel, model_id: str | os.PathLike, **hub) -> None:
-    """Load the magnitudes of DoRA adapters. transformers looks for them under another name than PEFT's and leaves them random.
+    """Load the magnitudes of DoRA adapters: transformers looks for another name and leaves them random.
 
     Args:
         hub: how the adapters' repo is read (`revision`, `token` ...).
@@ -162,8 +164,9 @@ def load_magnitudes(model: PreTrainedModel, model_id: str | os.PathLike, **hub) 
         magnitudes = saved.get(f"base_model.model.{part}.lora_magnitude_vector")
         if magnitudes is None or parameter.is_meta:
             raise ValueError(
-                f"The magnitudes of the DoRA adapters in {str(model_id)!r} were not loaded for {part}; expected adapter_model.safetensors "
-                f"as PEFT saves it, and layers in memory. Give the model itself: PeftModel.from_pretrained(base_model, {str(model_id)!r})."
+                f"The magnitudes of the DoRA adapters in {str(model_id)!r} were not loaded for {part}; "
+                "expected adapter_model.safetensors as PEFT saves it, and layers in memory. Give the model "
+                f"itself: PeftModel.from_pretrained(base_model, {str(model_id)!r})."
             )
         parameter.data.copy_(magnitudes)
 
@@ -189,7 +192,7 @@ def has_adapters(model: PreTrainedModel) -> bool:
 
 
 def names_adapters(model: PreTrainedModel, model_id: str | None) -> bool:
-    """Whether `model_id` brings the model's adapters along: it is a repo of adapters, or was set to another than the model's own."""
+    """Whether `model_id` brings the model's adapters along: it is their repo, or not the model's own id."""
     below = {
         getattr(config, "base_model_name_or_path", None)
         for config in getattr(model, "peft_config", {}).values()
@@ -205,14 +208,16 @@ def check_adapters(models: dict[str, PreTrainedModel | None], config: PreTrained
     """Compare the base models' adapters with the ids in a bridge's config.
 
     Raises:
-        ValueError: when saving, if an id leaves adapters out: the bridge would be loaded for another model. (A warning before.)
+        ValueError: when saving, if an id leaves adapters out: the bridge would be loaded for another model.
+            (A warning before.)
     """
     for role, model in models.items():
         model_id = getattr(config, f"{role}_model_id")
         if model is not None and has_adapters(model) and not names_adapters(model, model_id):
             message = (
-                f"The {role} has adapters, and {role}_model_id is {model_id!r}, which names the model without them: a saved bridge would "
-                f"be loaded for another model. Set config.{role}_model_id to the adapters' repo, or merge them and save the model."
+                f"The {role} has adapters, and {role}_model_id is {model_id!r}, which names the model "
+                f"without them: a saved bridge would be loaded for another model. Set config.{role}_model_id "
+                "to the adapters' repo, or merge them and save the model."
             )
             if saving:
                 raise ValueError(message)
@@ -220,7 +225,7 @@ def check_adapters(models: dict[str, PreTrainedModel | None], config: PreTrained
 
 
 def device_map_of(models: dict[str, PreTrainedModel | None], bridge: torch.nn.Module) -> dict | None:
-    """Return the device of each part, as `from_pretrained(device_map=...)` notes it, or None if all are on one device."""
+    """Return each part's device, as `from_pretrained(device_map=...)` notes it; None for one device."""
     places = {"bridge": bridge.device}
     for role, model in models.items():
         if model is not None:
@@ -244,10 +249,12 @@ class LoadingMixin:
         """Join two models (or Hub ids, or folders), with a new bridge if none is given.
 
         Args:
-            sharer, receiver: decoder-only language models of transformers. An id is loaded in the dtype of its weights. The Sharer's
-                config stands for a Sharer that is not in memory: every call then needs `sharer_hidden_states`.
+            sharer, receiver: decoder-only language models of transformers. An id is loaded in the dtype of
+                its weights. The Sharer's config stands for a Sharer that is not in memory: every call then
+                needs `sharer_hidden_states`.
             bridge: a bridge for this pair.
-            strict_revisions: refuse, rather than warn of, another revision of a model than `bridge` was trained on.
+            strict_revisions: refuse, rather than warn of, another revision of a model than `bridge` was
+                trained on.
             overrides: fields of `H2CBridgeConfig` for the new bridge.
 
         Raises:
@@ -255,7 +262,8 @@ class LoadingMixin:
         """
         if bridge is not None and overrides:
             raise ValueError(
-                f"Got a bridge, which has its config, and fields for a new one's: {', '.join(overrides)}; expected either."
+                f"Got a bridge, which has its config, and fields for a new one's: {', '.join(overrides)}; "
+                "expected either."
             )
         models = []
         for role, model in (("sharer", sharer), ("receiver", receiver)):
@@ -291,15 +299,19 @@ class LoadingMixin:
         Args:
             pretrained_model_name_or_path: the bridge's repo or folder.
             sharer, receiver: models, ids or folders to use instead of those that the config names.
-            sharer_quantization_config: for the Sharer alone, for example `BitsAndBytesConfig(load_in_4bit=True)`.
-            sharer_kwargs, receiver_kwargs: more arguments of `from_pretrained` for either model (dtype, attn_implementation ...).
+            sharer_quantization_config: for the Sharer alone, for example
+                `BitsAndBytesConfig(load_in_4bit=True)`.
+            sharer_kwargs, receiver_kwargs: more arguments of `from_pretrained` for either model (dtype,
+                attn_implementation ...).
             device_map: for the two models; the bridge goes to the Receiver's device.
-            strict_revisions: refuse, rather than warn of, another revision of a base model than the bridge was trained on.
-            kwargs: as for any model. `dtype` is for all three; by default each keeps the dtype of its weights. A base model that is
-                given as an object keeps its own.
+            strict_revisions: refuse, rather than warn of, another revision of a base model than the bridge
+                was trained on.
+            kwargs: as for any model. `dtype` is for all three; by default each keeps the dtype of its
+                weights. A base model that is given as an object keeps its own.
 
         Raises:
-            ValueError: for loading arguments of a base model that is loaded already, and for all that `from_pair` refuses.
+            ValueError: for loading arguments of a base model that is loaded already, and for all that
+                `from_pair` refuses.
         """
         for role, given, own in (
             ("sharer", sharer, sharer_kwargs or sharer_quantization_config),
@@ -315,13 +327,13 @@ class LoadingMixin:
             and isinstance(receiver, PreTrainedModel)
         ):
             raise ValueError(
-                f"device_map is {device_map!r}, and both base models are loaded already; expected None: they stay where they are."
+                f"device_map is {device_map!r}, and both base models are loaded already; expected None: they "
+                "stay where they are."
             )
         if kwargs.get("attn_implementation") is None:
             kwargs["attn_implementation"] = getattr(kwargs.get("config"), "_asked_attention", None)
-        attn_implementation = kwargs[
-            "attn_implementation"
-        ]  # of models that are loaded here, `base_arguments` takes care
+        # Of models that are loaded here, `base_arguments` takes care.
+        attn_implementation = kwargs["attn_implementation"]
         arguments = base_arguments(
             kwargs, device_map, sharer_quantization_config, sharer_kwargs, receiver_kwargs
         )

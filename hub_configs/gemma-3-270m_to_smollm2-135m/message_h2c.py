@@ -1,18 +1,20 @@
-"""The message form of a bridge: every Sharer token becomes a cache position of the Receiver, before the Receiver's own prompt.
+"""The message form of a bridge: every Sharer token becomes a cache position before the Receiver's prompt.
 
-    Receiver's cache, one layer:   | message: T positions, from the Sharer | prompt: N - 1 positions, its own prefill |
-    position ids:                  | -T ... -1                             | 0 ... N - 2                              |
+    Receiver's cache, one layer: | message: T positions, by the Sharer | prompt: N - 1 positions, its own |
+    position ids:                | -T ... -1                           | 0 ... N - 2                      |
 
-For Receiver layer l, with h the Sharer's hidden states (T, sharer_hidden_size) of the layer that l reads, and e those of its embeddings,
+For Receiver layer l, with h the Sharer's hidden states (T, sharer_hidden_size) of the layer that l reads, and
+e those of its embeddings,
 
     keys, values = W_l norm_l(h) + U_l P(norm(e))
 
-where all layers share P. It is a linear map that is trained with the rest, or, with `token_hidden_size`, a dictionary: a linear map plus
-a perceptron, which are learned from the two vocabularies (`h2c_hf/training/vocabulary.py`) and then left as they are.
+where all layers share P. It is a linear map that is trained with the rest, or, with `token_hidden_size`, a
+dictionary: a linear map plus a perceptron, which are learned from the two vocabularies
+(`h2c_hf/training/vocabulary.py`) and then left as they are.
 
-The keys are rotated to their positions as the Receiver rotates its own. The prompt keeps the positions that it has without a message:
-with rotary positions only differences count, so the prefill does not depend on the message, and both models read at once. The message is
-seen by the kickstart and the answer.
+The keys are rotated to their positions as the Receiver rotates its own. The prompt keeps the positions that
+it has without a message: with rotary positions only differences count, so the prefill does not depend on the
+message, and both models read at once. The message is seen by the kickstart and the answer.
 """
 
 import functools
@@ -71,7 +73,7 @@ class MessageProjection(nn.Module):
         return projected + self.token_out(F.gelu(self.token_in(normed, only)), only)
 
     def forward(self, group: slice, hidden_states: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
-        """Return the keys (unrotated) and values of a group's layers, flattened over heads: (layers, tokens, 2 * size).
+        """Return the keys (unrotated) and values of a group's layers: (layers, tokens, 2 * size).
 
         Args:
             hidden_states: (layers, tokens, sharer_hidden_size), those that each layer reads.
@@ -95,12 +97,11 @@ def message_positions(
 
 @functools.lru_cache(maxsize=64)
 def inverse_frequencies(rope_parameters: str, head_dim: int, max_position_embeddings: int) -> torch.Tensor:
-    """Return the frequencies (rotated head_dim / 2,) of rotary positions, from a config's `rope_parameters` as JSON."""
+    """Return the frequencies (rotated head_dim / 2,) of rotary positions, by `rope_parameters` as JSON."""
     parameters = json.loads(rope_parameters)
     rotated_dim = int(head_dim * parameters.pop("partial_rotary_factor", 1.0))
-    if (
-        parameters.get("rope_type", "default") == "longrope"
-    ):  # one list of factors for short texts, one for long ones: the short
+    # One list of factors for short texts, one for long ones: the short.
+    if parameters.get("rope_type", "default") == "longrope":
         parameters = {"rope_type": "default", "rope_theta": parameters["rope_theta"]}
     with torch.device("cpu"), torch.inference_mode(False):
         config = LlamaConfig(
@@ -113,7 +114,10 @@ def inverse_frequencies(rope_parameters: str, head_dim: int, max_position_embedd
 
 
 def rotated(keys: torch.Tensor, position_ids: torch.Tensor, frequencies: torch.Tensor | None) -> torch.Tensor:
-    """Return keys (batch, heads, length, head_dim), rotated to `position_ids` (batch, length); as they are without `frequencies`."""
+    """Return keys (batch, heads, length, head_dim), rotated to `position_ids` (batch, length).
+
+    Without `frequencies` they are returned as they are.
+    """
     if frequencies is None:
         return keys
     angles = position_ids[:, None, :, None].float() * frequencies.to(keys.device)
@@ -124,7 +128,7 @@ def rotated(keys: torch.Tensor, position_ids: torch.Tensor, frequencies: torch.T
 
 
 def add_message(cache: Cache, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """Put a message's keys and values, (batch, heads, T, head_dim) each, before those that a layer of `cache` holds."""
+    """Put a message's keys and values, (batch, heads, T, head_dim) each, before those of a cache layer."""
     held = cache.layers[layer]
     held.keys = torch.cat([keys.to(held.keys), held.keys], 2)
     held.values = torch.cat([values.to(held.values), held.values], 2)
@@ -133,7 +137,8 @@ def add_message(cache: Cache, layer: int, keys: torch.Tensor, values: torch.Tens
 
 
 def message_mask(cache: Cache | None) -> torch.Tensor | None:
-    """Return the mask (batch, T) of the message that stands first in a bridged cache: 1 for tokens, 0 for padding; None without one."""
+    """Return the mask (batch, T) of the message that stands first in a bridged cache: 1 for tokens, 0 for
+    padding; None without one."""
     return getattr(cache, "message_mask", None)
 
 
@@ -144,12 +149,12 @@ def message_length(cache: Cache | None) -> int:
 
 
 def with_message(cache: Cache | None, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return the mask (batch, T + length) over a bridged cache's message and a prompt with `attention_mask` (batch, length)."""
+    """Return the mask (batch, T + length) over a message and a prompt's `attention_mask`."""
     mask = message_mask(cache)
     return attention_mask if mask is None else torch.cat([mask.to(attention_mask), attention_mask], 1)
 
 
 __all__ = [
-    "MessageProjection", "add_message", "inverse_frequencies", "message_length", "message_mask", "message_positions", "rotated",
-    "with_message",
+    "MessageProjection", "add_message", "inverse_frequencies", "message_length", "message_mask",
+    "message_positions", "rotated", "with_message",
 ]  # fmt: skip

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 
 
-# Options of tokenizers that would cut, or pad otherwise than on the left to the longest prompt, with the values that change nothing.
+# Options of tokenizers that would cut, or pad otherwise than on the left to the longest prompt, with the
+# values that change nothing.
 FIXED = {
     "padding": (None, True, "longest"),
     "padding_side": (None, "left"),
@@ -25,14 +26,14 @@ def check_fixed(options: dict) -> None:
         value = options.pop(name, None)
         if not any(value is fixed or (isinstance(value, str) and value == fixed) for fixed in allowed):
             raise ValueError(
-                f"{name} is {value!r}; expected {' or '.join(map(repr, allowed))}: prompts for two models are padded on the left, "
-                f"to the longest, and never cut. Shorten the messages instead."
+                f"{name} is {value!r}; expected {' or '.join(map(repr, allowed))}: prompts for two models "
+                "are padded on the left, to the longest, and never cut. Shorten the messages instead."
             )
 
 
 def plain_messages(value):
-    """Return messages (lists of messages, conversations) as dicts. Dataclasses and pydantic models are messages too; the parts of a
-    message's content are joined.
+    """Return messages (lists of messages, conversations) as dicts. Dataclasses and pydantic models are
+    messages too; the parts of a message's content are joined.
 
     Raises:
         ValueError: for a part or a content that is not text.
@@ -52,7 +53,8 @@ def plain_messages(value):
 def check_messages(conversation) -> None:
     """
     Raises:
-        ValueError: for other than a list of messages, or a list of such lists. A template prints other objects, special tokens and all.
+        ValueError: for other than a list of messages, or a list of such lists. A template prints other
+            objects, special tokens and all.
     """
     messages = conversation if isinstance(conversation, list) else [type(conversation)]
     if isinstance(messages[0], list):
@@ -61,7 +63,8 @@ def check_messages(conversation) -> None:
         if not isinstance(message, dict):
             got = message if isinstance(message, type) else type(message)
             raise ValueError(
-                f"A message is a {got.__name__}; expected a dict with role and content, a dataclass or a pydantic model."
+                f"A message is a {got.__name__}; expected a dict with role and content, a dataclass or a "
+                "pydantic model."
             )
 
 
@@ -71,7 +74,8 @@ def joined_parts(content):
         return content
     if not isinstance(content, list | tuple):  # printed by a template, special tokens and all
         raise ValueError(
-            f"A message's content is a {type(content).__name__}; expected text, or a list of parts of type 'text'."
+            f"A message's content is a {type(content).__name__}; expected text, or a list of parts of type "
+            "'text'."
         )
     parts = [part if isinstance(part, str) else plain_messages(part) for part in content]
     parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
@@ -79,7 +83,8 @@ def joined_parts(content):
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind != "text" or not isinstance(part.get("text"), str):
             raise ValueError(
-                f"A message has a part of type {kind!r}; expected parts of type 'text': both models read text alone."
+                f"A message has a part of type {kind!r}; expected parts of type 'text': both models read "
+                "text alone."
             )
     return "".join(part["text"] for part in parts)
 

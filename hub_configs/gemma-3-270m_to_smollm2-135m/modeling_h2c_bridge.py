@@ -1,67 +1,45 @@
-"""The bridge: a Sharer's hidden states in, a rewritten Receiver KV cache out. Knows no tokenizer and no language model.
+"""The bridge: a Sharer's hidden states in, a rewritten Receiver KV cache out. Knows no tokenizer or LM.
 
 Each bridged layer has a key block and a value block,
 
     block(x, h) = x + sigmoid(gate) * FFN(LN(MHA(LN(x), LN(h), LN(h))))
 
-with x the Receiver's flattened keys or values and h the hidden states of the Sharer layer that it reads. All blocks run at
-once: their parameters are stacked, index 2 * i for the keys and 2 * i + 1 for the values of the i-th bridged layer.
+with x the Receiver's flattened keys or values and h the hidden states of the Sharer layer that it reads. All
+blocks run at once: their parameters are stacked, index 2 * i for the keys and 2 * i + 1 for the values of the
+i-th bridged layer.
 
-That is the published form. `H2CBridgeConfig` has options for the attention (`recency_bias`), for how much is added (`start_shut`,
-`update_scale`) and for how the Sharer is read (`sharer_rank`: `norm_sharer` and a projection are then one for both blocks of a layer).
+That is the published form. `H2CBridgeConfig` has options for the attention (`recency_bias`), for how much is
+added (`start_shut`, `update_scale`) and for how the Sharer is read (`sharer_rank`: `norm_sharer` and a
+projection are then one for both blocks of a layer).
 """
 
-import hashlib
 import json
 import math
-import re
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.utils import cached_file
 
 from .configuration_h2c import H2CBridgeConfig
 from .inputs_h2c import check_cache, check_mask, check_states, forked
 from .layers_h2c import StackedLinear, StackedNorm, inverse_deviation
 from .message_h2c import MessageProjection, add_message, inverse_frequencies, message_positions, rotated
+from .weights_h2c import WeightsMixin
 
 
-# Elements of Sharer states that are read together. More would take memory (of all blocks' FFNs at once) without saving time: on CPU, of
-# 2**18 to 2**24, 2**22 was among the fastest at every size; on a GPU all layers of 512 tokens of the reference pair are 50 million.
+# Elements of Sharer states that are read together. More would take memory (of all blocks' FFNs at once)
+# without saving time: on CPU, of 2**18 to 2**24, 2**22 was among the fastest at every size; on a GPU all
+# layers of 512 tokens of the reference pair are 50 million.
 GROUP_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
-# Device maps that split a model by its layers. A bridge has none: all of its blocks are computed at once.
-SPLITTING = ("auto", "balanced", "balanced_low_0", "sequential")
-
-
-def check_hashes(folder: Path) -> None:
-    """Compare weights in the Hub's cache, whose blobs are named by the SHA-256 that the Hub gives, with their names: the client
-    checks their size alone. Other folders have no hashes to compare with.
-
-    Raises:
-        ValueError: for a file with another hash.
-    """
-    for path in folder.glob("model*.safetensors"):
-        blob, digest = path.resolve(), hashlib.sha256()
-        if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-            with blob.open("rb") as file:
-                while chunk := file.read(2**24):
-                    digest.update(chunk)
-            if digest.hexdigest() != blob.name:
-                raise ValueError(
-                    f"{path} is damaged: its SHA-256 is not the Hub's; fetch it again with force_download=True."
-                )
 
 
 def recency_bias(heads: int, mask: torch.Tensor) -> torch.Tensor:
-    """Return the bias of the attention scores, (batch, heads, 1, length), by the number of later tokens; see `H2CBridgeConfig`.
+    """Return the attention bias (batch, heads, 1, length) by later tokens; see `H2CBridgeConfig`.
 
     Args:
         mask: (batch, length), which may have padding anywhere.
@@ -71,7 +49,7 @@ def recency_bias(heads: int, mask: torch.Tensor) -> torch.Tensor:
     return -slopes[:, None, None] * after[:, None, None]
 
 
-class H2CBridgeModel(PreTrainedModel):
+class H2CBridgeModel(WeightsMixin, PreTrainedModel):
     """Rewrites a Receiver's KV cache from a Sharer's hidden states, layer by layer.
 
     Method: the H2C course project, "Hidden-to-Cache"; its checkpoints convert (`h2c convert`).
@@ -130,47 +108,6 @@ class H2CBridgeModel(PreTrainedModel):
             if self.config.start_shut:
                 init.zeros_(module.ffn_out.weight)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in transformers, from safetensors alone: a pickle can run code.
-
-        Raises:
-            ValueError: for weights that are truncated, pickled or incomplete, or not those that the Hub has the hash of.
-        """
-        with_info = kwargs.pop("output_loading_info", False)
-        if isinstance(kwargs.get("device_map"), str) and kwargs["device_map"] in SPLITTING:
-            kwargs["device_map"] = {"": torch.accelerator.current_accelerator() or "cpu"}
-        kwargs |= {"use_safetensors": True, "output_loading_info": True}
-        try:
-            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(
-                f"The safetensors file of {pretrained_model_name_or_path} is truncated or damaged ({error}); fetch or save it again."
-            ) from error
-        except OSError as error:
-            if "safetensors" not in str(error):
-                raise
-            raise ValueError(
-                f"{pretrained_model_name_or_path} has no model.safetensors. Pickled weights (.bin, .pt) are not loaded; expected "
-                f"safetensors, which save_pretrained and h2c convert write."
-            ) from error
-        if missing := sorted(info["missing_keys"]):
-            raise ValueError(
-                f"The weights of {pretrained_model_name_or_path} lack {len(missing)} of the bridge's {len(model.state_dict())} "
-                f"tensors: {', '.join(missing)}."
-            )
-        if pretrained_model_name_or_path is not None:  # else the weights are a state dict
-            where = {
-                name: kwargs[name] for name in ("cache_dir", "revision", "subfolder") if kwargs.get(name)
-            }
-            folder = Path(
-                cached_file(pretrained_model_name_or_path, "config.json", local_files_only=True, **where)
-            ).parent
-            check_hashes(folder)
-            model.config._folder = str(folder)
-        model.requires_grad_()  # transformers makes parameters anew
-        return (model, info) if with_info else model
-
     def requires_grad_(self, requires_grad: bool = True):
         """As in torch; the dictionary of a message stays frozen."""
         super().requires_grad_(requires_grad)
@@ -197,8 +134,9 @@ class H2CBridgeModel(PreTrainedModel):
     def fold(self) -> None:
         """Fold norms and gates into the neighbouring projections, in place, for inference.
 
-        The output is the same but for rounding; work that does not depend on the prompt is done once. A folded bridge cannot be trained,
-        saved or loaded into. A bridge of the message form has nothing to fold.
+        The output is the same but for rounding; work that does not depend on the prompt is done once. A
+        folded bridge cannot be trained, saved or loaded into. A bridge of the message form has nothing to
+        fold.
         """
         if self.folded or self.message is not None:
             return
@@ -211,9 +149,8 @@ class H2CBridgeModel(PreTrainedModel):
             weight, scale, shift = linear.weight.float(), norm.weight.float(), norm.bias.float()
             linear.bias.copy_(linear.bias + torch.einsum("boi,bi->bo", weight, shift))
             weight = weight * scale[:, None]
-            linear.weight.copy_(
-                weight - weight.mean(-1, keepdim=True)
-            )  # the mean of what is normalised already is zero
+            # The mean of what is normalised already is zero.
+            linear.weight.copy_(weight - weight.mean(-1, keepdim=True))
             norm.folded = True
         opened = torch.sigmoid(self.gate.float()) * self.config.update_scale
         self.ffn_out.weight.copy_(self.ffn_out.weight * opened[:, None, None])
@@ -229,11 +166,13 @@ class H2CBridgeModel(PreTrainedModel):
 
     def _refuse_folded(self, *_, **__) -> None:
         raise ValueError(
-            "The bridge is folded, which is for inference alone; load it again to train it, save it or load weights into it."
+            "The bridge is folded, which is for inference alone; load it again to train it, save it or load "
+            "weights into it."
         )
 
     def gate_values(self) -> dict[str, list[float | None]]:
-        """Return sigmoid(gate) of every block, {"key": [...], "value": [...]}, by Receiver layer; None for a layer that is not bridged.
+        """Return sigmoid(gate) of every block, {"key": [...], "value": [...]}, by Receiver layer; None for a
+        layer that is not bridged.
 
         A bridge of the message form has no gates: None for every layer.
         """
@@ -258,19 +197,22 @@ class H2CBridgeModel(PreTrainedModel):
         in_place: bool = False,
         group: tuple[int, int] | None = None,
     ) -> Cache:
-        """Return a new cache with every bridged layer rewritten, or extended by a message; `receiver_cache` stays as it was.
+        """Return a new cache, bridged layers rewritten or extended by a message; `receiver_cache` stays.
 
-        A message's positions, one for each column of `sharer_hidden_states`, stand first; the cache's `message_mask`, (batch, sharer
-        length), says which of them are padding. See `message_h2c`.
+        A message's positions, one for each column of `sharer_hidden_states`, stand first; the cache's
+        `message_mask`, (batch, sharer length), says which of them are padding. See `message_h2c`.
 
         Args:
-            sharer_hidden_states: S + 1 tensors (batch, sharer length, sharer_hidden_size), as transformers returns them; those
-                outside `read_layers` may be None.
+            sharer_hidden_states: S + 1 tensors (batch, sharer length, sharer_hidden_size), as transformers
+                returns them; those outside `read_layers` may be None.
             receiver_cache: R layers of keys and values (batch, key-value heads, length, head_dim).
-            sharer_attention_mask: (batch, sharer length), 1 for tokens, 0 for padding. Padding is not attended.
+            sharer_attention_mask: (batch, sharer length), 1 for tokens, 0 for padding. Padding is not
+                attended.
             receiver_attention_mask: (batch, length), likewise. Padded positions are left as they are.
-            in_place: rewrite `receiver_cache` itself, each layer's old keys and values freed as soon as they are rewritten.
-            group: one of `groups`, to rewrite its layers alone; hidden states that only others read may be None.
+            in_place: rewrite `receiver_cache` itself, each layer's old keys and values freed as soon as they
+                are rewritten.
+            group: one of `groups`, to rewrite its layers alone; hidden states that only others read may be
+                None.
 
         Raises:
             ValueError: if a shape is not that of the config, or a layer keeps only a window of the prompt.
@@ -300,12 +242,12 @@ class H2CBridgeModel(PreTrainedModel):
         return new_cache
 
     def groups(self, batch: int, length: int) -> dict[tuple[int, int], list[int]]:
-        """Which bridged layers are computed together, as many as `GROUP_ELEMENTS` allows: the first and the last + 1 of each group, and the
-        indices of the hidden states that it reads. `length` is the longer prompt's."""
+        """Which bridged layers are computed together, as many as `GROUP_ELEMENTS` allows: the first and the
+        last + 1 of each group, and the indices of the hidden states that it reads. `length` is the longer
+        prompt's."""
         together = len(self.alignment)
-        if (
-            not torch.compiler.is_compiling() and self._compiled_call_impl is None
-        ):  # each group would be compiled for itself
+        # Each group would be compiled for itself.
+        if not torch.compiler.is_compiling() and self._compiled_call_impl is None:
             elements = GROUP_ELEMENTS.get(self.device.type, GROUP_ELEMENTS["cuda"])
             together = max(1, elements // (batch * length * self.config.sharer_hidden_size))
         groups = [
@@ -324,9 +266,8 @@ class H2CBridgeModel(PreTrainedModel):
         batch, length, _ = sharer_hidden_states[self.alignment[first][1]].shape
         states = [sharer_hidden_states[index] for _, index in self.alignment[first:last]]
         states = torch.stack([state.to(self.device, self.dtype).flatten(0, 1) for state in states])
-        tokens = getattr(
-            cache, "message_tokens", None
-        )  # projected once, for the first group, and let go after the last
+        # Projected once, for the first group, and let go after the last.
+        tokens = getattr(cache, "message_tokens", None)
         if tokens is None and self.config.reads_embeddings:
             tokens = self.message.project_tokens(
                 sharer_hidden_states[0].to(self.device, self.dtype).flatten(0, 1)
@@ -342,7 +283,7 @@ class H2CBridgeModel(PreTrainedModel):
             add_message(cache, layer, rotated(keys, position_ids, self.frequencies(layer)), values)
 
     def frequencies(self, layer: int) -> torch.Tensor | None:
-        """Return the frequencies with which a Receiver layer rotates its keys, as the config has them; None if it does not."""
+        """Return the frequencies by which a Receiver layer rotates its keys; None if it does not."""
         rope, types = self.config.receiver_rope_parameters, self.config.receiver_layer_types
         if types is not None:
             rope = rope.get(types[layer])
@@ -367,10 +308,9 @@ class H2CBridgeModel(PreTrainedModel):
         rewrite = partial(
             self._rewrite, slice(2 * first, 2 * last), states, sharer_attention_mask, receiver_attention_mask
         )
-        # Computed again in the backward pass: a bridge is a hundredth of the work of a step, and much of what that would keep.
-        again = (
-            torch.is_grad_enabled() and self.training and not torch.compiler.is_compiling()
-        )  # which decides itself
+        # Computed again in the backward pass: a bridge is a hundredth of the work of a step, and much of what
+        # that would keep. A compiler decides itself.
+        again = torch.is_grad_enabled() and self.training and not torch.compiler.is_compiling()
         bridged = checkpoint(rewrite, receiver, use_reentrant=False) if again else rewrite(receiver)
         bridged = bridged.view(len(cached), batch, length, heads, head_dim).transpose(2, 3)
         for layer, keys, values in zip(layers, bridged[::2], bridged[1::2], strict=True):
@@ -402,8 +342,8 @@ class H2CBridgeModel(PreTrainedModel):
         return torch.addcmul(receiver, scale.to(receiver.dtype), update.to(receiver.dtype))
 
     def _attend(self, group, receiver, sharer, batch, sharer_attention_mask) -> torch.Tensor:
-        """Cross-attention of a group's blocks. receiver: (blocks, batch * length, size); sharer: blocks / 2 times (batch * sharer length,
-        sharer_hidden_size) -> (blocks, batch * length, size)."""
+        """Cross-attention of a group's blocks. receiver: (blocks, batch * length, size); sharer: blocks / 2
+        times (batch * sharer length, sharer_hidden_size) -> (blocks, batch * length, size)."""
         blocks, tokens, size = receiver.shape
         heads = self.config.num_attention_heads
 
@@ -423,28 +363,28 @@ class H2CBridgeModel(PreTrainedModel):
             mask = mask[:, None, None]
         if mask is not None:
             mask = mask.repeat(blocks, 1, 1, 1)
-        kv = kv.view(
-            blocks // 2, batch, -1, 2, 2, heads, size // heads
-        )  # layer, batch, token, block, k or v, head, dim
+        # Layer, batch, token, block, k or v, head, dim.
+        kv = kv.view(blocks // 2, batch, -1, 2, 2, heads, size // heads)
         key, value = kv.permute(4, 0, 3, 1, 5, 2, 6).reshape(2, blocks * batch, heads, -1, size // heads)
 
         query = self.q_proj(self.norm_receiver(receiver, group), group)
         query = query.view(blocks * batch, tokens // batch, heads, size // heads).transpose(1, 2)
         width = size // heads
-        wider = (
-            -width % 16 if query.device.type == "cpu" else 0
-        )  # its kernel takes 16 numbers at once, and slows down with 8
+        # The CPU's kernel takes 16 numbers at once, and slows down with 8.
+        wider = -width % 16 if query.device.type == "cpu" else 0
         query, key, value = (F.pad(states, (0, wider)) if wider else states for states in (query, key, value))
         attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=self.config.dropout if self.training else 0.0, scale=width**-0.5,
+            query, key, value, attn_mask=mask, dropout_p=self.config.dropout if self.training else 0.0,
+            scale=width**-0.5,
         )[..., :width]  # fmt: skip
         return self.o_proj(attended.transpose(1, 2).reshape(blocks, tokens, size), group)
 
     def _keys_and_values(self, group, sharer) -> torch.Tensor:
-        """Return the cross-attention's k and v, (blocks / 2, tokens, 4 * size): of a layer's key block, then of its value block.
+        """Return k and v, (blocks / 2, tokens, 4 * size): of a layer's key block, then of its value block.
 
-        Both blocks read the same hidden states, with norms of their own: one matmul serves both. Centering and scaling are linear, so
-        they are folded into the weights. Only 1 / std varies by token; it is applied to the narrow output.
+        Both blocks read the same hidden states, with norms of their own: one matmul serves both. Centering
+        and scaling are linear, so they are folded into the weights. Only 1 / std varies by token; it is
+        applied to the narrow output.
         """
         shared = self.config.sharer_rank is not None
         layers = slice(group.start // 2, group.stop // 2)
@@ -453,10 +393,11 @@ class H2CBridgeModel(PreTrainedModel):
         )
         weight = weight.view(len(sharer), -1, weight.shape[-1]).transpose(1, 2)
         if weight.device.type == "cpu" and not torch.is_grad_enabled():
-            projected = torch.stack(
-                [torch.mm(*pair) for pair in zip(sharer, weight, strict=True)]
-            )  # spares a copy of the states
-        else:  # spares launches; and tensors of inference mode cannot be saved for the backward pass, a copy can
+            # Spares a copy of the states.
+            projected = torch.stack([torch.mm(*pair) for pair in zip(sharer, weight, strict=True)])
+        else:
+            # Spares launches. And tensors of inference mode cannot be saved for the backward pass; a copy can
+            # be.
             projected = torch.bmm(torch.stack(sharer), weight)
         scale = torch.stack([inverse_deviation(states) for states in sharer])
         projected = torch.addcmul(bias.view(len(sharer), 1, -1), projected, scale[..., None]).to(

@@ -1,4 +1,5 @@
-"""How the two models' passes over a prompt are run: side by side, no more layers than are read, and no state kept longer than it is."""
+"""How the two models' passes over a prompt are run: side by side, no more layers than are read, and no state
+kept longer than it is."""
 
 import contextlib
 import copy
@@ -13,8 +14,8 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 from .families_h2c import backbone
 
 
-# With fewer tokens a pass through a large model hardly gets faster: it waits for the weights. By the ratio of arithmetic to bandwidth;
-# on CPU, of 32 to 512, 96 and 128 read a batch of the scaled pair fastest (by 8 %).
+# With fewer tokens a pass through a large model hardly gets faster: it waits for the weights. By the ratio of
+# arithmetic to bandwidth; on CPU, of 32 to 512, 96 and 128 read a batch of the scaled pair fastest (by 8 %).
 PASS_TOKENS = {"cpu": 128, "cuda": 512}
 # Settings with which a pass installs hooks on the layers, for good: a model is not pickled with them.
 CAPTURED = ("output_hidden_states", "output_attentions", "output_router_logits")
@@ -22,7 +23,7 @@ CAPTURED = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 @contextlib.contextmanager
 def side_stream(device: torch.device):
-    """Run the body on a second CUDA stream. Yield None on other devices. Call `join` before using the results.
+    """Run the body on a second CUDA stream; elsewhere yield None. Call `join` before using the results.
 
     Two devices work in parallel anyway: nothing here waits for the first one.
     """
@@ -43,16 +44,16 @@ def join(stream, cache: Cache) -> None:
     current.wait_stream(stream)
     for layer in cache.layers:
         for states in (layer.keys, layer.values):
-            if isinstance(
-                states, torch.Tensor
-            ):  # else the allocator would hand their memory out again on the other stream
+            # Else the allocator would hand their memory out again on the other stream.
+            if isinstance(states, torch.Tensor):
                 states.record_stream(current)
 
 
 def passes_by_length(attention_mask: torch.Tensor, least: int) -> list[tuple[list[int], int]]:
-    """Group the rows of a left-padded batch by length, shortest first. Return (rows, length of the longest) of each group.
+    """Group the rows of a left-padded batch by length, shortest first. Return (rows, longest) of each group.
 
-    A group takes rows until it has `least` tokens. All rows are one group if several would save less than a tenth of the tokens.
+    A group takes rows until it has `least` tokens. All rows are one group if several would save less than a
+    tenth of the tokens.
     """
     groups: list[tuple[list[int], int]] = [([], 0)]
     lengths = attention_mask.sum(1).tolist()
@@ -71,9 +72,10 @@ def passes_by_length(attention_mask: torch.Tensor, least: int) -> list[tuple[lis
 def read_through(
     model: PreTrainedModel, inputs: dict, layers: list[int], take: Callable[[int, torch.Tensor], None]
 ) -> None:
-    """Run a model without its LM head and, if it is built as most are, without the layers after the last of `layers`.
+    """Run a model without its LM head and, in most families, without the layers after the last of `layers`.
 
-    transformers can leave hidden states out of its output, but not the work for them; and it returns them all at the end.
+    transformers can leave hidden states out of its output, but not the work for them; and it returns them all
+    at the end.
 
     Args:
         inputs: of the model's `forward`.
@@ -88,7 +90,8 @@ def read_through(
     # An instance with a `forward` of its own (accelerate's hooks) would run that of the whole.
     if not plain or "forward" in vars(body):
         body = without_hooks_for_good(body)
-        # By index, where transformers knows so many layers (of Whisper it counts the encoder's). Older models give every state anyway.
+        # By index, where transformers knows so many layers (of Whisper it counts the encoder's). Older models
+        # give every state anyway.
         selected = layers if last <= getattr(body.config, "num_hidden_layers", last) else True
         states = body(**inputs, output_hidden_states=selected).hidden_states
         for index in layers:
@@ -109,8 +112,8 @@ def read_through(
 
 
 def without_hooks_for_good(model: torch.nn.Module) -> torch.nn.Module:
-    """Return the same modules, weights shared, on which a pass can install hooks that the given ones do not get. (Those of a model with
-    accelerate's hooks run each other, so they are returned as they are.)"""
+    """Return the same modules, weights shared, on which a pass can install hooks that the given ones do not
+    get. (Those of a model with accelerate's hooks run each other, so they are returned as they are.)"""
 
     def copied(module: torch.nn.Module) -> torch.nn.Module:
         module = copy.copy(module)
@@ -147,7 +150,7 @@ def watched(layer: torch.nn.Module, take: Callable[[torch.Tensor], None]) -> tor
 def in_groups(
     groups: dict[tuple[int, int], list[int]], rewrite: Callable[[tuple[int, int], dict], None]
 ) -> Callable:
-    """Return a `take` for `read_through`: it calls `rewrite(group, states)` as soon as all hidden states of a group are there.
+    """Return a `take` for `read_through` that calls `rewrite(group, states)` as soon as a group is complete.
 
     Hidden states that no later group reads are released.
 

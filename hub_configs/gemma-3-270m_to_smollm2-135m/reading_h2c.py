@@ -32,12 +32,12 @@ class ReadingMixin:
         layers: list[int] | None = None,
         cache: Cache | None = None,
     ) -> tuple[torch.Tensor | None, ...]:
-        """Return the Sharer's hidden states, (batch, sharer length, sharer_hidden_size) each. The LM head is not run.
+        """Return the Sharer's hidden states, (batch, sharer length, sharer_hidden_size) each; no LM head.
 
         Args:
             layers: which of the S + 1 states to keep, by default all; the others are None.
-            cache: the Sharer's cache of earlier tokens; `sharer_input_ids` are added to it, and `sharer_attention_mask` then covers both.
-                None: no cache.
+            cache: the Sharer's cache of earlier tokens; `sharer_input_ids` are added to it, and
+                `sharer_attention_mask` then covers both. None: no cache.
 
         Raises:
             ValueError: if the model was made with the Sharer's config only.
@@ -48,7 +48,8 @@ class ReadingMixin:
         if len(passes) == 1:
             self._read(sharer_input_ids, sharer_attention_mask, layers, read.__setitem__, cache)
             return tuple(read)
-        # Rows of like lengths at a time, each without the padding that longer ones would bring; then padded as they came.
+        # Rows of like lengths at a time, each without the padding that longer ones would bring; then padded
+        # as they came.
         for rows, length in passes:
 
             def keep(index: int, state: torch.Tensor, rows: list[int] = rows, length: int = length) -> None:
@@ -65,7 +66,8 @@ class ReadingMixin:
         """Which rows the Sharer reads together."""
         if self.sharer is None:
             raise ValueError(
-                "This model was made without the Sharer's weights: expected sharer_hidden_states, got sharer_input_ids."
+                "This model was made without the Sharer's weights: expected sharer_hidden_states, got "
+                "sharer_input_ids."
             )
         if attention_mask is None or torch.compiler.is_compiling():
             return [(list(range(len(input_ids))), input_ids.shape[1])]
@@ -114,7 +116,8 @@ class ReadingMixin:
         sharer_max_new_tokens: int = 8,
         **kwargs,
     ) -> Draft:
-        """Let the Sharer write a draft, which the bridge reads after the prompt. `_asdict()` without `lengths` gives inputs of `forward`.
+        """Let the Sharer write a draft, which the bridge reads after the prompt. `_asdict()` without
+        `lengths` gives inputs of `forward`.
 
         Args:
             sharer_input_ids, sharer_attention_mask: (batch, sharer length), the Sharer's prompt, left-padded.
@@ -122,11 +125,13 @@ class ReadingMixin:
             kwargs: of the Sharer's `generate` (do_sample, temperature, eos_token_id ...); greedy by default.
 
         Raises:
-            ValueError: see `write_draft`; and for fewer than 1 token, or a model without the Sharer's weights.
+            ValueError: see `write_draft`; and for fewer than 1 token, or a model without the Sharer's
+                weights.
         """
         if not isinstance(sharer_max_new_tokens, int) or sharer_max_new_tokens < 1:
             raise ValueError(
-                f"sharer_max_new_tokens is {sharer_max_new_tokens!r}; expected a number of tokens, at least 1."
+                f"sharer_max_new_tokens is {sharer_max_new_tokens!r}; expected a number of tokens, at least "
+                "1."
             )
         self._passes(sharer_input_ids, None)  # refuses a model without a Sharer
         evaluating(self.sharer)
@@ -145,14 +150,16 @@ class ReadingMixin:
     ) -> Cache:
         """Return the cache from which the Receiver answers.
 
-        It holds the N - 1 positions of an N-token prompt, rewritten, or after the T positions of a message (`message_h2c`), as the bridge's
-        form is. It is empty if the bridge is disabled: the Receiver then reads the prompt itself, as it does alone.
+        It holds the N - 1 positions of an N-token prompt, rewritten, or after the T positions of a message
+        (`message_h2c`), as the bridge's form is. It is empty if the bridge is disabled: the Receiver then
+        reads the prompt itself, as it does alone.
 
         Args:
             input_ids, attention_mask: (batch, N), the Receiver's prompt, left-padded.
             sharer_input_ids, sharer_attention_mask: (batch, sharer length), the Sharer's prompt, left-padded.
             sharer_hidden_states: the output of `read`, instead of `sharer_input_ids`.
-            receiver_cache: the output of `prefill` for the same prompt, if it is at hand; or an empty cache, which is filled.
+            receiver_cache: the output of `prefill` for the same prompt, if it is at hand; or an empty cache,
+                which is filled.
 
         Raises:
             ValueError: for inputs that are missing, empty, right-padded or longer than a context window.
@@ -164,7 +171,8 @@ class ReadingMixin:
             if sharer_input_ids is None:
                 raise ValueError(
                     "sharer_input_ids is missing: got None, expected the Sharer's prompt (batch, length). "
-                    "H2CProcessor makes the inputs of both models from one conversation; pipeline(model=MODEL, processor=PROCESSOR) needs "
+                    "H2CProcessor makes the inputs of both models from one conversation; "
+                    "pipeline(model=MODEL, processor=PROCESSOR) needs "
                     "pipeline_class=H2CTextGenerationPipeline."
                 )
             if self.sharer is not None:
@@ -182,9 +190,8 @@ class ReadingMixin:
             )
 
         in_place = to_fill(receiver_cache)
-        with side_stream(
-            execution_device(self.receiver)
-        ) as prefill_stream:  # first: the Sharer's pass is the longer one
+        # First: the Sharer's pass is the longer one.
+        with side_stream(execution_device(self.receiver)) as prefill_stream:
             if in_place:
                 receiver_cache = self.prefill(input_ids, attention_mask, receiver_cache)
         receiver_mask = None if attention_mask is None else attention_mask[:, :-1]
@@ -209,7 +216,8 @@ class ReadingMixin:
     def check_receiver_prompt(
         self, input_ids, attention_mask, sharer_attention_mask, sharer_length: int
     ) -> None:
-        """Refuse a Receiver prompt that cannot be bridged; see `check_prompt`. A message needs room in the Receiver's context window."""
+        """Refuse a Receiver prompt that cannot be bridged; see `check_prompt`. A message needs room in the
+        Receiver's context window."""
         message_mask = None
         if self.config.bridge_form == "message":
             given = sharer_attention_mask is not None
@@ -226,7 +234,7 @@ class ReadingMixin:
     def _bridge_while_reading(
         self, sharer_input_ids, sharer_attention_mask, cache: Cache, receiver_attention_mask, prefill_stream
     ) -> None:
-        """Rewrite `cache`, each group of layers as soon as the Sharer has computed the hidden states that the group reads."""
+        """Rewrite `cache`, each group of layers as soon as the Sharer has computed its hidden states."""
         bridge, depth = self.bridge, self.config.sharer_num_hidden_layers
 
         def rewrite(group: tuple[int, int], states: dict[int, torch.Tensor]) -> None:

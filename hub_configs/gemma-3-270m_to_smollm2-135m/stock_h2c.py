@@ -13,7 +13,8 @@ ROLES = ("sharer", "receiver")
 # Arguments of stock models that the composite makes itself.
 MADE_HERE = {
     "inputs_embeds": "expected input_ids: both models and the bridge read whole prompts as token ids.",
-    "position_ids": "expected none: positions are counted from attention_mask, as the bridged cache counts them.",
+    "position_ids": "expected none: positions are counted from attention_mask, as the bridged cache counts "
+    "them.",
 }
 
 
@@ -66,14 +67,16 @@ class StockMixin:
             wanted = -(-wanted // pad_to_multiple_of) * pad_to_multiple_of
         if wanted != size:
             raise ValueError(
-                f"Got {wanted} tokens, and the Receiver's embeddings have {size}; a base model is not saved with the bridge. Resize and "
-                f"save the Receiver first, then join it with H2CForCausalLM.from_pair."
+                f"Got {wanted} tokens, and the Receiver's embeddings have {size}; a base model is not saved "
+                "with the bridge. Resize and save the Receiver first, then join it with "
+                "H2CForCausalLM.from_pair."
             )
         return embeddings
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
-        """Set the attention implementation of both base models, or of those that a dict names: `{"sharer": ..., "receiver": ...}`.
-        The bridge has one only; its config repeats the models' common one."""
+        """Set the attention implementation of both base models, or of those that a dict names:
+        `{"sharer": ..., "receiver": ...}`. The bridge has one only; its config repeats the models' common
+        one."""
         for role, implementation in by_role(attn_implementation).items():
             model = getattr(self, role)
             if (
@@ -91,7 +94,8 @@ class StockMixin:
             NotImplementedError: continuous batching fills a paged cache, which a bridge does not rewrite.
         """
         raise NotImplementedError(
-            "Continuous batching fills a paged cache, and a bridge rewrites a DynamicCache; use generate with a left-padded batch."
+            "Continuous batching fills a paged cache, and a bridge rewrites a DynamicCache; use generate "
+            "with a left-padded batch."
         )
 
     init_continuous_batching = continuous_batching_context_manager = generate_batch
@@ -102,8 +106,8 @@ class StockMixin:
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
     ) -> None:
-        """Compute the layers of the Receiver's target pass again in the backward pass. (The bridge always does so, and all else has no
-        backward pass.)
+        """Compute the layers of the Receiver's target pass again in the backward pass. (The bridge always
+        does so, and all else has no backward pass.)
 
         Raises:
             ValueError: if the Receiver's layers are not a plain list.
@@ -144,7 +148,7 @@ def check_arguments(input_ids: torch.Tensor | None, arguments: dict) -> None:
 
 
 def second_position(attention_mask, generation_config: GenerationConfig | None) -> tuple:
-    """Return the mask and the generation config. `generate(input_ids, config)` has the config second, as stock has it."""
+    """Return the mask and the generation config, which is second in stock's `generate(ids, config)`."""
     if not isinstance(attention_mask, GenerationConfig):
         return attention_mask, generation_config
     if generation_config is not None:

@@ -129,7 +129,7 @@ def test_the_page_shows_a_message(atlas):
     ],
 )  # fmt: skip
 def test_the_mark_tells_right_from_wrong(text, expected, form, right):
-    assert pytest.importorskip("h2c_hf.apps.demo_page").is_right(text, expected, form) is right
+    assert pytest.importorskip("h2c_hf.apps.demo_cards").is_right(text, expected, form) is right
 
 
 def test_what_a_model_writes_is_shown_as_text(demo):

@@ -9,7 +9,8 @@ from source import ATLAS_BRIDGE
 
 from h2c_hf.atlas.questions import atlas_passages
 from h2c_hf.cli import main
-from h2c_hf.evaluation.methods import METHODS, Batch, end_tokens, sharer_text
+from h2c_hf.evaluation.batch import Batch
+from h2c_hf.evaluation.methods import METHODS, end_tokens, sharer_text
 from h2c_hf.evaluation.questions import limits
 from h2c_hf.evaluation.runner import evaluate
 from h2c_hf.evaluation.sets import QuestionSet

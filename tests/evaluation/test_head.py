@@ -22,7 +22,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from h2c_hf.evaluation.methods import METHODS, Batch
+from h2c_hf.evaluation.batch import Batch
+from h2c_hf.evaluation.methods import METHODS
 from h2c_hf.modeling.loss_h2c import head_of
 
 

@@ -7,7 +7,8 @@ from pairs import join, tiny_model, tiny_processor
 from h2c_hf.atlas.questions import atlas_passages, atlas_questions
 from h2c_hf.data.examples import H2CCollator, encode_questions
 from h2c_hf.data.questions import in_words
-from h2c_hf.evaluation.methods import METHODS, Batch, end_tokens
+from h2c_hf.evaluation.batch import Batch
+from h2c_hf.evaluation.methods import METHODS, end_tokens
 from h2c_hf.evaluation.questions import fit, limits
 from h2c_hf.evaluation.runner import batches, evaluate
 from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM

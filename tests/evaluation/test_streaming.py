@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 
 from h2c_hf.atlas.questions import atlas_questions
-from h2c_hf.evaluation.methods import METHODS, Batch
+from h2c_hf.evaluation.batch import Batch
+from h2c_hf.evaluation.methods import METHODS
 from h2c_hf.evaluation.streaming import Writing, stream
 from h2c_hf.prompts import open_prompt, user_turn
 

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from h2c_hf.atlas import MODELS
 from h2c_hf.data.examples import encode_example
-from h2c_hf.evaluation.methods import METHODS, Batch
+from h2c_hf.evaluation.batch import Batch
+from h2c_hf.evaluation.methods import METHODS
 from h2c_hf.evaluation.runner import evaluate
 from h2c_hf.experiments.cache_fusion import CacheFusion, aligned_places, frame_length, token_bytes, token_ends
 from h2c_hf.modeling import H2CProcessor, passes_h2c

@@ -12,8 +12,9 @@ from h2c_hf.atlas import MODELS
 from h2c_hf.atlas.questions import atlas_questions
 from h2c_hf.cli import main
 from h2c_hf.data.examples import H2CCollator, encode_questions
+from h2c_hf.evaluation.batch import Batch
 from h2c_hf.evaluation.evaluate import load_lora
-from h2c_hf.evaluation.methods import METHODS, Batch
+from h2c_hf.evaluation.methods import METHODS
 from h2c_hf.experiments.lora import ReceiverCollator
 from h2c_hf.reports.schema import load_report
 

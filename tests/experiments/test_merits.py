@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from h2c_hf.atlas.questions import STATEMENTS
-from h2c_hf.evaluation.methods import Batch
+from h2c_hf.evaluation.batch import Batch
 from h2c_hf.experiments.merits import (
     ALONE,
     FEWER,

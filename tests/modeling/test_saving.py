@@ -14,10 +14,10 @@ from h2c_hf.modeling import H2CBridgeModel, H2CForCausalLM, H2CTextGenerationPip
 
 
 REMOTE_CODE = {
-    "configuration_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py", "bridges_h2c.py",
-    "conversation_h2c.py", "drafts_h2c.py",
-    "families_h2c.py", "folders_h2c.py", "generation_h2c.py", "loading_h2c.py", "messages_h2c.py",
-    "passes_h2c.py", "prefixes_h2c.py", "layers_h2c.py", "message_h2c.py", "reading_h2c.py", "stock_h2c.py",
+    "configuration_h2c.py", "base_models_h2c.py", "inputs_h2c.py", "loss_h2c.py", "modeling_h2c_bridge.py",
+    "bridges_h2c.py", "conversation_h2c.py", "drafts_h2c.py", "families_h2c.py", "folders_h2c.py",
+    "generation_h2c.py", "loading_h2c.py", "messages_h2c.py", "passes_h2c.py", "prefixes_h2c.py",
+    "layers_h2c.py", "message_h2c.py", "reading_h2c.py", "stock_h2c.py", "weights_h2c.py",
     "modeling_h2c.py", "processing_h2c.py", "pipeline_h2c.py",
 }  # fmt: skip
 OPTIONS = {"max_new_tokens": 5, "do_sample": False}

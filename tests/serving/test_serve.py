@@ -19,7 +19,8 @@ from servers import ASKED, QUESTION, ROOT, started
 from h2c_hf.atlas.questions import atlas_questions
 from h2c_hf.benchmarks import load
 from h2c_hf.cli import main
-from h2c_hf.evaluation.methods import METHODS, Batch
+from h2c_hf.evaluation.batch import Batch
+from h2c_hf.evaluation.methods import METHODS
 from h2c_hf.serving.openai_requests import CHAT, COMPLETIONS, RESPONSES
 
 
@@ -218,24 +219,9 @@ def test_h2c_chat_refuses_a_repo_beside_a_url(capsys):
 
 def test_the_load_benchmark_measures_a_server(server, tmp_path, capsys):
     """Two clients with two requests each, bridged and of the Receiver alone; every answer is whole."""
-    arguments = [
-        "--eos",
-        "1",
-        "--clients",
-        "2",
-        "--requests",
-        "4",
-        "--new_tokens",
-        "5",
-        "--output",
-        str(tmp_path / "load.json"),
-    ]
-    assert (
-        load.main(
-            ["--server", f"bridged={server.url}", "--server", f"receiver={server.url},alone", *arguments]
-        )
-        == 0
-    )
+    servers = ["--server", f"bridged={server.url}", "--server", f"receiver={server.url},alone"]
+    sizes = "--eos 1 --clients 2 --requests 4 --new_tokens 5".split()  # noqa: SIM905
+    assert load.main([*servers, *sizes, "--output", str(tmp_path / "load.json")]) == 0
     rows = json.loads((tmp_path / "load.json").read_text())["rows"]
     assert [(row["server"], row["requests"], row["tokens"]) for row in rows] == [
         ("bridged", 4, 20),
@@ -435,23 +421,11 @@ def free_port() -> int:
 
 def test_stock_transformers_serve_answers(atlas, tmp_path):
     model, processor = atlas
-    for part in (model, model.receiver, model.sharer):
-        part.save_pretrained(
-            tmp_path
-            / {"H2CForCausalLM": ""}.get(
-                type(part).__name__, "receiver" if part is model.receiver else "sharer"
-            )
-        )
+    for part, folder in ((model, ""), (model.receiver, "receiver"), (model.sharer, "sharer")):
+        part.save_pretrained(tmp_path / folder)
     processor.save_pretrained(tmp_path)
-    command = [
-        "-m",
-        "transformers.cli.transformers",
-        "serve",
-        str(tmp_path),
-        "--trust-remote-code",
-        "--port",
-        str(free_port()),
-    ]
+    command = ["-m", "transformers.cli.transformers", "serve", str(tmp_path), "--trust-remote-code"]
+    command += ["--port", str(free_port())]
     with started(*command, PYTHONPATH="") as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         ask = {"model": str(tmp_path), "messages": ASKED, "temperature": 0, "max_tokens": 64}
