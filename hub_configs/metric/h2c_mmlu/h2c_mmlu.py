@@ -7,7 +7,8 @@ from scipy.stats import binomtest
 
 
 DESCRIPTION = """\
-Accuracy on multiple-choice questions with a 95 % Wilson interval: overall, by subject, by MMLU's four categories, and as the mean
+Accuracy on multiple-choice questions with a 95 % Wilson interval: overall, by subject, by MMLU's four \
+categories, and as the mean
 over subjects.
 """
 
@@ -15,11 +16,13 @@ INPUTS = """
 Args:
     predictions: letters "A" to "J", or indices 0 to 9.
     references: the right answers, in either form.
-    subjects: optional, one a question, as MMLU names them ("abstract_algebra" ...); None for a question without one.
+    subjects: optional, one a question, as MMLU names them ("abstract_algebra" ...); None for a question \
+without one.
 Returns:
     accuracy, accuracy_low, accuracy_high: fractions; the bounds of the 95 % Wilson interval.
     n: the number of questions.
-    by_subject, by_category, macro_accuracy: with subjects; the same four values for each, and the mean of the subjects' accuracies.
+    by_subject, by_category, macro_accuracy: with subjects; the same four values for each, and the mean of \
+the subjects' accuracies.
 Examples:
     >>> metric = evaluate.load("h2c_mmlu")
     >>> metric.compute(predictions=["A", "B"], references=[0, 2])["accuracy"]
@@ -29,7 +32,8 @@ Examples:
 CITATION = """\
 @inproceedings{hendrycks2021measuring,
   title={Measuring Massive Multitask Language Understanding},
-  author={Dan Hendrycks and Collin Burns and Steven Basart and Andy Zou and Mantas Mazeika and Dawn Song and Jacob Steinhardt},
+  author={Dan Hendrycks and Collin Burns and Steven Basart and Andy Zou and Mantas Mazeika and Dawn Song \
+and Jacob Steinhardt},
   booktitle={International Conference on Learning Representations},
   year={2021}
 }
@@ -41,23 +45,26 @@ CONFIDENCE = 0.95
 CATEGORIES = {
     "STEM": (
         "abstract_algebra", "astronomy", "college_biology", "college_chemistry", "college_computer_science",
-        "college_mathematics", "college_physics", "computer_security", "conceptual_physics", "electrical_engineering",
-        "elementary_mathematics", "high_school_biology", "high_school_chemistry", "high_school_computer_science",
-        "high_school_mathematics", "high_school_physics", "high_school_statistics", "machine_learning",
+        "college_mathematics", "college_physics", "computer_security", "conceptual_physics",
+        "electrical_engineering", "elementary_mathematics", "high_school_biology", "high_school_chemistry",
+        "high_school_computer_science", "high_school_mathematics", "high_school_physics",
+        "high_school_statistics", "machine_learning",
     ),
     "humanities": (
-        "formal_logic", "high_school_european_history", "high_school_us_history", "high_school_world_history", "international_law",
-        "jurisprudence", "logical_fallacies", "moral_disputes", "moral_scenarios", "philosophy", "prehistory", "professional_law",
-        "world_religions",
+        "formal_logic", "high_school_european_history", "high_school_us_history", "high_school_world_history",
+        "international_law", "jurisprudence", "logical_fallacies", "moral_disputes", "moral_scenarios",
+        "philosophy", "prehistory", "professional_law", "world_religions",
     ),
     "social sciences": (
-        "econometrics", "high_school_geography", "high_school_government_and_politics", "high_school_macroeconomics",
-        "high_school_microeconomics", "high_school_psychology", "human_sexuality", "professional_psychology", "public_relations",
-        "security_studies", "sociology", "us_foreign_policy",
+        "econometrics", "high_school_geography", "high_school_government_and_politics",
+        "high_school_macroeconomics", "high_school_microeconomics", "high_school_psychology",
+        "human_sexuality", "professional_psychology", "public_relations", "security_studies", "sociology",
+        "us_foreign_policy",
     ),
     "other": (
-        "anatomy", "business_ethics", "clinical_knowledge", "college_medicine", "global_facts", "human_aging", "management", "marketing",
-        "medical_genetics", "miscellaneous", "nutrition", "professional_accounting", "professional_medicine", "virology",
+        "anatomy", "business_ethics", "clinical_knowledge", "college_medicine", "global_facts", "human_aging",
+        "management", "marketing", "medical_genetics", "miscellaneous", "nutrition",
+        "professional_accounting", "professional_medicine", "virology",
     ),
 }  # fmt: skip
 
