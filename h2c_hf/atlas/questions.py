@@ -7,8 +7,7 @@ from dataclasses import replace
 from .facts import Fact, load_facts
 
 
-# Names stand inside the sentence, never first, so that a tokenizer meets each in one form (with its leading
-# space).
+# Names stand inside the sentence, never first: a tokenizer meets each in one form, with a leading space.
 QUESTIONS = {
     "country": ["Which country is {} in?", "In which country is the city of {}?",
                 "The city of {} is part of which country?"],

@@ -43,8 +43,7 @@ from .methods import H2C, METHODS, TextToText, sharer_text
 
 logger = logging.getLogger(__name__)
 PREFIXES = {"receiver": "", "sharer": "sharer_"}  # of the names of each model's inputs
-# Methods that a task can ask: it has no passages that only the Sharer reads, no adapter of the Receiver and
-# no drafts.
+# Methods that a task can ask: it has no passages for the Sharer only, no adapter of the Receiver, no drafts.
 ASKED = tuple(name for name in METHODS if name not in (*ONLY_IN_SETS, "lora"))
 AUTO_BATCH_SIZE = 64  # what "auto" begins with, as in lm-eval's own models
 # Further arguments of `load_pair` that `--model_args` may give.

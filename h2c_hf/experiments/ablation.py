@@ -33,8 +33,7 @@ from .merits import ALONE, ON_ALL, ON_FEW, ask, harm_table, knowledge_table
 from .parsers import ablate as parser
 
 
-# What a form may say beside the fields of its config: that it is the other system, and a learning rate of its
-# own.
+# A form may say, beside the fields of its config, that it is the other system, and its own learning rate.
 FUSION, RATE = "cache_fusion", "learning_rate"
 BATCH = 16  # examples a step, where the grid says nothing
 

@@ -144,8 +144,7 @@ def pair_config(
     unknown = [key for key, match in matches.items() if not match]
     if unknown:
         raise ConversionError(f"The checkpoint has {len(unknown)} unknown keys: {_some(unknown)}.")
-    # Revisions stay open: which ones the bridge was trained on is not in the checkpoint, and today's need not
-    # be those.
+    # Revisions stay open: the checkpoint does not say which the bridge was trained on; today's may be others.
     overrides = {
         "sharer_revision": None,
         "receiver_revision": None,

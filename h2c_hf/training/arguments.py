@@ -44,8 +44,7 @@ def parse(arguments: list[str] | None, prog: str, *more: type) -> tuple:
     )
     # A command owns its process, and may answer SIGTERM; a library may not.
     parser.set_defaults(enable_jit_checkpoint=True)
-    # Without an accelerator a run is on the CPU anyway; said here, since the stock arguments refuse bf16
-    # otherwise.
+    # Without an accelerator a run is on the CPU anyway; else the stock arguments would refuse bf16.
     parser.set_defaults(use_cpu=not torch.accelerator.is_available())
     # A bar would fill a log file; lines of losses are printed instead.
     parser.set_defaults(disable_tqdm=not sys.stderr.isatty())

@@ -119,8 +119,7 @@ def memory(
     parts["gradients and AdamW, fp32"] = ADAMW_BYTES * parameters
     read = len(config.read_layers)
     parts["Sharer hidden states"] = half * sharer_tokens * read * config.sharer_hidden_size
-    # Normalised states, their keys and values; queries, FFN in and out, and the normalised inputs of each, by
-    # position.
+    # By position: normalised states, their keys and values; queries, FFN in and out, and their inputs.
     bridged = blocks // 2 * sharer_tokens * config.sharer_hidden_size + 2 * blocks * sharer_tokens * size
     bridged += blocks * prompt_tokens * size * (6 + 2 * config.ffn_multiplier)
     parts["bridge activations"] = half * bridged

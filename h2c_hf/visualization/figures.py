@@ -17,8 +17,7 @@ from .style import THEMES, WIDTH
 FORMATS = ("png", "svg", "pdf")
 # Or the same report would not give the same bytes.
 UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-# name of the file: (the report's keys that it needs, what draws it). "a.b" is b in a, and "*" any: see
-# `holds`.
+# name of the file: (keys of the report that it needs, what draws it). "a.b" is b in a, "*" any; see `holds`.
 FIGURES = {
     "accuracy": (["methods"], methods.accuracy),
     "latency": (["methods.*.ttft_ms_median"], methods.latency),

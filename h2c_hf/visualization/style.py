@@ -16,8 +16,7 @@ from matplotlib.font_manager import findfont, get_font
 from ..reports.page import CONTROLS, TITLES
 
 
-# Okabe and Ito's palette: told apart by colour-blind readers. Greyscale print is served by the markers and
-# hatches.
+# Okabe and Ito's palette: told apart by colour-blind readers. Markers and hatches serve greyscale print.
 BLUE, SKY, GREEN, VERMILLION, ORANGE, PURPLE, YELLOW, GREY = (
     "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#CC79A7", "#F0E442", "#999999",
 )  # fmt: skip
