@@ -147,10 +147,8 @@ def byte_tokenizer(specials: list[str], bos: str | None = None, **kwargs) -> Pre
         token: i for i, token in enumerate([*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())])
     }
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     if bos is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])]
@@ -181,9 +179,7 @@ def text_pair(**overrides) -> tuple[H2CProcessor, H2CForCausalLM]:
     """A pair for the text of `tiny_processor`, and the processor. `overrides`: see `join`."""
     processor = tiny_processor()
     sizes = {name: len(getattr(processor, f"{name}_tokenizer")) for name in ("sharer", "receiver")}
-    sharer, receiver = (
-        tiny_model("llama", 1, vocab_size=sizes["sharer"]),
-        tiny_model("qwen2", 2, vocab_size=sizes["receiver"]),
-    )
+    sharer = tiny_model("llama", 1, vocab_size=sizes["sharer"])
+    receiver = tiny_model("qwen2", 2, vocab_size=sizes["receiver"])
     model = join(sharer, receiver, **overrides)
     return processor, model

@@ -17,11 +17,9 @@ class PlainBlock(nn.Module):
         size, wide = config.receiver_num_key_value_heads * config.receiver_head_dim, config.sharer_hidden_size
         self.scale, self.recency = config.update_scale, config.recency_bias
         self.heads, rank = config.num_attention_heads, config.sharer_rank
-        self.norm_receiver, self.norm_sharer, self.norm_ffn = (
-            nn.LayerNorm(size),
-            nn.LayerNorm(wide),
-            nn.LayerNorm(size),
-        )
+        self.norm_receiver = nn.LayerNorm(size)
+        self.norm_sharer = nn.LayerNorm(wide)
+        self.norm_ffn = nn.LayerNorm(size)
         self.read = nn.Identity() if rank is None else nn.Linear(wide, rank)
         wide = rank or wide
         self.attn = nn.MultiheadAttention(

@@ -312,10 +312,8 @@ def test_what_is_saved_answers_the_same_and_each_subfolder_is_a_bridges_repo(tmp
     inputs = inputs_for(model, 2)
     model.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "several_sharers.json"]
-    bases, receiver = (
-        {name: single.sharer for name, single in model.models.items()},
-        model.models["a"].receiver,
-    )
+    bases = {name: single.sharer for name, single in model.models.items()}
+    receiver = model.models["a"].receiver
     loaded = H2CSeveralSharers.from_pretrained(tmp_path, sharers=bases, receiver=receiver)
     assert list(loaded.models) == ["a", "b"]
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
@@ -332,10 +330,8 @@ def test_the_receiver_is_loaded_once(tmp_path):
     model.models["a"].receiver.save_pretrained(tmp_path / "receiver")
     for name, single in model.models.items():
         single.sharer.save_pretrained(tmp_path / name)
-        single.config.sharer_model_id, single.config.receiver_model_id = (
-            str(tmp_path / name),
-            str(tmp_path / "receiver"),
-        )
+        single.config.sharer_model_id = str(tmp_path / name)
+        single.config.receiver_model_id = str(tmp_path / "receiver")
     model.save_pretrained(tmp_path / "all")
     loaded = H2CSeveralSharers.from_pretrained(tmp_path / "all")
     assert loaded.models["a"].receiver is loaded.models["b"].receiver

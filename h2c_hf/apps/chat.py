@@ -65,12 +65,10 @@ class Chat:
         read: Callable[[str], str] = input,
     ):
         """read: shows a prompt and returns a message; `input`, or `prompt_session().prompt` in a terminal."""
-        self.model, self.processor, self.options, self.read = (
-            model,
-            processor,
-            {"max_new_tokens": max_new_tokens},
-            read,
-        )
+        self.model = model
+        self.processor = processor
+        self.options = {"max_new_tokens": max_new_tokens}
+        self.read = read
         self.clear()
 
     def clear(self) -> None:

@@ -168,16 +168,12 @@ class SharerTeacher(DocumentWriter):
             )
         return turns
 
-    read_1, read_4, read_16 = (
-        partialmethod(read, count=1),
-        partialmethod(read, count=4),
-        partialmethod(read, count=16),
-    )
-    alike_1, alike_4, alike_16 = (
-        partialmethod(read, count=1, alike=True),
-        partialmethod(read, count=4, alike=True),
-        partialmethod(read, count=16, alike=True),
-    )
+    read_1 = partialmethod(read, count=1)
+    read_4 = partialmethod(read, count=4)
+    read_16 = partialmethod(read, count=16)
+    alike_1 = partialmethod(read, count=1, alike=True)
+    alike_4 = partialmethod(read, count=4, alike=True)
+    alike_16 = partialmethod(read, count=16, alike=True)
 
     def _some_facts(self, rng: random.Random) -> list[Fact]:
         return rng.choice([self.facts, self.by_attribute[rng.choice(self.facts).attribute]])

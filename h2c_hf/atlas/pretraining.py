@@ -53,11 +53,9 @@ class Packer:
         cut = [
             i for i, token in enumerate(frame) if token in tokenizer.encode(" X", add_special_tokens=False)
         ]
-        self.before, self.between, self.after = (
-            frame[: cut[0]],
-            frame[cut[0] + 1 : cut[1]],
-            frame[cut[1] + 1 :],
-        )
+        self.before = frame[: cut[0]]
+        self.between = frame[cut[0] + 1 : cut[1]]
+        self.after = frame[cut[1] + 1 :]
 
     def encode(self, turns: Turns) -> tuple[list[int], list[int], list[int], list[int], list[int]]:
         """(token ids, labels, thoughts, gathers, finds) of one chat: the same tokens as the chat template
@@ -68,11 +66,9 @@ class Packer:
         for user, assistant, thought, source in turns:
             start = [token for token in self.before if not ids or token != self.tokenizer.bos_token_id]
             given = [*start, *self.encode_text(user), *self.between]
-            ids, labels, thoughts = (
-                ids + given,
-                labels + [IGNORE] * len(given),
-                thoughts + [IGNORE] * len(given),
-            )
+            ids = ids + given
+            labels = labels + [IGNORE] * len(given)
+            thoughts = thoughts + [IGNORE] * len(given)
             if source is not None:
                 looks.append((len(ids) - 1, source))
             pieces = ["", assistant] if isinstance(assistant, str) else assistant
@@ -277,10 +273,8 @@ def mimetic_init_(
     model.model.embed_tokens.weight.normal_(0, 1)
     for number, layer in enumerate(model.model.layers):
         attention = layer.self_attn
-        query, key = (
-            attention.q_proj.weight.view(heads, dim, -1),
-            attention.k_proj.weight.view(kv_heads, dim, -1),
-        )
+        query = attention.q_proj.weight.view(heads, dim, -1)
+        key = attention.k_proj.weight.view(kv_heads, dim, -1)
         value = attention.v_proj.weight.view(kv_heads, dim, -1)
         for head in range(kv_heads):
             torch.nn.init.orthogonal_(value[head])

@@ -46,10 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     model = H2CForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     processor = H2CProcessor.from_pretrained(options.model)
     adapter = H2CBridgeModel.from_pretrained(options.adapter, dtype=torch.float32).eval()
-    questions, methods = (
-        atlas_questions("test"),
-        [name for name in METHODS if name not in ("skyline", "lora")],
-    )
+    questions = atlas_questions("test")
+    methods = [name for name in METHODS if name not in ("skyline", "lora")]
     questions = [questions[row] for row in spread_rows(len(questions), options.questions)]
 
     times = {"batched": [], "one at a time": []}

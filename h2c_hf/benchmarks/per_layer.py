@@ -25,16 +25,12 @@ class Block(nn.Module):
 
     def __init__(self, config: H2CBridgeConfig):
         super().__init__()
-        size, wide, inner = (
-            config.receiver_size,
-            config.sharer_hidden_size,
-            config.ffn_multiplier * config.receiver_size,
-        )
-        self.norm_receiver, self.norm_sharer, self.norm_ffn = (
-            nn.LayerNorm(size),
-            nn.LayerNorm(wide),
-            nn.LayerNorm(size),
-        )
+        size = config.receiver_size
+        wide = config.sharer_hidden_size
+        inner = config.ffn_multiplier * config.receiver_size
+        self.norm_receiver = nn.LayerNorm(size)
+        self.norm_sharer = nn.LayerNorm(wide)
+        self.norm_ffn = nn.LayerNorm(size)
         self.attn = nn.MultiheadAttention(
             size, config.num_attention_heads, config.dropout, kdim=wide, vdim=wide, batch_first=True
         )

@@ -50,10 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(options: argparse.Namespace) -> dict[str, dict]:
     """{which inputs: accuracy row of the exact match}. "told" and "untold": one Sharer alone; "both";
     "shuffled": both, each with the states of another question."""
-    model, processor = (
-        H2CForCausalLM.from_pretrained(options.bridge).eval(),
-        H2CProcessor.from_pretrained(options.bridge),
-    )
+    model = H2CForCausalLM.from_pretrained(options.bridge).eval()
+    processor = H2CProcessor.from_pretrained(options.bridge)
     several = H2CSeveralSharers({"first": model, "second": model})
     questions = two_passages(options)
     predictions: dict[str, list[str]] = {}

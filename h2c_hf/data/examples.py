@@ -169,10 +169,8 @@ class H2CCollator:
                 raise ValueError(
                     f"{name} of example {empty[0]} of {len(examples)} has no tokens; expected at least one."
                 )
-        receiver_pad, sharer_pad = (
-            padding_id(self.processor.receiver_tokenizer),
-            padding_id(self.processor.sharer_tokenizer),
-        )
+        receiver_pad = padding_id(self.processor.receiver_tokenizer)
+        sharer_pad = padding_id(self.processor.sharer_tokenizer)
         prompts, prompt_mask = left_pad([e["input_ids"] for e in examples], receiver_pad)
         targets = [torch.tensor(e["target_ids"]) for e in examples]
         sharer_ids, sharer_mask = left_pad([e["sharer_input_ids"] for e in examples], sharer_pad)

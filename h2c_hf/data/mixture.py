@@ -124,10 +124,8 @@ def build_dataset(
     held_out = None
     if hold_out:
         sides = [split(part, hold_out) for part in parts]
-        parts, held_out = (
-            [kept for kept, _ in sides],
-            datasets.concatenate_datasets([held for _, held in sides]),
-        )
+        parts = [kept for kept, _ in sides]
+        held_out = datasets.concatenate_datasets([held for _, held in sides])
         for count, (_, held) in zip(counts, sides, strict=True):
             count.held_out = len(held)
     for count, part in zip(counts, parts, strict=True):
@@ -194,11 +192,9 @@ def encode_source(
         desc=f"encoding {source.title}",
     )
     reasons = encoded["dropped"][:]
-    count.records, count.examples, count.dropped = (
-        len(records),
-        len(reasons),
-        Counter(reason for reason in reasons if reason),
-    )
+    count.records = len(records)
+    count.examples = len(reasons)
+    count.dropped = Counter(reason for reason in reasons if reason)
     kept = encoded.select([i for i, reason in enumerate(reasons) if not reason])
     count.kept = len(kept)
     return kept
@@ -239,12 +235,10 @@ class RecordEncoder:
         together: int | None = None,
     ):
         """max_length, together: see `build_dataset`."""
-        self.processor, self.max_length, self.together, self.encoding = (
-            processor,
-            max_length,
-            together,
-            ENCODING,
-        )
+        self.processor = processor
+        self.max_length = max_length
+        self.together = together
+        self.encoding = ENCODING
         # With the rest it is the key in the datasets cache, and weighs nothing here.
         self.source = replace(source, weight=None)
         self.columns = columns

@@ -48,13 +48,11 @@ class Batch:
             draft_tokens: so many tokens the Sharer writes first, which the bridge reads after its prompt; by
                 default as many as the model's generation config says.
         """
-        self.model, self.processor, self.questions, self.form, self.donor = (
-            model,
-            processor,
-            questions,
-            form,
-            donor,
-        )
+        self.model = model
+        self.processor = processor
+        self.questions = questions
+        self.form = form
+        self.donor = donor
         self.adapter, self.prompts, self.lora, self.donor_rows = adapter, prompts, lora, donor_rows
         self.draft_tokens = own_draft_tokens(model) if draft_tokens is None else draft_tokens
         self.cut_texts = 0  # of the Sharer's texts, those that ran on to their limit of tokens

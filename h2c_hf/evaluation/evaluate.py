@@ -84,19 +84,15 @@ class Run:
                     options.hand_off, name, split, limit, options.hand_off_facts
                 )
             if options.perplexity_data:
-                name, split, limit = (
-                    options.perplexity_name,
-                    options.perplexity_split,
-                    options.perplexity_limit,
-                )
+                name = options.perplexity_name
+                split = options.perplexity_split
+                limit = options.perplexity_limit
                 self.exchanges, self.unusable = load_exchanges(options.perplexity_data, name, split, limit)
         self.model, self.processor, self.adapter = load(options, state.device)
         self.lora = load_lora(options.lora, self.model.receiver) if options.lora else None
-        self.progress, self.state, self.is_main = (
-            Progress(options.output_dir, state),
-            state,
-            state.is_main_process,
-        )
+        self.progress = Progress(options.output_dir, state)
+        self.state = state
+        self.is_main = state.is_main_process
         self.shared = {"adapter": self.adapter, "prompts": options.prompts, "lora": self.lora}
         self.counts, self.items = {}, {}
 

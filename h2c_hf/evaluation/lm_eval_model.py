@@ -357,10 +357,8 @@ class H2CLM(LM):
         batch = Batch(self.model, self.processor, contexts, donor=donor, adapter=self.adapter)
         inputs = {}
         for role in roles:
-            rows, prefix = (
-                [self._encode(role, context, answers=role == roles[0]) for context in contexts],
-                PREFIXES[role],
-            )
+            rows = [self._encode(role, context, answers=role == roles[0]) for context in contexts]
+            prefix = PREFIXES[role]
             inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"] = left_pad(
                 rows, padding_id(self.tokenizers[role])
             )

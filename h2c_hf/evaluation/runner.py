@@ -61,10 +61,8 @@ def evaluate(
     progress = progress or Progress()
     letters = {}
     if form == "choice":
-        first, count = (
-            conversation(questions[0], form, prompts=prompts),
-            max(len(question["choices"]) for question in questions),
-        )
+        first = conversation(questions[0], form, prompts=prompts)
+        count = max(len(question["choices"]) for question in questions)
         letters = {
             role: letter_ids(
                 getattr(processor, f"{role}_tokenizer"), first, count, processor.chat_template_kwargs

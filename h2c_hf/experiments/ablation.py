@@ -126,10 +126,8 @@ def examples(source: str) -> tuple[list[dict], Dataset]:
 
 def training_rows(grid: Grid, run: dict, seed: int) -> tuple[Dataset, int, int]:
     """Return a run's training data, the examples of a run with all of it, and the facts asked about."""
-    without, loaded = (
-        run.get("without", ()),
-        [examples(json.dumps(source, sort_keys=True)) for source in grid.sources],
-    )
+    without = run.get("without", ())
+    loaded = [examples(json.dumps(source, sort_keys=True)) for source in grid.sources]
     entities = sorted(
         {fact.entity for fact in load_facts() if fact.split == "train" and fact.attribute not in without}
     )

@@ -147,11 +147,9 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, blocks: int, size: int, dropout: float):
         super().__init__()
-        self.wide, self.back, self.dropout = (
-            StackedLinear(blocks, size, size),
-            StackedLinear(blocks, size, size),
-            dropout,
-        )
+        self.wide = StackedLinear(blocks, size, size)
+        self.back = StackedLinear(blocks, size, size)
+        self.dropout = dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         every = slice(None)

@@ -202,11 +202,9 @@ def pair_config(
 
 def original_shapes(config: H2CBridgeConfig) -> dict[str, tuple[int, ...]]:
     """Every key of the original state dict of this pair, with its shape."""
-    size, hidden, inner = (
-        config.receiver_size,
-        config.sharer_hidden_size,
-        config.ffn_multiplier * config.receiver_size,
-    )
+    size = config.receiver_size
+    hidden = config.sharer_hidden_size
+    inner = config.ffn_multiplier * config.receiver_size
     block = {"gate": (1,), "attn.in_proj_bias": (3 * size,)}
     for norm, width in zip(NORMS, (size, hidden, size), strict=True):
         block |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}

@@ -46,10 +46,8 @@ def is_hub_id(name: str) -> bool:
 
 def pair_values(sharer_config: PreTrainedConfig, receiver_config: PreTrainedConfig) -> dict:
     """The fields of a bridge's config that say which two models it joins."""
-    sharer, receiver = (
-        sharer_config.get_text_config(decoder=True),
-        receiver_config.get_text_config(decoder=True),
-    )
+    sharer = sharer_config.get_text_config(decoder=True)
+    receiver = receiver_config.get_text_config(decoder=True)
     return {
         "sharer_model_id": location(sharer_config),
         "sharer_revision": getattr(sharer_config, "_commit_hash", None),

@@ -114,10 +114,8 @@ class StockMixin:
         """
         if enable:
             check_recomputable(self.receiver)
-        self.gradient_checkpointing, self._recomputation = (
-            enable,
-            (gradient_checkpointing_func, every_n_layers),
-        )
+        self.gradient_checkpointing = enable
+        self._recomputation = (gradient_checkpointing_func, every_n_layers)
 
 
 def by_role(value) -> dict:

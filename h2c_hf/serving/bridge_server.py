@@ -43,12 +43,10 @@ class BridgeServer:
             max_bytes: of a request's body.
             options: of `Bridger`.
         """
-        self.bridger, self.facts, self.token, self.max_bytes = (
-            Bridger(model, **options),
-            pair_facts(model),
-            token,
-            max_bytes,
-        )
+        self.bridger = Bridger(model, **options)
+        self.facts = pair_facts(model)
+        self.token = token
+        self.max_bytes = max_bytes
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":

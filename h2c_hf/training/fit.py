@@ -202,11 +202,9 @@ def aligned(
     the mean keys (unrotated) and values over the Receiver tokens that share characters with each Sharer
     token, (tokens, 2 * size).
     """
-    sharer, receiver, layers = (
-        processor.sharer_tokenizer,
-        processor.receiver_tokenizer,
-        model.bridge.read_layers,
-    )
+    sharer = processor.sharer_tokenizer
+    receiver = processor.receiver_tokenizer
+    layers = model.bridge.read_layers
     before = frame_before_text(receiver)
     for start in range(0, len(texts), BATCH):
         batch = texts[start : start + BATCH]

@@ -90,11 +90,9 @@ class Theme:
             "zeros": Look(GREY, "<", "||"), "noise": Look(GREY, ">", "++"), "adapter": Look(GREY, "p", "oo"),
         }  # fmt: skip
         new = [name for name in methods if name not in known]
-        markers, hatches, colors = (
-            "*hHd8",
-            ("///", "...", "\\\\\\", "xxx", "---"),
-            (ORANGE, self.pale, SKY, ORANGE, self.pale),
-        )
+        markers = "*hHd8"
+        hatches = ("///", "...", "\\\\\\", "xxx", "---")
+        colors = (ORANGE, self.pale, SKY, ORANGE, self.pale)
         return known | {
             name: Look(colors[i % 5], markers[i % 5], hatches[i % 5]) for i, name in enumerate(new)
         }

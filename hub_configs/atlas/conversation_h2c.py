@@ -130,10 +130,8 @@ class H2CConversation:
                 model.bridge(states, receiver_cache),
                 turns,
             )
-        unbridged, bridged_cache = (
-            DynamicCache(),
-            first_positions(past.bridged_cache, bridged, model.receiver.config),
-        )
+        unbridged = DynamicCache()
+        bridged_cache = first_positions(past.bridged_cache, bridged, model.receiver.config)
         for index, layer in enumerate(receiver_cache.layers):
             unbridged.update(layer.keys[..., bridged:, :], layer.values[..., bridged:, :], index)
         for index, layer in enumerate(model.bridge(states, unbridged).layers):

@@ -72,11 +72,9 @@ class H2CBridgeModel(WeightsMixin, PreTrainedModel):
         self.post_init()
 
     def _init_blocks(self, config: H2CBridgeConfig) -> None:
-        blocks, size, inner = (
-            2 * len(self.alignment),
-            config.receiver_size,
-            config.ffn_multiplier * config.receiver_size,
-        )
+        blocks = 2 * len(self.alignment)
+        size = config.receiver_size
+        inner = config.ffn_multiplier * config.receiver_size
         self.norm_receiver = StackedNorm(blocks, size)
         self.q_proj = StackedLinear(blocks, size, size)
         if config.sharer_rank is None:

@@ -58,10 +58,8 @@ class H2CTextGenerationPipeline(TextGenerationPipeline):
                     f"Got an input with {', '.join(map(str, prompt_text))}; expected conversation and "
                     "sharer_conversation."
                 )
-            sharer_conversation, prompt_text = (
-                prompt_text["sharer_conversation"],
-                Chat(prompt_text["conversation"]),
-            )
+            sharer_conversation = prompt_text["sharer_conversation"]
+            prompt_text = Chat(prompt_text["conversation"])
         options = tokenizer_encode_kwargs or {}
         if not isinstance(prompt_text, Chat):
             inputs = self.processor(prefix + prompt_text, add_special_tokens=add_special_tokens, **options)

@@ -204,10 +204,8 @@ def repeated(cache: Cache, batch: int) -> Cache:
     cache = forked(cache)
     for layer in cache.layers:
         if layer.is_initialized:  # the Sharer's last layers may not run at all
-            layer.keys, layer.values = (
-                layer.keys.expand(batch, -1, -1, -1),
-                layer.values.expand(batch, -1, -1, -1),
-            )
+            layer.keys = layer.keys.expand(batch, -1, -1, -1)
+            layer.values = layer.values.expand(batch, -1, -1, -1)
     return cache
 
 

@@ -98,10 +98,8 @@ def loss_without_logits(
     """
     head = head_of(model)
     labelled = labels[:, 1:] != -100
-    rows, targets = (
-        hidden_states[:, :-1][labelled.to(hidden_states.device)],
-        labels[:, 1:][labelled].to(hidden_states.device),
-    )
+    rows = hidden_states[:, :-1][labelled.to(hidden_states.device)]
+    targets = labels[:, 1:][labelled].to(hidden_states.device)
     items = len(targets) if num_items_in_batch is None else num_items_in_batch
     loss = RowLosses.apply(rows, targets, head)
     return loss / (items.to(loss.device) if isinstance(items, torch.Tensor) else items)

@@ -36,11 +36,9 @@ class MessageProjection(nn.Module):
     def __init__(self, config):
         """config: an `H2CBridgeConfig`."""
         super().__init__()
-        layers, size, width = (
-            config.receiver_num_hidden_layers,
-            config.receiver_size,
-            config.sharer_hidden_size,
-        )
+        layers = config.receiver_num_hidden_layers
+        size = config.receiver_size
+        width = config.sharer_hidden_size
         self.norm = StackedNorm(layers, width)
         self.kv_proj = StackedLinear(layers, width, 2 * size)
         if config.token_rank is not None:

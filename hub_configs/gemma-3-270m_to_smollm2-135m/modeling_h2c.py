@@ -171,10 +171,8 @@ class H2CForCausalLM(
         prompt, prompt_mask = input_ids, attention_mask
         if labels is not None:
             start = target_start(labels, input_ids)
-            prompt, prompt_mask = (
-                input_ids[:, :start],
-                None if attention_mask is None else attention_mask[:, :start],
-            )
+            prompt = input_ids[:, :start]
+            prompt_mask = None if attention_mask is None else attention_mask[:, :start]
         if past_key_values is None or (to_fill(past_key_values) and not self._bridge_disabled):
             sharer_inputs = sharer_input_ids, sharer_attention_mask, sharer_hidden_states
             past_key_values = self.bridged_cache(prompt, prompt_mask, *sharer_inputs, past_key_values)
@@ -194,10 +192,8 @@ class H2CForCausalLM(
         inputs["attention_mask"] = with_message(past_key_values, inputs["attention_mask"])
         evaluating(self.receiver)
         skip_logits = skip_logits and labels is not None
-        receiver, recompute = (
-            self.receiver,
-            self.gradient_checkpointing and self.training and torch.is_grad_enabled(),
-        )
+        receiver = self.receiver
+        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         if recompute:
             receiver = recomputing(receiver, *self._recomputation)
         receiver = backbone(receiver) if skip_logits else receiver

@@ -68,10 +68,8 @@ def test_the_cards_end_in_what_the_methods_return(demo, choices):
     question, known = "In which country is the city of Bensekrane?", "A. Algeria" if choices else "Algeria"
     shown = [cards(page) for page in demo.compare(question, choices, known, 64)]
     assert set(shown[0].values()) == {("", "", "")}, "old answers are gone at once"
-    asked, form = (
-        {"question": question, "choices": choices.split("; ") if choices else []},
-        "choice" if choices else "open",
-    )
+    asked = {"question": question, "choices": choices.split("; ") if choices else []}
+    form = "choice" if choices else "open"
     batch = lambda: demo.batch(asked, demo.examples[1], form)  # noqa: E731
     expected = {name: METHODS[name].generate(batch(), **OPEN)[0].strip() for name in COMPUTED}
     assert {name: text for name, (_, text, _) in shown[-1].items()} == expected

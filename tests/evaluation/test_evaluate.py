@@ -285,10 +285,8 @@ def random_pair(real_data, tmp_path) -> Path:
         "num_key_value_heads": 2, "max_position_embeddings": 768, "initializer_range": 0.2,
         "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
-    sharer, receiver = (
-        LlamaForCausalLM(LlamaConfig(vocab_size=128256, **shape)),
-        Qwen2ForCausalLM(Qwen2Config(vocab_size=151936, **shape)),
-    )
+    sharer = LlamaForCausalLM(LlamaConfig(vocab_size=128256, **shape))
+    receiver = Qwen2ForCausalLM(Qwen2Config(vocab_size=151936, **shape))
     folder = tmp_path / "pair"
     model = H2CForCausalLM.from_pair(
         sharer, receiver, sharer_model_id="./sharer", receiver_model_id="./receiver"

@@ -34,11 +34,9 @@ class OriginalBlock(nn.Module):
 
     def __init__(self, size: int, hidden: int, heads: int):
         super().__init__()
-        self.norm_receiver, self.norm_sharer, self.norm_ffn = (
-            nn.LayerNorm(size),
-            nn.LayerNorm(hidden),
-            nn.LayerNorm(size),
-        )
+        self.norm_receiver = nn.LayerNorm(size)
+        self.norm_sharer = nn.LayerNorm(hidden)
+        self.norm_ffn = nn.LayerNorm(size)
         self.attn = nn.MultiheadAttention(size, heads, kdim=hidden, vdim=hidden, batch_first=True)
         self.ffn = nn.Sequential(
             nn.Linear(size, 4 * size), nn.GELU(), nn.Dropout(0.1), nn.Linear(4 * size, size)

@@ -95,10 +95,8 @@ def test_a_stranger_loads_it_and_gets_the_same_answer(hub, pushed, fresh):
     assert main(["push", str(pushed), "u/r", "--revision", "dev"]) == 0
     output = fresh(f"QUESTION = {QUESTION}\n{STRANGER}")
     found = json.loads(output.splitlines()[-1])
-    model, processor = (
-        H2CForCausalLM.from_pretrained(ATLAS, dtype=torch.float32).eval(),
-        H2CProcessor.from_pretrained(ATLAS),
-    )
+    model = H2CForCausalLM.from_pretrained(ATLAS, dtype=torch.float32).eval()
+    processor = H2CProcessor.from_pretrained(ATLAS)
     expected = model.generate(**processor.apply_chat_template(QUESTION), max_new_tokens=8, do_sample=False)[
         0
     ].tolist()

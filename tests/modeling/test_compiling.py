@@ -6,10 +6,8 @@ from pairs import join, random_inputs, tiny_model
 
 
 def test_gradient_checkpointing_changes_no_gradient():
-    model, inputs = (
-        join(tiny_model("llama", 1), tiny_model("qwen2", 2), dropout=0.0).train(),
-        random_inputs(0),
-    )
+    model = join(tiny_model("llama", 1), tiny_model("qwen2", 2), dropout=0.0).train()
+    inputs = random_inputs(0)
     target = torch.randint(1, 61, (len(inputs["input_ids"]), 3))
     full = {**inputs, "input_ids": torch.cat([inputs["input_ids"], target], 1)}
     full["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(target)], 1)

@@ -99,11 +99,9 @@ def counted():
 
 def test_only_what_is_new_is_read_and_bridged(counted):
     model, turns = random_pair(1), random_turns(1, 5)
-    conversation, counts, before = (
-        model.conversation(),
-        counted(model),
-        {"input_ids": 1, "sharer_input_ids": 0},
-    )
+    conversation = model.conversation()
+    counts = counted(model)
+    before = {"input_ids": 1, "sharer_input_ids": 0}
     for turn in turns:
         answer(conversation, turn)
         new = {name: turn[name].shape[1] - length for name, length in before.items()}
@@ -221,10 +219,8 @@ def test_a_sharer_that_cannot_go_back_reads_from_the_start(sharer):
 
 
 def test_a_receiver_with_a_window_that_the_conversation_fits_into():
-    model, turns = (
-        join(tiny_model("llama"), tiny_model("gemma3", 1, sliding_window=40, head_dim=8)),
-        random_turns(6, 4),
-    )
+    model = join(tiny_model("llama"), tiny_model("gemma3", 1, sliding_window=40, head_dim=8))
+    turns = random_turns(6, 4)
     conversation = model.conversation()
     for number in (0, 1, 2, 3, 1, 2):
         expect(conversation, turns[: number + 1])

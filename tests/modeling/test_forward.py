@@ -265,10 +265,8 @@ def test_the_sharers_prompt_matters():
 @pytest.mark.gpu
 def test_on_a_gpu_with_both_passes_side_by_side():
     """Each model's pass on its own stream, many times: memory is reused while the other still runs."""
-    model, inputs = (
-        random_pair(0).to("cuda"),
-        {name: tensor.to("cuda") for name, tensor in random_inputs(0).items()},
-    )
+    model = random_pair(0).to("cuda")
+    inputs = {name: tensor.to("cuda") for name, tensor in random_inputs(0).items()}
     prefilled = model.prefill(inputs["input_ids"], inputs["attention_mask"])  # on the one stream
     expected = [layer.keys for layer in model.bridged_cache(**inputs, receiver_cache=prefilled).layers]
     for _ in range(200):

@@ -192,10 +192,8 @@ def test_only_the_messages_parameters_get_gradients(kept):
     model, inputs = message_pair(token_rank=5, token_hidden_size=9 if kept else None), random_inputs(10)
     labels = torch.full_like(inputs["input_ids"], -100)
     target = torch.randint(1, 60, (len(labels), 3))
-    ids, mask = (
-        torch.cat([inputs["input_ids"], target], 1),
-        torch.cat([inputs["attention_mask"], torch.ones_like(target)], 1),
-    )
+    ids = torch.cat([inputs["input_ids"], target], 1)
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(target)], 1)
     sharer = {name: inputs[name] for name in inputs if name.startswith("sharer")}
     model.train()
     losses = [

@@ -115,10 +115,8 @@ def test_train_reaches_the_bridge_alone():
 
 
 def test_from_a_bridged_cache_the_receiver_answers_in_eval_mode_too():
-    model, inputs = (
-        join(tiny_model("llama", 1), tiny_model("qwen2", 2, attention_dropout=0.5)),
-        random_inputs(0),
-    )
+    model = join(tiny_model("llama", 1), tiny_model("qwen2", 2, attention_dropout=0.5))
+    inputs = random_inputs(0)
     receiver = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     answers = []
     for _ in range(2):
@@ -139,10 +137,8 @@ def test_from_a_bridged_cache_the_receiver_answers_in_eval_mode_too():
 @pytest.mark.parametrize("part", ["", "receiver", "sharer", "bridge"])
 def test_sharer_and_receiver_stay_frozen_and_in_eval_mode(part):
     dropping = {"attention_dropout": 0.5}
-    model, inputs = (
-        join(tiny_model("llama", 1, **dropping), tiny_model("qwen2", 2, **dropping), dropout=0.0),
-        random_inputs(0),
-    )
+    model = join(tiny_model("llama", 1, **dropping), tiny_model("qwen2", 2, **dropping), dropout=0.0)
+    inputs = random_inputs(0)
     with torch.no_grad():
         expected = model(**inputs).logits
         model.get_submodule(part).train()

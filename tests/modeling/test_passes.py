@@ -39,11 +39,9 @@ def test_the_cache_is_that_of_all_states_at_once(seed, elements, monkeypatch):
 @torch.no_grad()
 def test_no_more_states_are_alive_than_the_groups_that_wait_for_them_read(monkeypatch):
     monkeypatch.setitem(modeling_h2c_bridge.GROUP_ELEMENTS, "cpu", 1)
-    model, inputs, alive = (
-        join(tiny_model("llama", num_hidden_layers=6), tiny_model("qwen2", 1, num_hidden_layers=5)),
-        random_inputs(0),
-        [],
-    )
+    model = join(tiny_model("llama", num_hidden_layers=6), tiny_model("qwen2", 1, num_hidden_layers=5))
+    inputs = random_inputs(0)
+    alive = []
 
     def watch(_, args):
         alive.append([index for index, state in enumerate(args[0]) if state is not None])
@@ -132,11 +130,9 @@ def test_a_layer_is_watched_however_it_is_called():
 @torch.no_grad()
 def test_a_compiled_bridge_is_compiled_once_and_used(monkeypatch):
     monkeypatch.setitem(modeling_h2c_bridge.GROUP_ELEMENTS, "cpu", 1)
-    model, inputs, compiled = (
-        join(tiny_model("llama", num_hidden_layers=4), tiny_model("qwen2", 1)),
-        random_inputs(0),
-        [],
-    )
+    model = join(tiny_model("llama", num_hidden_layers=4), tiny_model("qwen2", 1))
+    inputs = random_inputs(0)
+    compiled = []
     expected = model.bridged_cache(**inputs)
 
     def backend(graph, _):

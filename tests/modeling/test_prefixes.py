@@ -109,10 +109,8 @@ def test_messages_that_all_conversations_begin_with():
     processor, model = text_pair()
     shared = [{"role": "system", "content": "Answer with a name."}]
     asked = [[*shared, {"role": "user", "content": text}] for text in ("Who?", "Who wrote Emma, and when?")]
-    prefix, inputs = (
-        processor.apply_chat_template(shared, add_generation_prompt=False),
-        processor.apply_chat_template(asked),
-    )
+    prefix = processor.apply_chat_template(shared, add_generation_prompt=False)
+    inputs = processor.apply_chat_template(asked)
     assert prefix["input_ids"].shape[1] > 20
     assert torch.equal(generate(model.prefix_cache(), prefix, **inputs)[0], generate(model, **inputs)[0])
 

@@ -260,10 +260,8 @@ def test_options_that_would_cut_or_pad_otherwise_are_refused(processor, option):
 
 def test_the_stock_call_of_a_processor(processor):
     rows = ["Which river?", "Where?"]
-    expected, got = (
-        processor(rows),
-        processor(text=rows, padding=True, truncation=False, padding_side="left", return_tensors="pt"),
-    )
+    expected = processor(rows)
+    got = processor(text=rows, padding=True, truncation=False, padding_side="left", return_tensors="pt")
     assert all(torch.equal(got[name], expected[name]) for name in NAMES)
     with pytest.raises(TypeError, match="unexpected keyword argument 'paddding'"):
         processor(rows, paddding=True)

@@ -271,10 +271,8 @@ def test_the_base_models_are_no_part_of_a_state_that_is_passed_in(tmp_path):
 
 
 def test_tied_base_models_leave_no_trace(tmp_path):
-    sharer, receiver = (
-        tiny_model("llama", 1, tie_word_embeddings=True),
-        tiny_model("gemma2", 2, tie_word_embeddings=True, head_dim=8),
-    )
+    sharer = tiny_model("llama", 1, tie_word_embeddings=True)
+    receiver = tiny_model("gemma2", 2, tie_word_embeddings=True, head_dim=8)
     join(sharer, receiver).save_pretrained(tmp_path)
     assert {name.split(".")[0] for name in load_file(tmp_path / "model.safetensors")} == {"bridge"}
     model = H2CForCausalLM.from_pretrained(tmp_path, sharer=sharer, receiver=receiver)

@@ -369,10 +369,8 @@ def test_a_model_is_pickled_after_it_generated(family):
     """GPT-2 is not built as most are: its own forward, which installs hooks, returns hidden states."""
     torch.manual_seed(1)
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64)).eval()
-    model, inputs = (
-        join(tiny_model("llama", 1) if family == "llama" else gpt2, tiny_model("qwen2", 2)),
-        random_inputs(0),
-    )
+    model = join(tiny_model("llama", 1) if family == "llama" else gpt2, tiny_model("qwen2", 2))
+    inputs = random_inputs(0)
     output = model.generate(**inputs, **GREEDY)
     model.generate(**inputs, **GREEDY, sharer_max_new_tokens=2)
     assert torch.equal(pickle.loads(pickle.dumps(model)).generate(**inputs, **GREEDY), output)

@@ -21,10 +21,8 @@ from h2c_hf.reports.statistics import (
 def test_wilson_interval_is_the_textbook_formula(right, n):
     accuracy, low, high = accuracy_interval(np.arange(n) < right)
     z, p = 1.959963984540054, right / n
-    center, half = (
-        (p + z * z / (2 * n)) / (1 + z * z / n),
-        z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n),
-    )
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     assert accuracy == p
     assert (low, high) == pytest.approx((max(0, center - half), min(1, center + half)), abs=1e-9)
 

@@ -229,16 +229,12 @@ def test_a_request_that_cannot_be_bridged_gets_a_4xx(middleware, path, body, sta
 def fetched_pair(tmp_path, monkeypatch):
     """The folder of a message-form bridge that names a Sharer that `h2c models fetch` got."""
     monkeypatch.setenv("H2C_MODELS_DIR", str(tmp_path / "models"))
-    processor, model = (
-        tiny_processor(),
-        join(tiny_model("llama", 1), tiny_model("qwen2", 2), bridge_form="message"),
-    )
+    processor = tiny_processor()
+    model = join(tiny_model("llama", 1), tiny_model("qwen2", 2), bridge_form="message")
     model.sharer.save_pretrained(tmp_path / "models" / "gemma-3-270m")
     model.receiver.save_pretrained(tmp_path / "receiver")
-    model.config.sharer_model_id, model.config.receiver_model_id = (
-        "google/gemma-3-270m",
-        str(tmp_path / "receiver"),
-    )
+    model.config.sharer_model_id = "google/gemma-3-270m"
+    model.config.receiver_model_id = str(tmp_path / "receiver")
     model.save_pretrained(tmp_path / "bridge")
     processor.save_pretrained(tmp_path / "bridge")
     return str(tmp_path / "bridge")

@@ -79,11 +79,9 @@ def test_prefix_caching_never_mixes_requests(running, questions):
     bridged and plain again."""
     pair, vllm = running
     long = f"{'Who? ' * 30}{questions[0]}"
-    first, other, longer = (
-        pair.inputs(long, questions[0]),
-        pair.inputs(long, questions[5]),
-        pair.inputs(f"{long} {questions[1]}"),
-    )
+    first = pair.inputs(long, questions[0])
+    other = pair.inputs(long, questions[5])
+    longer = pair.inputs(f"{long} {questions[1]}")
     plain = pair.request(first, bridged=False)
     asked = (
         pair.request(first),
@@ -121,10 +119,8 @@ def test_a_failed_request_fails_alone(running, questions):
     count = len(wrong_form["params"]["sharer_input_ids"])
     wrong_form["params"]["message_tokens"] = 0 if "message_tokens" in wrong_form["params"] else count
     wrong_form["ids"] = [5] * count + wrong_form["ids"]
-    one_token, logprobs = (
-        {**pair.request(inputs[0]), "ids": [5]},
-        pair.request(inputs[1], sampling={"prompt_logprobs": 1}),
-    )
+    one_token = {**pair.request(inputs[0]), "ids": [5]}
+    logprobs = pair.request(inputs[1], sampling={"prompt_logprobs": 1})
     bad = [too_long, one_token, nothing, logprobs, other, wrong_form]
     wave = [pair.request(inputs[0]), *bad, *pair.requests(inputs[1:])]
     result = vllm.run(wave, wave)

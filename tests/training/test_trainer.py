@@ -288,10 +288,8 @@ def test_metrics_of_ones_own_get_logits_and_labels_in_step(tmp_path, form):
         }
 
     model = tiny_pair(form).eval()
-    metrics, expected = (
-        tiny_run(tmp_path, model, compute_metrics=accuracy).evaluate(),
-        tiny_run(tmp_path, model).evaluate(),
-    )
+    metrics = tiny_run(tmp_path, model, compute_metrics=accuracy).evaluate()
+    expected = tiny_run(tmp_path, model).evaluate()
     examples = tiny_run(tmp_path, model).eval_dataset
     assert metrics["eval_own"] == expected["eval_accuracy"]
     assert metrics["eval_tokens"] == sum(len(example["target_ids"]) for example in examples)
