@@ -182,7 +182,7 @@ def run(command: str, arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         if (error.name or __package__).split(".")[0] == __package__:
             raise
-        raise ValueError(missing(f"h2c {command}", error, COMMANDS[command].extra)) from error
+        raise ValueError(missing(command, error, COMMANDS[command].extra)) from error
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
