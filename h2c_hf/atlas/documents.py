@@ -30,7 +30,7 @@ from .questions import CHOICES, QUESTIONS, QuestionWriter, statement
 class Turn(NamedTuple):
     """``assistant`` may be a list of pieces: every second one is to be learned, the others are given.
     ``thought`` is the value that an answer by letter stands for: half of the layers should know it when the
-    letter is due. ``source`` is where a passage has the answer."""
+    letter is due. ``source`` is the place of the answer in a passage."""
 
     user: str
     assistant: str | list[str]

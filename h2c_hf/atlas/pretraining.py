@@ -107,14 +107,14 @@ class Packer:
 
 
 def find(ids: list[int], part: list[int]) -> int:
-    """Where ``part`` first stands in ``ids``."""
+    """Return the index at which ``part`` first stands in ``ids``."""
     return next(i for i in range(len(ids)) if ids[i : i + len(part)] == part)
 
 
 def look_loss(attention: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of attention, (sequences, heads, length, length), to what stands at the distances,
+    """Cross-entropy of attention, (sequences, heads, length, length), to the tokens at the distances,
     (sequences, length), in the head that does worst: all are to look there, as each carries but a part of
-    what it sees."""
+    the token that it sees."""
     row, at = (distances != IGNORE).nonzero().T
     seen = attention[row, :, at, at - distances[row, at]]
     return -seen.clamp_min(1e-9).log().mean(0).min()  # what is nothing in float32 has no logarithm

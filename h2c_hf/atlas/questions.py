@@ -161,7 +161,7 @@ def _about_each_value(pool: list[Fact], writer: QuestionWriter, times: int, rng:
 def atlas_told(split: str, against: bool = False, variants: int = 1, seed: int = 0) -> list[dict]:
     """Questions as `atlas_questions`, about each fact of the split, which stands in the prompt as a
     statement: in the `hint` of both models. ``against``: another value stands there, which is right, in the
-    Receiver's prompt alone (`told`): what the Sharer knows is then wrong.
+    Receiver's prompt alone (`told`): the Sharer's knowledge is then wrong.
     """
     everything = load_facts()
     writer, rng = QuestionWriter(everything), random.Random(f"{split}-told-{against}-{seed}")

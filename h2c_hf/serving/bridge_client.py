@@ -57,7 +57,7 @@ class BridgeClient:
         self._http.clear()
 
     def pairs(self) -> list[dict]:
-        """What each server says of its pair.
+        """Return the description of its pair that each server gives.
 
         Raises:
             BridgeServerError: if one does not answer in time.

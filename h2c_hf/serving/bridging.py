@@ -166,7 +166,7 @@ class Bridger:
         """Bridge a left-padded batch.
 
         Raises:
-            ValueError: for what `bridged_cache` refuses, or a cache of another length than all tokens but the
+            ValueError: if `bridged_cache` refuses the batch, or its cache does not hold all tokens but the
                 last.
         """
         self.passes += 1
@@ -253,7 +253,7 @@ def zero_states(model: H2CForCausalLM, sharer_input_ids: torch.Tensor) -> tuple[
 
 
 def pair_facts(model: H2CForCausalLM) -> dict:
-    """What a server says of its pair, and a connector compares with the model that vLLM runs."""
+    """The description of a pair that a server gives, and a connector compares with vLLM's model."""
     config = model.receiver.config.get_text_config(decoder=True)
     fields = (
         "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",

@@ -1,4 +1,4 @@
-"""Read an OpenAI request: messages or a prompt, what only the Sharer reads, fields that must not be ignored.
+"""Read an OpenAI request: messages or a prompt, the Sharer's own messages, fields that must not be ignored.
 
 Both doors read requests through this module. It imports neither vLLM nor a web framework.
 """
@@ -90,7 +90,7 @@ def check_fields(body: dict) -> None:
     """Refuse values of the wrong type or range, and unimplemented fields that matter.
 
     Raises:
-        BadRequestError: naming the field, its value and what was expected.
+        BadRequestError: naming the field, its value and the expected one.
     """
     for name, (kind, least, most) in NUMBERS.items():
         value = body.get(name)

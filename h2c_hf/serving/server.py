@@ -63,7 +63,7 @@ DEFAULT_NEW_TOKENS = 1024  # as in transformers' server
 
 @dataclass
 class RequestState:
-    """What belongs to one request and does not fit into the arguments of transformers' handlers."""
+    """The state of one request that does not fit into the arguments of transformers' handlers."""
 
     gone: threading.Event = field(default_factory=threading.Event)  # the client hung up
     stop: list[str] = field(default_factory=list)
@@ -119,7 +119,7 @@ class StopText:
         return text[: len(text) - held]
 
     def rest(self) -> str:
-        """What was held back, once the text has ended."""
+        """Return the text that was held back, once the text has ended."""
         held, self._held = self._held, ""
         return held
 
@@ -224,7 +224,7 @@ def without_padding(row: torch.Tensor, config: GenerationConfig) -> torch.Tensor
 
 
 class BridgeRequests(BaseHandler):
-    """What the three handlers do in the same way, before transformers' own code answers."""
+    """The steps that the three handlers share, before transformers' own code answers."""
 
     endpoint: str
 

@@ -59,7 +59,7 @@ def check_vllm(vllm_config, kv_cache_config, options: dict) -> None:
     """Refuse settings under which vLLM would answer wrongly, or without the bridge.
 
     Raises:
-        ValueError: naming the setting and what to set instead.
+        ValueError: naming the setting and the value to set.
     """
     if unknown := options.keys() - OPTIONS:
         raise ValueError(

@@ -71,7 +71,7 @@ class H2CMetadata(KVConnectorMetadata):
 
 
 class H2CConnector(KVConnectorBase_V1):
-    """The scheduler's object decides what is bridged; each worker's writes it. Rank 0 bridges."""
+    """The scheduler's object decides which requests are bridged, rank 0 bridges, each worker writes blocks."""
 
     def __init__(self, vllm_config, role, kv_cache_config):
         super().__init__(vllm_config, role, kv_cache_config)
@@ -99,7 +99,7 @@ class H2CConnector(KVConnectorBase_V1):
     def on_new_request(self, request) -> None:
         """Decide whether a request is bridged or refused, and salt its block hashes.
 
-        Bridged positions depend on the whole prompt and on what the Sharer read. vLLM hashes a block by the
+        Bridged positions depend on the whole prompt and on the Sharer's prompt. vLLM hashes a block by the
         tokens up to its end, so without a salt of both, other requests would be given bridged blocks.
         """
         params = request.kv_transfer_params or {}
