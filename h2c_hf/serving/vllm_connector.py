@@ -71,7 +71,7 @@ class H2CMetadata(KVConnectorMetadata):
 
 
 class H2CConnector(KVConnectorBase_V1):
-    """The scheduler's object decides which requests are bridged, rank 0 bridges, each worker writes blocks."""
+    """The scheduler's object decides which requests are bridged, rank 0 bridges, workers write blocks."""
 
     def __init__(self, vllm_config, role, kv_cache_config):
         super().__init__(vllm_config, role, kv_cache_config)
