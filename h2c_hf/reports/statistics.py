@@ -87,11 +87,12 @@ def equivalence(first: np.ndarray, second: np.ndarray, margin: float = MARGIN) -
     """Whether mean(first) - mean(second) lies within +- margin: two one-sided paired t-tests (TOST).
 
     `p` is the larger of both; `equivalent` is p < 0.05. A difference that is not significant is no evidence
-    of none; this is.
+    of none; this is. Pairs without a single difference have no spread for a t-test. Then p is
+    (1 - margin) ** n: if more than the margin of all pairs differed, n pairs would be equal at most so often.
     """
     differences = np.asarray(first, float) - np.asarray(second, float)
-    if np.ptp(differences) == 0:  # the t-test divides by the spread
-        p = 0.0 if abs(differences[0]) < margin else 1.0
+    if np.ptp(differences) == 0:
+        p = (1 - margin) ** len(differences) if differences[0] == 0 else 1.0
     else:
         p = float(DescrStatsW(differences).ttost_mean(-margin, margin)[0])
     return {"margin": margin, "p": p, "equivalent": p < 1 - CONFIDENCE}

@@ -8,7 +8,7 @@ from pairs import tiny_processor
 
 from h2c_hf.data.questions import in_words
 from h2c_hf.evaluation.sets import QuestionSet, set_report, tokens_of
-from h2c_hf.reports.page import markdown
+from h2c_hf.reports.page import equivalence_cell, markdown
 from h2c_hf.reports.report import build_report, save_report
 from h2c_hf.reports.schema import load_report
 
@@ -163,7 +163,7 @@ def test_a_wrong_message_is_compared_with_the_receiver_where_both_read():
     assert (
         harm["second"] == "receiver"
         and harm["value"] == 0
-        and harm["equivalence"] == {"margin": 0.02, "p": 0.0, "equivalent": True}
+        and harm["equivalence"] == {"margin": 0.02, "p": pytest.approx(0.98**COUNT), "equivalent": False}
     )
 
 
@@ -205,7 +205,8 @@ def test_the_page_keeps_the_regimes_apart(tmp_path):
     assert (
         "recovered, (H2C - Receiver) / (Sharer - Receiver): not defined: the Sharer does not lead" in shared
     )
-    assert "yes, within 2 points" in shared and "not shown, within 2 points" in private
+    assert "not shown, within 2 points, p = 0.4" in shared and "not shown, within 2 points" in private
+    assert equivalence_cell({"margin": 0.02, "p": 0.01, "equivalent": True}) == "yes, within 2 points, p = 0.01"
 
 
 def judged_right(result: dict) -> np.ndarray:

@@ -75,7 +75,9 @@ def test_equivalence_is_two_one_sided_t_tests():
 
 def test_equivalence_of_answers_that_never_differ_or_always():
     some = answers(0.5, 20)
-    assert equivalence(some, some) == {"margin": 0.02, "p": 0.0, "equivalent": True}
+    few, many = equivalence(some, some), equivalence(np.tile(some, 10), np.tile(some, 10))
+    assert few["p"] == pytest.approx(stats.binom.pmf(0, 20, 0.02)) and not few["equivalent"]
+    assert many["p"] == pytest.approx(stats.binom.pmf(0, 200, 0.02)) and many["equivalent"]
     assert equivalence(np.ones(20), np.zeros(20))["equivalent"] is False
     assert not equivalence(some, ~some)["equivalent"]
 
