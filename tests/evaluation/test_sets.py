@@ -206,7 +206,9 @@ def test_the_page_keeps_the_regimes_apart(tmp_path):
         "recovered, (H2C - Receiver) / (Sharer - Receiver): not defined: the Sharer does not lead" in shared
     )
     assert "not shown, within 2 points, p = 0.4" in shared and "not shown, within 2 points" in private
-    assert equivalence_cell({"margin": 0.02, "p": 0.01, "equivalent": True}) == "yes, within 2 points, p = 0.01"
+    assert (
+        equivalence_cell({"margin": 0.02, "p": 0.01, "equivalent": True}) == "yes, within 2 points, p = 0.01"
+    )
 
 
 def judged_right(result: dict) -> np.ndarray:
