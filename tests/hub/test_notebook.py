@@ -121,6 +121,4 @@ def test_it_runs_from_top_to_bottom(hub, wire, tmp_path):
         and "figures/accuracy.png" in files
     )
     report = json.loads(files["report.json"])
-    # The lead over the best control, far from 0: with 100 questions the interval reaches 0.1 to each side,
-    # and the trained bridge differs a little with the number of threads.
-    assert report["methods"]["h2c"]["n"] == 100 and report["information_gain"]["low"] > 0.2
+    assert report["methods"]["h2c"]["n"] == 100 and report["information_gain"]["low"] > 0.3
