@@ -101,7 +101,7 @@ COMMANDS = {
     "ablate": Command(
         "experiments.ablation",
         "experiments.parsers",
-        "train forms of the bridge alike on Atlas, and compare them",
+        "train several forms of the bridge alike, and compare them",
     ),
     "atlas": Command("atlas.build", "atlas.parsers", "rebuild the embedded world of facts and tiny models"),
 }

@@ -9,40 +9,29 @@ from statistics import median
 import torch
 from tqdm.auto import tqdm
 
-from ..hub.conversion import stack_blocks
-from . import per_layer
 from .measure import (
     add_sizes,
     by_turns,
+    command,
     device_to_measure,
     draw_ratios,
-    random_prompts,
     ratio_rows,
-    save,
+    report,
     settings,
     sizes,
 )
-from .train import PAIRS, pair
+from .pairs import PAIRS, first_way, pair, random_prompts
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="benchmark.py bridge", description=__doc__)
-    parser.add_argument(
-        "--pair",
-        choices=PAIRS,
-        default="scaled",
-        help="scaled: 1/16 of the reference pair's widths (default)",
-    )
+    parser = command("bridge", __doc__)
     add_sizes(parser, batches=[1, 4, 8, 32], tokens=[32, 64, 128, 256, 512], rounds=5)
-    options = parser.parse_args(arguments)
-    result = measure(options)
-    print(describe(result))
-    save(
-        result,
-        options.output,
+    return report(
+        parser.parse_args(arguments),
+        measure,
+        describe,
         lambda result: draw_ratios(result["sizes"], "folded", "time of the first / ours, folded", 1.0),
     )
-    return 0
 
 
 @torch.no_grad()
@@ -50,9 +39,7 @@ def measure(options: argparse.Namespace) -> dict:
     torch.manual_seed(options.seed)
     device = device_to_measure()
     model = pair(PAIRS[options.pair], 0.0, device).eval()
-    first = per_layer.PerLayerBridge(model.config).eval()
-    model.bridge.load_state_dict(stack_blocks(first.state_dict(), model.config))
-    first.to(device, model.bridge.dtype)
+    first = first_way(model, device).eval().to(model.bridge.dtype)
     folded = copy.deepcopy(model.bridge)
     folded.fold()
     rows = [

@@ -11,19 +11,20 @@ import torch
 from tqdm.auto import tqdm
 
 from ..modeling import H2CBridgeConfig, H2CForCausalLM
-from .generate import NEW_TOKENS, Clock, answer, floor_parts
+from .generate import NEW_TOKENS, answer, floor_parts, seconds_after_first
 from .measure import (
     add_sizes,
     by_turns,
+    command,
     device_to_measure,
     draw_ratios,
-    random_prompts,
     ratio_rows,
-    save,
+    report,
     settings,
     sizes,
 )
-from .train import PAIRS, our_step, pair, random_batch
+from .pairs import PAIRS, pair, random_prompts
+from .train import our_step, random_batch
 
 
 FORMS = ("message", "rewrite")
@@ -31,15 +32,7 @@ TITLES = {"over_floor": "first token over the floor", "throughput": "tokens/s ov
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py form", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--pair",
-        choices=PAIRS,
-        default="scaled",
-        help="scaled: 1/16 of the reference pair's widths (default)",
-    )
+    parser = command("form", __doc__)
     parser.add_argument(
         "--training_batch",
         type=int,
@@ -47,15 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="examples of a training step; 0 measures none (default: 4)",
     )
     add_sizes(parser, batches=[1], tokens=[128, 512], rounds=5)
-    options = parser.parse_args(arguments)
-    result = measure(options)
-    print(describe(result))
-    save(
-        result,
-        options.output,
+    return report(
+        parser.parse_args(arguments),
+        measure,
+        describe,
         lambda result: draw_ratios(result["sizes"], "over_floor", "time to first token / floor", 1.05),
     )
-    return 0
 
 
 def measure(options: argparse.Namespace) -> dict:
@@ -100,14 +90,7 @@ def measure_size(model: H2CForCausalLM, batch: int, tokens: int, rounds: int, de
     longer = random_prompts(model, batch, 2 * tokens)
     alone = {name: longer[name] for name in ("input_ids", "attention_mask")}
     asked = {"h2c": (model, prompts), "receiver": (model.receiver, alone)}
-    clocks = {name: Clock(device) for name in asked}
-    by_turns(
-        {name: lambda name=name: answer(*asked[name], 1 + NEW_TOKENS, clocks[name]) for name in asked},
-        rounds,
-        device,
-    )
-    # Without the round to warm up.
-    seconds["after_first"] = {name: clock.seconds[1:] for name, clock in clocks.items()}
+    seconds["after_first"] = seconds_after_first(asked, rounds, device)
     return {
         "batch": batch, "tokens": tokens, "seconds": seconds,
         "over_floor": ratio_rows(seconds["h2c"], floor),

@@ -14,23 +14,22 @@ from tqdm.auto import tqdm
 from transformers import StoppingCriteria
 from transformers.cache_utils import DynamicCache
 
-from ..hub.conversion import stack_blocks
 from ..modeling import H2CForCausalLM
 from ..modeling.inputs_h2c import CACHE
 from . import per_layer
 from .measure import (
     add_sizes,
     by_turns,
+    command,
     device_to_measure,
     draw_ratios,
     now,
-    random_prompts,
     ratio_rows,
-    save,
+    report,
     settings,
     sizes,
 )
-from .train import PAIRS, pair
+from .pairs import PAIRS, first_way, pair, random_prompts
 
 
 NEW_TOKENS = 32
@@ -41,27 +40,14 @@ TITLES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py generate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--pair",
-        choices=PAIRS,
-        default="scaled",
-        help="scaled: 1/16 of the reference pair's widths (default)",
-    )
+    parser = command("generate", __doc__)
     add_sizes(parser, batches=[1, 8], tokens=[32, 128, 512, 1024, 4096], rounds=5)
-    options = parser.parse_args(arguments)
-    result = measure(options)
-    print(describe(result))
-    save(
-        result,
-        options.output,
+    return report(
+        parser.parse_args(arguments),
+        measure,
+        describe,
         lambda result: draw_ratios(result["sizes"], "over_floor", "time to first token / floor", 1.05),
     )
-    return 0
 
 
 @torch.inference_mode()
@@ -69,9 +55,7 @@ def measure(options: argparse.Namespace) -> dict:
     torch.manual_seed(options.seed)
     device = device_to_measure()
     model = pair(PAIRS[options.pair], 0.0, device).eval()
-    first = per_layer.PerLayerBridge(model.config).eval()
-    model.bridge.load_state_dict(stack_blocks(first.state_dict(), model.config))
-    first.to(device)
+    first = first_way(model, device).eval()
     model.bridge.fold()
     rows = [
         measure_size(model, first, *size, options.rounds, device)
@@ -92,15 +76,8 @@ def measure_size(model, first, batch: int, tokens: int, rounds: int, device) -> 
     }
     seconds = by_turns(ways, rounds, device)
     floor = [sum(values) for values in zip(*(seconds[name] for name in parts), strict=True)]
-    clocks = {"h2c": Clock(device), "receiver": Clock(device)}
-    models = {"h2c": (model, prompts), "receiver": (model.receiver, own_prompts(prompts, ""))}
-    by_turns(
-        {name: lambda name=name: answer(*models[name], 1 + NEW_TOKENS, clocks[name]) for name in models},
-        rounds,
-        device,
-    )
-    # Without the round to warm up.
-    seconds["after_first"] = {name: clock.seconds[1:] for name, clock in clocks.items()}
+    asked = {"h2c": (model, prompts), "receiver": (model.receiver, own_prompts(prompts, ""))}
+    seconds["after_first"] = seconds_after_first(asked, rounds, device)
     return {
         "batch": batch, "tokens": tokens, "seconds": seconds,
         "over_floor": ratio_rows(seconds["h2c"], floor),
@@ -108,6 +85,18 @@ def measure_size(model, first, batch: int, tokens: int, rounds: int, device) -> 
         "throughput": ratio_rows(seconds["after_first"]["receiver"], seconds["after_first"]["h2c"]),
         "first_over_ours": ratio_rows(seconds["first"], seconds["h2c"]),
     }  # fmt: skip
+
+
+def seconds_after_first(asked: dict[str, tuple], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Return the seconds that `NEW_TOKENS` tokens take after the first one, by round. asked: {name: (model,
+    prompts)}."""
+    clocks = {name: Clock(device) for name in asked}
+    by_turns(
+        {name: lambda name=name: answer(*asked[name], 1 + NEW_TOKENS, clocks[name]) for name in asked},
+        rounds,
+        device,
+    )
+    return {name: clock.seconds[1:] for name, clock in clocks.items()}  # without the round to warm up
 
 
 def floor_parts(model: H2CForCausalLM, prompts: dict[str, torch.Tensor]) -> dict:

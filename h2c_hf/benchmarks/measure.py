@@ -18,8 +18,8 @@ import torch
 from matplotlib.figure import Figure
 from torch.profiler import ProfilerActivity, profile
 
-from ..modeling import H2CForCausalLM
 from ..visualization.style import BLUE, GREEN, ORANGE, PURPLE, THEMES, VERMILLION
+from .pairs import PAIRS
 
 
 SHADES = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE)
@@ -84,6 +84,39 @@ def ratio_rows(above: list[float], below: list[float]) -> dict[str, float]:
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
+def command(name: str, description: str) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark on a pair of random weights: `pair`, `seed` and `output`."""
+    parser = argparse.ArgumentParser(
+        prog=f"benchmark.py {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--pair",
+        choices=PAIRS,
+        default="scaled",
+        help="scaled: 1/16 of the reference pair's widths (default)",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--output", type=Path, help="a .json file for the results; the figure goes beside it as .png"
+    )
+    return parser
+
+
+def report(
+    options: argparse.Namespace,
+    measure: Callable[[argparse.Namespace], dict],
+    describe: Callable[[dict], str],
+    draw: Callable[[dict], Figure],
+) -> int:
+    """Measure, print, save. Returns the exit status."""
+    result = measure(options)
+    print(describe(result))
+    save(result, options.output, draw)
+    return 0
+
+
 def add_sizes(parser: argparse.ArgumentParser, batches: list[int], tokens: list[int], rounds: int) -> None:
     """The options of a sweep over batch sizes and prompt lengths."""
     parser.add_argument(
@@ -103,10 +136,6 @@ def add_sizes(parser: argparse.ArgumentParser, batches: list[int], tokens: list[
         help="a batch with more tokens is left out (default: %(default)s)",
     )
     parser.add_argument("--rounds", type=int, default=rounds, help="of every size (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--output", type=Path, help="a .json file for the results; the figure goes beside it as .png"
-    )
 
 
 def sizes(options: argparse.Namespace) -> list[tuple[int, int]]:
@@ -115,17 +144,6 @@ def sizes(options: argparse.Namespace) -> list[tuple[int, int]]:
         for size in itertools.product(options.batches, options.tokens)
         if size[0] * size[1] <= options.most_tokens
     ]
-
-
-def random_prompts(model: H2CForCausalLM, batch: int, tokens: int) -> dict[str, torch.Tensor]:
-    """Prompts without padding, with masks that say so, as `H2CForCausalLM.forward` takes them."""
-    prompts = {}
-    for prefix, base in (("", model.receiver), ("sharer_", model.sharer)):
-        prompts[f"{prefix}input_ids"] = torch.randint(
-            1, base.config.vocab_size, (batch, tokens), device=base.device
-        )
-        prompts[f"{prefix}attention_mask"] = torch.ones_like(prompts[f"{prefix}input_ids"])
-    return prompts
 
 
 def settings(options: argparse.Namespace, device: torch.device) -> dict:

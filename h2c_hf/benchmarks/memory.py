@@ -7,41 +7,31 @@ import argparse
 import torch
 from tqdm.auto import tqdm
 
-from ..hub.conversion import stack_blocks
 from . import per_layer
 from .measure import (
     add_sizes,
     by_turns,
+    command,
     device_to_measure,
     draw_ratios,
     peak_bytes,
-    random_prompts,
-    save,
+    report,
     settings,
     sizes,
     spread,
 )
-from .train import PAIRS, pair
+from .pairs import PAIRS, first_way, pair, random_prompts
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="benchmark.py memory", description=__doc__)
-    parser.add_argument(
-        "--pair",
-        choices=PAIRS,
-        default="scaled",
-        help="scaled: 1/16 of the reference pair's widths (default)",
-    )
+    parser = command("memory", __doc__)
     add_sizes(parser, batches=[1, 8], tokens=[128, 256, 512, 1024, 2048, 4096], rounds=1)
-    options = parser.parse_args(arguments)
-    result = measure(options)
-    print(describe(result))
-    save(
-        result,
-        options.output,
+    return report(
+        parser.parse_args(arguments),
+        measure,
+        describe,
         lambda result: draw_ratios(result["sizes"], "ratio", "peak memory, ours / first", 0.4),
     )
-    return 0
 
 
 @torch.inference_mode()
@@ -49,9 +39,7 @@ def measure(options: argparse.Namespace) -> dict:
     torch.manual_seed(options.seed)
     device = device_to_measure()
     model = pair(PAIRS[options.pair], 0.0, device).eval()
-    first = per_layer.PerLayerBridge(model.config).eval()
-    model.bridge.load_state_dict(stack_blocks(first.state_dict(), model.config))
-    first.to(device)
+    first = first_way(model, device).eval()
     model.bridge.fold()
     rows = [
         measure_size(model, first, *size, options.rounds, device)

@@ -7,41 +7,27 @@ Memory is the most bytes alive in a step beyond weights and moments; the ratio w
 """
 
 import argparse
-import copy
 import statistics
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from ..hub.conversion import stack_blocks
-from ..modeling import H2CBridgeConfig, H2CForCausalLM
+from ..modeling import H2CForCausalLM
 from ..visualization.style import BLUE, GREY
 from . import per_layer
-from .measure import device_to_measure, now, peak_bytes, save, settings, spread
+from .measure import command, device_to_measure, now, peak_bytes, report, settings, spread
+from .pairs import PAIRS, first_way, pair
 
 
-# All widths and vocabularies of Llama-3.1-8B and Qwen2.5-0.5B divided by this; layers, and query heads to a
-# key-value head, as there.
-PAIRS = {"tiny": 32, "scaled": 16, "reference": 1}
 # Of log lengths; four prompts then fill about three quarters of their batch, as the result says.
 SPREAD = 0.35
 STEPS = ("ours", "first")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--pair",
-        choices=PAIRS,
-        default="scaled",
-        help="scaled: 1/16 of the reference pair's widths (default)",
-    )
+    parser = command("train", __doc__)
     parser.add_argument(
         "--batch",
         type=int,
@@ -59,15 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--dropout", type=float, default=0.1, help="of both bridges (default: 0.1)")
     parser.add_argument("--rounds", type=int, default=10, help="batches that are measured (default: 10)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--output", type=Path, help="a .json file for the results; the figure goes beside it as .png"
-    )
-    options = parser.parse_args(arguments)
-    result = measure(options)
-    print(describe(result))
-    save(result, options.output, draw)
-    return 0
+    return report(parser.parse_args(arguments), measure, describe, draw)
 
 
 def measure(options: argparse.Namespace) -> dict:
@@ -75,9 +53,7 @@ def measure(options: argparse.Namespace) -> dict:
     torch.manual_seed(options.seed)
     device = device_to_measure()
     model = pair(PAIRS[options.pair], options.dropout, device)
-    first = per_layer.PerLayerBridge(model.config)
-    model.bridge.load_state_dict(stack_blocks(first.state_dict(), model.config))
-    first.to(device)
+    first = first_way(model, device)
     batches = [random_batch(model, options) for _ in range(options.rounds)]
     check_same_loss(model, first, batches[0])
     bridges = {"ours": model.bridge, "first": first}
@@ -113,53 +89,6 @@ def measure(options: argparse.Namespace) -> dict:
         "kept_bytes": kept,
         "ratios": {name: spread(x) for name, x in ratios.items()},
     }
-
-
-def pair(scale: int, dropout: float, device: torch.device) -> H2CForCausalLM:
-    """The reference pair with all widths divided by `scale`, in bf16 on CUDA; the bridge in fp32.
-
-    On CPU, whole, it would take 34 GB: there all layers of the Sharer have one set of weights. The time is
-    that of different ones, since a layer's 0.9 GB pass through every cache in between.
-    """
-    whole = scale == 1
-    common = {"max_position_embeddings": 4096, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
-    sharer = LlamaConfig(
-        hidden_size=4096 // scale, intermediate_size=14336 // scale, num_hidden_layers=32,
-        vocab_size=128256 // scale, num_attention_heads=32 if whole else 4,
-        num_key_value_heads=8 if whole else 1, **common,
-    )  # fmt: skip
-    receiver = Qwen2Config(
-        hidden_size=896 // scale, intermediate_size=4864 // scale, num_hidden_layers=24,
-        vocab_size=151936 // scale, num_attention_heads=14 if whole else 7,
-        num_key_value_heads=2 if whole else 1, head_dim=64 if whole else 128 // scale,
-        tie_word_embeddings=True, **common,
-    )  # fmt: skip
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    depth, shared = sharer.num_hidden_layers, whole and device.type == "cpu"
-    with device:
-        sharer.num_hidden_layers = 1 if shared else depth
-        models = [
-            LlamaForCausalLM._from_config(sharer, dtype=dtype),
-            Qwen2ForCausalLM._from_config(receiver, dtype=dtype),
-        ]
-    if shared:
-        repeat_layer(models[0], depth)
-    # Heads of the reference's width, 8: with heads of width 1 the scores, which do not shrink, would outweigh
-    # all else.
-    config = H2CBridgeConfig.published(
-        models[0].config, receiver, num_attention_heads=max(1, 16 // scale), dropout=dropout
-    )
-    return H2CForCausalLM(config, *models)
-
-
-def repeat_layer(model: LlamaForCausalLM, depth: int) -> None:
-    """Make a model of one layer one of `depth` layers, all with the weights of that one."""
-    layers = model.model.layers
-    weights = {id(parameter): parameter for parameter in layers[0].parameters()}
-    for index in range(1, depth):
-        layers.append(copy.deepcopy(layers[0], dict(weights)))
-        layers[index].self_attn.layer_idx = index
-    model.config.num_hidden_layers = depth
 
 
 def random_batch(model: H2CForCausalLM, options: argparse.Namespace) -> dict[str, torch.Tensor]:

@@ -11,7 +11,6 @@ many.
 """
 
 import argparse
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -19,23 +18,15 @@ from matplotlib.figure import Figure
 
 from ..modeling import H2CConversation, H2CForCausalLM
 from ..visualization.style import BLUE, GREY
-from .measure import device_to_measure, now, save, settings, spread
-from .train import PAIRS, pair
+from .measure import command, device_to_measure, now, report, settings, spread
+from .pairs import PAIRS, pair
 
 
 FORMS = {"kept": "turn by turn: only what is new", "whole": "the whole conversation in every turn"}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py turns", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--pair",
-        choices=PAIRS,
-        default="scaled",
-        help="scaled: 1/16 of the reference pair's widths (default)",
-    )
+    parser = command("turns", __doc__)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument(
         "--first_tokens", type=int, default=128, help="tokens of the first prompt (default: 128)"
@@ -46,15 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--rounds", type=int, default=10, help="conversations that are measured (default: 10)"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--output", type=Path, help="a .json file for the results; the figure goes beside it as .png"
-    )
-    options = parser.parse_args(arguments)
-    result = measure(options)
-    print(describe(result))
-    save(result, options.output, draw)
-    return 0
+    return report(parser.parse_args(arguments), measure, describe, draw)
 
 
 def measure(options: argparse.Namespace) -> dict:

@@ -11,6 +11,7 @@ aligned from the end of the caches; gates start open.
 The model then serves as any `H2CForCausalLM`: in `H2CTrainer`, `evaluate` and `generate`.
 """
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -32,6 +33,8 @@ FIRST_GATE = 2.0  # open, of 1,000 draws, 999
 # On the scale of `token_ends`: where a prompt ends, and its content, before every token of the frame. fp32
 # counts so far exactly.
 LAST, CONTENT = 2.0**20, 2.0**20 - 2**10
+# SentencePiece's tokens of a single byte, and its mark for a space.
+BYTE, SPACE = re.compile("<0x[0-9A-F]{2}>"), "\u2581"
 
 
 class FusionBridge(PreTrainedModel):
@@ -161,8 +164,8 @@ class CacheFusion(H2CForCausalLM):
     """Replaces `H2CForCausalLM` for training with `H2CTrainer`, `evaluate` with its controls and `generate`.
 
     For prompts that are chat templates around a user's turn, as `H2CProcessor.apply_chat_template` makes
-    them, of tokenizers whose tokens are bytes (Llama 3, Qwen, the embedded pair). Saving and conversations,
-    which only a bridge for the Hub needs, are left out.
+    them, of tokenizers whose tokens are bytes (Llama, Qwen, Gemma, the embedded pair). Saving and
+    conversations, which only a bridge for the Hub needs, are left out.
     """
 
     def __init__(
@@ -253,12 +256,19 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     Raises:
         ValueError: for a tokenizer whose tokens are not bytes.
     """
-    if "ByteLevel" not in str(tokenizer.backend_tokenizer.decoder):
+    decoder = str(tokenizer.backend_tokenizer.decoder)
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    if "ByteLevel" in decoder:  # a character a byte
+        lengths = [len(token) for token in tokens]
+    elif "ByteFallback" in decoder:  # text, with a mark for a space; of rare characters, a token a byte
+        lengths = [
+            1 if BYTE.fullmatch(token) else len(token.replace(SPACE, " ").encode()) for token in tokens
+        ]
+    else:
         raise ValueError(
             f"The tokenizer of {tokenizer.name_or_path!r} is not byte-level; expected one whose tokens are "
             "bytes of text."
         )
-    lengths = [len(token) for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
     for index, token in tokenizer.added_tokens_decoder.items():
         lengths[index] = 1 if token.special else len(token.content.encode())
     return torch.tensor(lengths)

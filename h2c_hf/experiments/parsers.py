@@ -11,12 +11,13 @@ def lora() -> Parser:
 def ablate() -> Parser:
     parser = Parser(
         "h2c ablate",
-        "Train bridges of several forms alike on Atlas, and print what each carries as two tables.",
+        "Train bridges of several forms alike, and print tables of their answers.",
     )
     parser.add_argument(
         "grid",
         metavar="GRID.yaml",
-        help="forms, data, runs and seeds: the fields of experiments.ablation.Grid",
+        help="forms, data and seeds: the fields of experiments.atlas_grid.AtlasGrid, or of "
+        "experiments.pair_grid.PairGrid if it has a config",
     )
     parser.add_argument(
         "--output", default="outputs/ablation", help="folder of the cells (default: %(default)s)"

@@ -61,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
         if training.process_index == 0:
             next_commands(command(arguments, without="--dry_run"))
         return 0
-    trainer = make_trainer(h2c, training, pair, processor, data)
+    model = make_model(h2c, training, pair, processor, data)
+    trainer = make_trainer(h2c, training, pair, processor, data, model)
     if trainer.is_world_process_zero():
         data.save(Path(training.output_dir))
         save_recipe(h2c, training, Path(training.output_dir))
@@ -123,15 +124,27 @@ def pushing(training: H2CTrainingArguments) -> contextlib.AbstractContextManager
     )
 
 
-def make_trainer(
+def make_model(
     h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data
-) -> H2CTrainer:
+) -> H2CForCausalLM:
+    """Return the pair with its bridge as it is before the first step; drafts are added to the data."""
     # The data may have drawn numbers; the new bridge's weights depend on the seed alone.
     set_seed(training.seed)
     model = pair.model(training.device)
     if h2c.draft_tokens:
         add_drafts(h2c, training, model, processor, data)
     fit_new_message(h2c, training, model, processor, data)
+    return model
+
+
+def make_trainer(
+    h2c: H2CArguments,
+    training: H2CTrainingArguments,
+    pair: Pair,
+    processor: H2CProcessor,
+    data: Data,
+    model: H2CForCausalLM,
+) -> H2CTrainer:
     # One set is passed as it is, so that its metrics are plain `eval_loss` ...
     validation = (
         next(iter(data.validation.values())) if len(data.validation) == 1 else data.validation or None

@@ -5,7 +5,8 @@ import pytest
 import torch
 from pairs import VOCABULARY, tiny_model
 
-from h2c_hf.benchmarks import bridge, generate, main, train
+from h2c_hf.benchmarks import bridge, generate, main
+from h2c_hf.benchmarks.pairs import pair, repeat_layer
 
 
 SIZES = ["--pair=tiny", "--batches", "1", "2", "--tokens", "8", "16", "--rounds=2", "--most_tokens=16"]
@@ -30,7 +31,7 @@ def test_the_bridge_is_measured_folded_and_as_trained(tmp_path, capsys):
 
 
 def test_bridges_that_differ_are_not_compared():
-    cache = train.pair(32, 0.0, torch.device("cpu")).eval().prefill(torch.arange(1, 9)[None])
+    cache = pair(32, 0.0, torch.device("cpu")).eval().prefill(torch.arange(1, 9)[None])
     other = copy.deepcopy(cache)
     bridge.check_same(cache, cache, other)
     other.layers[3].values = other.layers[3].values + 0.1
@@ -57,7 +58,7 @@ def test_the_first_token_is_measured_against_its_parts(tmp_path, capsys):
 @torch.no_grad()
 def test_layers_with_one_set_of_weights_compute_what_copies_would():
     model, one = (tiny_model("llama", num_hidden_layers=1) for _ in range(2))
-    train.repeat_layer(model, 3)
+    repeat_layer(model, 3)
     copies = tiny_model("llama", seed=1, num_hidden_layers=3)
     copies.load_state_dict(model.state_dict())
     assert len({parameter.data_ptr() for parameter in model.parameters()}) == len(list(one.parameters()))

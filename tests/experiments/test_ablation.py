@@ -4,16 +4,8 @@ import pytest
 from datasets import Dataset
 
 from h2c_hf.atlas.facts import load_facts
-from h2c_hf.experiments.ablation import (
-    Grid,
-    examples,
-    main,
-    pair,
-    run_grid,
-    tables,
-    training_arguments,
-    training_rows,
-)
+from h2c_hf.experiments.ablation import main, read, run_grid, tables
+from h2c_hf.experiments.atlas_grid import examples, pair, training_arguments, training_rows
 
 
 SOURCES = "sources: [{path: atlas}, {path: atlas, form: hand_off, facts: 1}]"
@@ -68,27 +60,27 @@ def test_bad_grids(tmp_path, text, message):
 
 def test_a_run_keeps_the_same_entities_of_every_source(grid, monkeypatch):
     """Of records as they are, which stand for what they are encoded to."""
-    from h2c_hf.experiments import ablation
+    from h2c_hf.experiments import atlas_grid
 
     def records_alone(source):
-        records = list(ablation.DataSource.parse(json.loads(source)).load())
+        records = list(atlas_grid.DataSource.parse(json.loads(source)).load())
         return records, Dataset.from_list(
             [{"entity": r["entity"], "subject": r["subject"], "source": source} for r in records]
         )
 
-    monkeypatch.setattr(ablation, "examples", records_alone)
-    read, facts = Grid.read(grid), [fact for fact in load_facts() if fact.split == "train"]
-    rows, whole, asked = training_rows(read, {}, 0)
+    monkeypatch.setattr(atlas_grid, "examples", records_alone)
+    loaded, facts = read(grid), [fact for fact in load_facts() if fact.split == "train"]
+    rows, whole, asked = training_rows(loaded, {}, 0)
     assert len(rows) == whole == 2 * len(facts) and asked == len(facts)
     options = {"fraction": 0.1, "without": ["sport", "sector"]}
-    rows, again, asked = training_rows(read, options, 0)
+    rows, again, asked = training_rows(loaded, options, 0)
     allowed = {fact.entity for fact in facts if fact.attribute not in options["without"]}
     by_source = [{row["entity"] for row in rows if row["source"] == source} for source in set(rows["source"])]
     assert again == whole and by_source[0] == by_source[1] and len(by_source[0]) == round(0.1 * len(allowed))
     assert not set(rows["subject"]) & set(options["without"])
     kept = sum(fact.entity in by_source[0] and fact.attribute not in options["without"] for fact in facts)
     assert (len(rows), asked) == (2 * kept, kept)
-    assert set(training_rows(read, options, 1)[0]["entity"]) != by_source[0]
+    assert set(training_rows(loaded, options, 1)[0]["entity"]) != by_source[0]
 
 
 def test_every_turn_of_a_quiz_is_an_example_and_a_share_of_the_facts_keeps_it(tmp_path):
@@ -97,7 +89,7 @@ def test_every_turn_of_a_quiz_is_an_example_and_a_share_of_the_facts_keeps_it(tm
         "forms: {a: {}}\nsources: [{path: atlas}, {path: atlas, form: quiz, turns: all}]\n"
         "runs: {few: {fraction: 0.01}}\n"
     )
-    grid = Grid.read(path)
+    grid = read(path)
     records, encoded = examples(json.dumps(grid.sources[1], sort_keys=True))
     tokenizer = pair()[1].receiver_tokenizer
     assert len(records) == len(encoded) == 4 * (len(encoded) // 4)
@@ -113,19 +105,19 @@ def test_every_turn_of_a_quiz_is_an_example_and_a_share_of_the_facts_keeps_it(tm
 
 
 def test_a_forms_own_learning_rate_counts_before_the_grids(grid, tmp_path):
-    read = Grid.read(grid)
+    loaded = read(grid)
     rates = []
     for training in ({}, {"learning_rate": 2e-3, "per_device_train_batch_size": 8, "max_steps": 5}):
-        read.training = training
-        for form in read.forms.values():
-            arguments = training_arguments(read, form, 1, 7, str(tmp_path))
+        loaded.training = training
+        for form in loaded.forms.values():
+            arguments = training_arguments(loaded, form, 1, 7, str(tmp_path))
             assert (arguments.max_steps, arguments.seed) == (7, 1)
             rates.append((arguments.learning_rate, arguments.per_device_train_batch_size))
     assert rates == [(3e-3, 16), (3e-3, 16), (1e-3, 16), (2e-3, 8), (2e-3, 8), (1e-3, 8)]
 
 
 def test_cells_of_other_settings_or_fields_are_not_taken_for_these(grid, tmp_path):
-    read = Grid.read(grid)
+    loaded = read(grid)
     cells = tmp_path / "cells"
     cells.mkdir()
     (cells / "alone.json").write_text("{}")
@@ -133,10 +125,10 @@ def test_cells_of_other_settings_or_fields_are_not_taken_for_these(grid, tmp_pat
     with pytest.raises(
         ValueError, match="is of a form with {'recency_bias': True}; expected .*'sharer_rank': 16"
     ):
-        run_grid(read, cells)
-    read.split = "test"
+        run_grid(loaded, cells)
+    loaded.split = "test"
     with pytest.raises(ValueError, match="holds cells of other settings"):
-        run_grid(read, cells)
+        run_grid(loaded, cells)
 
 
 @pytest.mark.slow
@@ -150,5 +142,5 @@ def test_a_grid_goes_on_where_it_was_stopped_and_a_seed_gives_the_same_answers(g
     assert main([str(grid), "--output", str(tmp_path / "first")]) == 0
     assert json.loads(cell.read_text())["correct"] == before["correct"]
     assert (tmp_path / "first" / "published.few.0.json").stat().st_mtime_ns == kept
-    knowledge, harm = tables(Grid.read(grid), tmp_path / "first").split("\n\n")
+    knowledge, harm = tables(read(grid), tmp_path / "first").split("\n\n")
     assert [len(part.splitlines()) for part in (knowledge, harm)] == [2 + 6, 2 + 3]

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pairs import alone, randomize, tiny_model, tiny_processor
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from h2c_hf.atlas import MODELS
@@ -125,6 +125,25 @@ def test_a_tokenizer_whose_tokens_are_no_bytes_is_refused():
     )
     with pytest.raises(ValueError, match="not byte-level; expected one whose tokens are bytes of text"):
         token_bytes(words)
+
+
+def test_tokens_of_sentencepiece_stand_for_their_bytes():
+    """Against the bytes of the text: words, spaces, and characters that are spelt in bytes."""
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"abcdeZrich", "\u2581a", "ch"]
+    pieces = list(dict.fromkeys(pieces))
+    merges = [("\u2581", "a"), ("c", "h")]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    lengths = token_bytes(tokenizer)
+    for text in ("cab a", "Zürich ab a 日本", "ché a🙂 che"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text and len(ids) < len(text.encode())
+        assert lengths[ids].sum() == len(text.encode())
 
 
 @torch.no_grad()
