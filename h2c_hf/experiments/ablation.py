@@ -8,6 +8,8 @@ and the data of a training.yaml (`pair_grid`).
 import json
 import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
@@ -49,8 +51,16 @@ def run_grid(grid: AtlasGrid | PairGrid, output: Path, processes: int = 1) -> No
         for arguments in missing:
             compute(*arguments)
         return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        pool.starmap(compute, missing, chunksize=1)
+    # Not a Pool, which waits for ever for a cell whose process was killed.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        try:
+            for done_cell in [pool.submit(compute, *arguments) for arguments in missing]:
+                done_cell.result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "A process was killed, most often for memory; expected fewer --processes. The same command goes "
+                "on from the cells that are done."
+            ) from error
 
 
 def cell_path(output: Path, cell: tuple) -> Path:

@@ -27,6 +27,7 @@ from .merits import averaged, by_seed, figure, markdown
 
 INNER = "inner_size"  # of cache fusion
 ASKED = ["h2c", "shuffled"]
+BATCH = 16  # questions at a time: some vocabularies are large, and cells run side by side
 
 
 @dataclass
@@ -127,8 +128,9 @@ class PairGrid:
             asked = QuestionSet.parse(entry)
             questions, _ = asked.load(processor.receiver_tokenizer, processor.chat_template_kwargs)
             results = evaluate(
-                model, processor, questions, methods, form="open", answer_tokens=asked.answer_tokens
-            )
+                model, processor, questions, methods, form="open", batch_size=BATCH,
+                answer_tokens=asked.answer_tokens,
+            )  # fmt: skip
             for method, result in results.items():
                 correct[f"{asked.name}/{method}"] = [int(right) for right in result["correct"]]
         return correct

@@ -53,8 +53,9 @@ def parse(arguments: list[str] | None, prog: str, *more: type) -> tuple:
         sys.exit(0)
     h2c, training, *others = parser.parse_config(arguments)
     h2c.chat_template_kwargs = read_template_kwargs(h2c.chat_template_kwargs)
-    h2c.train_data, h2c.validation_data = (
-        [DataSource.parse(source) for source in sources] for sources in (h2c.train_data, h2c.validation_data)
+    h2c.train_data, h2c.guard_data, h2c.validation_data = (
+        [DataSource.parse(source) for source in sources]
+        for sources in (h2c.train_data, h2c.guard_data, h2c.validation_data)
     )
     check(h2c, training)
     return h2c, training, *others
@@ -70,7 +71,8 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
         if not getattr(h2c, name):
             raise ValueError(f"{name} is missing; expected it in the yaml file or as --{name} VALUE.")
     train_data, validation_data = (
-        cast("list[DataSource]", sources) for sources in (h2c.train_data, h2c.validation_data)
+        cast("list[DataSource]", sources)
+        for sources in ([*h2c.train_data, *h2c.guard_data], h2c.validation_data)
     )
     validated = bool(h2c.validation_data) or h2c.validation_fraction > 0
     evaluates = training.eval_strategy != "no"
@@ -93,6 +95,10 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
         "sharer_states or blank_sharer": (
             h2c.draft_tokens and (h2c.streaming or h2c.sharer_states or h2c.blank_sharer)
         ),
+        "guard_data needs the Sharer in memory and data that is read once; expected no streaming, "
+        "sharer_states or blank_sharer": (
+            h2c.guard_data and (h2c.streaming or h2c.sharer_states or h2c.blank_sharer)
+        ),
         "token_hidden_size asks for a dictionary, which is learned from the Sharer; expected fit_examples "
         "above 0, no sharer_states": (
             h2c.token_hidden_size and not h2c.init_from and (not h2c.fit_examples or h2c.sharer_states)
@@ -104,8 +110,8 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
         "streaming counts in the main process what it reads; expected dataloader_num_workers 0": (
             h2c.streaming and training.dataloader_num_workers
         ),
-        "a source is in train_data and in validation_data; expected validation on what is not trained "
-        "on": any(source.overlaps(other) for source in train_data for other in validation_data),
+        "a source is in train_data or guard_data, and in validation_data; expected validation on what is "
+        "not trained on": any(source.overlaps(other) for source in train_data for other in validation_data),
         "streaming and sharer_states are both given: a stream cannot be computed ahead; expected either": (
             h2c.streaming and h2c.sharer_states
         ),

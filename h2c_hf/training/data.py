@@ -33,9 +33,11 @@ class Lengths:
 
 @dataclass
 class Data:
-    """`validation` holds a dataset for each source; `answered`: examples for the model to answer in words."""
+    """`guards`: examples of `guard_data`, as they are encoded. `validation` holds a dataset for each source;
+    `answered`: examples for the model to answer in words."""
 
     train: Dataset | IterableDataset
+    guards: Dataset | None
     validation: dict[str, Dataset]
     reports: dict[str, DataReport]
     answered: list[dict]
@@ -73,6 +75,9 @@ def load_data(
             h2c.train_data, processor, streaming=h2c.streaming, hold_out=h2c.validation_fraction, **settings
         )
         reports, validation = {"train": report}, {} if held_out is None else {"held_out": held_out}
+        guards = None
+        if h2c.guard_data:
+            guards, _, reports["guard"] = build_dataset(h2c.guard_data, processor, **settings)
         for source in h2c.validation_data:
             name = unused_name(validation, f"{Path(source.path).stem.lower()}_{source.form}")
             validation[name], _, reports[name] = build_dataset([source], processor, **settings)
@@ -84,7 +89,7 @@ def load_data(
     lengths = sampled_lengths(train)
     if h2c.streaming:
         reports["train"].reset()  # the sample is read again
-    return Data(train, validation, reports, answered, lengths)
+    return Data(train, guards, validation, reports, answered, lengths)
 
 
 def unused_name(taken: dict, name: str) -> str:

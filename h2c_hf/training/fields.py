@@ -14,6 +14,10 @@ class H2CArguments(PairFields):
     train_data: list[str] = HfArg(
         default_factory=list, help="what to train on: paths, or fields of DataSource ('path=...,weight=...')"
     )
+    guard_data: list[str] = HfArg(
+        default_factory=list,
+        help="questions that are trained on with another question's message, and the Receiver's own answer",
+    )
     validation_data: list[str] = HfArg(
         default_factory=list, help="what to validate on, each source apart; never a test split"
     )

@@ -75,7 +75,9 @@ def step_lines(training: H2CTrainingArguments, data: Data, lengths: Lengths) -> 
     ]
     steps = training.max_steps
     if steps <= 0:
-        steps = math.ceil(training.num_train_epochs * math.ceil(len(data.train) / batch))
+        steps = math.ceil(
+            training.num_train_epochs * math.ceil((len(data.train) + len(data.guards or ())) / batch)
+        )
     return [*lines, f"  {steps:,} steps"]
 
 

@@ -8,6 +8,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+from datasets import concatenate_datasets
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -24,6 +25,7 @@ from .callbacks import WrittenAnswers
 from .data import Data, load_data
 from .drafts import with_drafts
 from .fit import fit_message
+from .guard import with_guards
 from .interrupt import SaveOnInterrupt
 from .plan import describe
 from .sharer_states import StoredStatesCollator, open_states
@@ -127,13 +129,17 @@ def pushing(training: H2CTrainingArguments) -> contextlib.AbstractContextManager
 def make_model(
     h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data
 ) -> H2CForCausalLM:
-    """Return the pair with its bridge as it is before the first step; drafts are added to the data."""
+    """Return the pair with its bridge as it is before the first step; drafts and guards are added
+    to the data."""
     # The data may have drawn numbers; the new bridge's weights depend on the seed alone.
     set_seed(training.seed)
     model = pair.model(training.device)
     if h2c.draft_tokens:
         add_drafts(h2c, training, model, processor, data)
     fit_new_message(h2c, training, model, processor, data)
+    if data.guards is not None:
+        move(model, training)
+        data.train = concatenate_datasets([data.train, with_guards(data.guards, model, processor)])
     return model
 
 
@@ -164,6 +170,12 @@ def make_trainer(
     return trainer
 
 
+def move(model: H2CForCausalLM, training: H2CTrainingArguments) -> None:
+    """Move the model to the run's device, unless the Sharer lies on several."""
+    if getattr(model.sharer, "hf_device_map", None) is None:
+        model.to(training.device)
+
+
 def add_drafts(
     h2c: H2CArguments,
     training: H2CTrainingArguments,
@@ -172,8 +184,7 @@ def add_drafts(
     data: Data,
 ) -> None:
     """Let the Sharer write drafts for all examples; the generation config asks for them from now on."""
-    if getattr(model.sharer, "hf_device_map", None) is None:
-        model.to(training.device)
+    move(model, training)
     data.train = with_drafts(data.train, model, processor, h2c.draft_tokens)
     data.validation = {
         name: with_drafts(rows, model, processor, h2c.draft_tokens) for name, rows in data.validation.items()
@@ -201,8 +212,7 @@ def fit_new_message(
     texts = processor.sharer_tokenizer.batch_decode(
         [example["sharer_input_ids"] for example in examples], skip_special_tokens=True
     )
-    if getattr(model.sharer, "hf_device_map", None) is None:
-        model.to(training.device)
+    move(model, training)
     fitted = fit_message(model, processor, sorted(texts, key=len))
     if training.process_index > 0:
         return
