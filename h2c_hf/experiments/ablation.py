@@ -58,8 +58,8 @@ def run_grid(grid: AtlasGrid | PairGrid, output: Path, processes: int = 1) -> No
                 done_cell.result()
         except BrokenProcessPool as error:
             raise ValueError(
-                "A process was killed, most often for memory; expected fewer --processes. The same command goes "
-                "on from the cells that are done."
+                "A process was killed, most often for memory; expected fewer --processes. The same command "
+                "goes on from the cells that are done."
             ) from error
 
 

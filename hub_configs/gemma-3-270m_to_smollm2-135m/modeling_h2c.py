@@ -16,7 +16,7 @@ from .base_models_h2c import text_values
 from .bridges_h2c import BridgesMixin
 from .configuration_h2c import H2CBridgeConfig
 from .conversation_h2c import H2CConversation
-from .families_h2c import backbone, evaluating, recomputing
+from .families_h2c import backbone, evaluating, freeze, recomputing
 from .generation_h2c import GeneratingMixin, check_rope, own_defaults
 from .inputs_h2c import CACHE, check_tensors, execution_device, model_inputs, one_cache, target_start, to_fill
 from .loading_h2c import LoadingMixin, check_adapters, device_map_of
@@ -71,7 +71,7 @@ class H2CForCausalLM(
         )
         self.sharer, self.receiver = None if without_sharer else sharer, receiver
         for frozen in self._frozen():
-            frozen.requires_grad_(False)
+            freeze(frozen)
         self.post_init()
         # The bridge's own, which would else name parts of base models too ("gate" is in "gate_proj").
         own = set(self.bridge._keep_in_fp32_modules_strict)
