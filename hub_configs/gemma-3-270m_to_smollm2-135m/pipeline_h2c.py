@@ -27,7 +27,7 @@ class H2CTextGenerationPipeline(TextGenerationPipeline):
         tokenizer.pad_token_id = padding_id(tokenizer)
         # Left in by `pipeline()`, which has used it; it would go on to `generate`.
         kwargs.pop("local_files_only", None)
-        super().__init__(*args, **{**kwargs, "processor": processor, "tokenizer": tokenizer})
+        super().__init__(*args, **{**kwargs, "processor": processor})
 
     def check_model_type(self, supported_models):
         super().check_model_type(["H2CForCausalLM"])  # transformers' list holds its own models alone

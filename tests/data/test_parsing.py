@@ -104,7 +104,7 @@ def test_evaluation_reads_choices_of_a_csv_file(tmp_path):
     ]
     path = csv(tmp_path / "bad.csv", **columns, choices=["['red' 'green']", "red|green"])
     with pytest.raises(
-        ValueError, match=r"^Row 1 of .*bad.csv \(test\): choices is the text 'red|green'; expected a list"
+        ValueError, match=r"^Row 1 of .*bad.csv \(test\): choices is the text 'red\|green'; expected a list"
     ):
         load_questions(path, None, "test")
     path = csv(
@@ -128,7 +128,7 @@ def test_training_reads_choices_of_a_csv_file(processor, tmp_path, streaming):
     assert "Which?\nA. red\nB. green\n" in prompts[0] and "What?\nA. x\nB. y\n" in prompts[1]
     path = csv(tmp_path / "bad.csv", **columns, choices=["['red' 'green']", "red|green"])
     with pytest.raises(
-        ValueError, match=r"^Row 1 of .*bad.csv train: choices is the text 'red|green'; expected a list"
+        ValueError, match=r"^Row 1 of .*bad.csv train: choices is the text 'red\|green'; expected a list"
     ):
         list(build_dataset([DataSource(path)], processor, streaming=streaming)[0])
 

@@ -356,6 +356,7 @@ def test_models_on_disk_answer_as_in_memory(by_id, tmp_path):
     options = {"max_new_tokens": 3, "do_sample": False}
     assert torch.equal(loaded.generate(**inputs, **options), model.generate(**inputs, **options))
     assert loaded.hf_device_map["sharer"] == "disk" and not hasattr(model, "hf_device_map")
+    assert sorted(path.name for path in (tmp_path / "offloaded").iterdir()) == ["receiver", "sharer"]
     # Bytes.
     room = {"device_map": "auto", "max_memory": {"cpu": 40_000}, "offload_folder": str(tmp_path / "more")}
     assert {
