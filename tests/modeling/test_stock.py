@@ -58,8 +58,9 @@ def phi(longrope: bool, model_class=Phi3ForCausalLM, config_class=Phi3Config):
     return join(tiny_model("llama", 1), model_class(config).eval())
 
 
-def test_a_receiver_that_drops_its_cache_keeps_the_bridged_one():
-    model = phi(longrope=False)
+@pytest.mark.parametrize("classes", [(Phi3ForCausalLM, Phi3Config), (PhimoeForCausalLM, PhimoeConfig)])
+def test_a_receiver_that_drops_its_cache_keeps_the_bridged_one(classes):
+    model = phi(False, *classes)
     inputs = prompt(6)
     output = model.generate(**inputs, **GREEDY, output_logits=True, return_dict_in_generate=True)
     labels = output.sequences.clone()
