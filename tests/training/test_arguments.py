@@ -56,7 +56,7 @@ def test_sources_can_be_given_on_the_command_line(config):
         ),
         ("eval_strategy: epoch\n", [], "eval_strategy asks for evaluation, but there is no validation_data"),
         ("validation_data: [{path: atlas, split: 'test[:9]'}]\n", [], "a test split is for reports"),
-        ("validation_data: [atlas]\n", [], "a source is in train_data and in validation_data"),
+        ("validation_data: [atlas]\n", [], "a source is in train_data or guard_data, and in validation_data"),
         ("early_stopping_patience: 2\n", [], "early_stopping_patience needs eval_strategy"),
         ("streaming: true\n", [], "streaming needs max_steps"),
         ("token_hidden_size: 64\nfit_examples: 0\n", [], "expected fit_examples above 0"),
