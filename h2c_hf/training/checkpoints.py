@@ -83,6 +83,10 @@ class WholeCheckpoints(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._staging is not None:  # pushed after the rename
             return
+        # With `hub_always_push` the stock method writes into the folder that an upload still reads, and a
+        # file that was half written would be pushed.
+        if self.args.hub_always_push and self.push_in_progress is not None:
+            self.push_in_progress.wait_until_done()
         # The stock method pushes the weights with every save but the remote code and the card at the end
         # only: what is on the Hub in between could not be loaded, and would not say what it is.
         for file in os.listdir(checkpoint_folder):

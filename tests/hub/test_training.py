@@ -46,7 +46,7 @@ def train(h2c, output, *arguments):
     ],
 )
 def test_every_push_can_be_loaded(hub, h2c, fresh, tmp_path, strategy, pushes, folders):
-    # `hub_always_push`: a save waits for no push, and none is left out where the machine is slow.
+    # `hub_always_push`: no push is left out where the machine is slow.
     train(
         h2c, tmp_path / "out", "--max_steps=4", "--push_to_hub=true", "--hub_model_id=u/r",
         f"--hub_strategy={strategy}", "--hub_always_push=true", "--hub_private_repo=true",

@@ -1,10 +1,14 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from pairs import join, random_inputs, random_pair, tiny_model, tiny_processor
-from transformers import EvalPrediction
+from transformers import EvalPrediction, Trainer
+from transformers.utils import PushInProgress
 
 from h2c_hf.data.examples import IGNORE_INDEX, encode_questions
 from h2c_hf.modeling import H2CForCausalLM
@@ -301,3 +305,16 @@ def test_a_compiled_run_trains(tmp_path, form):
     before = [parameter.detach().clone() for parameter in trainer.model.bridge.parameters()]
     assert np.isfinite(trainer.train().training_loss)
     assert not any(map(torch.equal, trainer.model.bridge.parameters(), before))
+
+
+def test_files_are_not_written_while_a_push_reads_them(trained, monkeypatch):
+    """With `hub_always_push`: the next push begins when the one before has ended."""
+    _, _, trainer, checkpoint = trained
+    events, trainer.args.hub_always_push = [], True
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", lambda self, folder: events.append("writes"))
+    with ThreadPoolExecutor() as pool:
+        trainer.push_in_progress = PushInProgress(
+            [pool.submit(lambda: (time.sleep(0.5), events.append("was read")))]
+        )
+        trainer._push_from_checkpoint(str(checkpoint))
+    assert events == ["was read", "writes"]
