@@ -123,9 +123,9 @@ def main(arguments: list[str] | None = None) -> int:
     for line in compared(rows):
         print(line)
     kept = {
-        name: str(value) if isinstance(value, Path) else value
+        name: value
         for name, value in vars(options).items()
-        if name != "output"
+        if name not in ("output", "vllm")  # paths of this machine
     }
     save({"settings": kept, "cores": os.cpu_count(), "rows": rows}, options.output, draw)
     return 0

@@ -89,6 +89,8 @@ def check(h2c: H2CArguments, lora: LoraArguments) -> None:
             f"{len(lora.lora_learning_rates)} lora_learning_rates and no validation data; expected "
             "validation_data, a validation_fraction, or one rate."
         )
+    if h2c.guard_data:
+        raise ValueError("guard_data is for bridges: it exchanges messages; expected none.")
     if h2c.streaming:
         raise ValueError("streaming is for bridges; expected data that fits on the disk.")
 

@@ -55,14 +55,14 @@ class PairGrid:
         """
         values = read_yaml(path)
         refuse_unknown(values, [field.name for field in fields(cls)], path)
+        grid = cls(**{"forms": {}, "sets": [], **values})
         for name, what in (
             ("forms", "a mapping of names to fields of the training.yaml"),
             ("sets", "a list of sets of questions"),
             ("seeds", "a list of numbers"),
         ):
-            if not values.get(name, name == "seeds"):
+            if not getattr(grid, name):
                 raise ValueError(f"{path} has no {name}; expected {what}.")
-        grid = cls(**values)
         grid.forms = {name: form or {} for name, form in grid.forms.items()}
         for name, form in grid.forms.items():
             h2c, _ = grid.arguments(name, grid.seeds[0], "outputs")
@@ -129,7 +129,7 @@ class PairGrid:
             questions, _ = asked.load(processor.receiver_tokenizer, processor.chat_template_kwargs)
             results = evaluate(
                 model, processor, questions, methods, form="open", batch_size=BATCH,
-                answer_tokens=asked.answer_tokens,
+                answer_tokens=asked.answer_tokens, draft_tokens=asked.draft_tokens,
             )  # fmt: skip
             for method, result in results.items():
                 correct[f"{asked.name}/{method}"] = [int(right) for right in result["correct"]]

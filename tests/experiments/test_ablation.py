@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 
 import pytest
 from datasets import Dataset
@@ -144,3 +146,28 @@ def test_a_grid_goes_on_where_it_was_stopped_and_a_seed_gives_the_same_answers(g
     assert (tmp_path / "first" / "published.few.0.json").stat().st_mtime_ns == kept
     knowledge, harm = tables(read(grid), tmp_path / "first").split("\n\n")
     assert [len(part.splitlines()) for part in (knowledge, harm)] == [2 + 6, 2 + 3]
+
+
+class Killed:
+    """A grid of which one process is killed, as the kernel does it for memory."""
+
+    forms = {"a": {}}
+
+    def settings(self):
+        return {}
+
+    def cells(self):
+        return [("a", 0)]
+
+    def compute_alone(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def compute(self, form, seed):
+        return {"fields": {}}
+
+
+def test_a_process_that_is_killed_is_told_of(tmp_path):
+    """In place of waiting for its cell for ever."""
+    with pytest.raises(ValueError, match="A process was killed, .*expected fewer --processes"):
+        run_grid(Killed(), tmp_path / "cells", processes=2)
+    assert not (tmp_path / "cells" / "alone.json").exists()

@@ -1,5 +1,7 @@
 """Guards: another question's message, and the Receiver's own answer to learn."""
 
+import json
+
 import pytest
 import torch
 from pairs import text_pair
@@ -37,10 +39,9 @@ def test_a_run_counts_and_trains_on_guards(tmp_path, capsys):
     assert main(["train", *run, "--dry_run"]) == 0
     assert "5 steps" in capsys.readouterr().out
     assert main(["train", *run]) == 0
-    assert '"global_step": 5' in (tmp_path / "out" / "log_history.json").read_text() or (
-        '"step": 5' in (tmp_path / "out" / "log_history.json").read_text()
-    )
-    assert '"guard"' in (tmp_path / "out" / "data.json").read_text()
+    history = json.loads((tmp_path / "out" / "log_history.json").read_text())
+    assert max(entry["step"] for entry in history) == 5
+    assert "guard" in json.loads((tmp_path / "out" / "data.json").read_text())["counts"]
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,16 @@ def test_one_example_has_no_other_to_exchange_with():
     data = encode_questions(processor, atlas_questions("validation")[:1])
     with pytest.raises(ValueError, match="guard_data has 1 examples; expected at least 2"):
         with_guards(data, model, processor)
+
+
+def test_lora_has_no_messages_to_exchange(capsys, tmp_path):
+    arguments = [
+        "lora",
+        "atlas",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--guard_data",
+        "path=atlas,form=told",
+    ]
+    assert main(arguments) != 0
+    assert "guard_data is for bridges" in capsys.readouterr().err
