@@ -24,8 +24,11 @@ class ConfigParser(HfArgumentParser):
     def error(self, message: str):
         raise ValueError(f"{message}. `{self.prog} --help` lists the fields.")
 
-    def parse_config(self, arguments: list[str] | None) -> tuple[Any, ...]:
+    def parse_config(self, arguments: list[str] | None, over: dict | None = None) -> tuple[Any, ...]:
         """Fill the dataclasses from `[CONFIG] [--field value ...]`; CONFIG: a yaml file, its folder or name.
+
+        Args:
+            over: fields that stand over those of the file, and below those of the command line.
 
         Raises:
             ValueError: for a file that cannot be read, a field that there is not, or a value of the wrong
@@ -33,7 +36,7 @@ class ConfigParser(HfArgumentParser):
         """
         if arguments and not arguments[0].startswith("-"):
             path = find(arguments[0], self.file)
-            values = read_yaml(path)
+            values = read_yaml(path) | (over or {})
             self._refuse_unknown(values, str(path))
             # Lists and mappings as they are; the rest as if typed before the other arguments, so that
             # argparse checks them all.

@@ -110,7 +110,7 @@ class Pair:
 
 
 def atlas_pair(models: Path = MODELS) -> tuple[H2CForCausalLM, H2CProcessor]:
-    """Return the tiny pair in fp32 with a new bridge, on the GPU if there is one; and the processor."""
+    """Return the tiny pair in fp32 with a new bridge of the rewriting form, on the GPU if there is one; and the processor."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sharer, receiver = (
         AutoModelForCausalLM.from_pretrained(models / role, dtype=torch.float32).to(device)
@@ -118,8 +118,13 @@ def atlas_pair(models: Path = MODELS) -> tuple[H2CForCausalLM, H2CProcessor]:
     )
     # The bridge's folder will hold both models beside it: see `save_bridge` of the quickstart. Without
     # dropout: one pass over the questions is too little to learn them by heart, and on a CPU it takes a third
-    # of a step.
+    # of a step. Of the rewriting form: see hub_configs/atlas/training.yaml.
     model = H2CForCausalLM.from_pair(
-        sharer, receiver, sharer_model_id="./sharer", receiver_model_id="./receiver", dropout=0.0
+        sharer,
+        receiver,
+        bridge_form="rewrite",
+        sharer_model_id="./sharer",
+        receiver_model_id="./receiver",
+        dropout=0.0,
     )
     return model, H2CProcessor(*(load_tokenizer(models / role) for role in ("sharer", "receiver")))

@@ -183,9 +183,9 @@ class CacheFusion(H2CForCausalLM):
             overrides: fields of `H2CBridgeConfig`; those of the shapes, `dropout` and `layer_alignment` count
                 here.
         """
-        config = H2CBridgeConfig.from_pair(sharer.config, receiver.config, **overrides)
+        config = H2CBridgeConfig.published(sharer.config, receiver.config, **overrides)
         # A config in which the Sharer is the one with a cache.
-        turned = H2CBridgeConfig.from_pair(receiver.config, sharer.config)
+        turned = H2CBridgeConfig.published(receiver.config, sharer.config)
         super().__init__(
             config, sharer, receiver, FusionBridge(config, turned.receiver_size, anneal_steps, inner_size)
         )

@@ -33,8 +33,11 @@ class H2CTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-def parse(arguments: list[str] | None, prog: str, *more: type) -> tuple:
+def parse(arguments: list[str] | None, prog: str, *more: type, over: dict | None = None) -> tuple:
     """The two groups of arguments, and those of further dataclasses, from `CONFIG.yaml --field value`.
+
+    Args:
+        over: fields that stand over those of the file.
 
     Raises:
         ValueError: for a field that there is not, or fields that contradict each other.
@@ -51,13 +54,16 @@ def parse(arguments: list[str] | None, prog: str, *more: type) -> tuple:
     if "--help_all" in (arguments or []):
         parser.print_help()
         sys.exit(0)
-    h2c, training, *others = parser.parse_config(arguments)
+    h2c, training, *others = parser.parse_config(arguments, over)
     h2c.chat_template_kwargs = read_template_kwargs(h2c.chat_template_kwargs)
     h2c.train_data, h2c.guard_data, h2c.validation_data = (
         [DataSource.parse(source) for source in sources]
         for sources in (h2c.train_data, h2c.guard_data, h2c.validation_data)
     )
-    check(h2c, training)
+    if h2c.stages and prog != "h2c train":
+        raise ValueError(f"{prog} reads no stages; expected a yaml file of one stage.")
+    if not h2c.stages or over is not None:  # a file of stages need not be a run itself; each stage is checked
+        check(h2c, training)
     return h2c, training, *others
 
 

@@ -14,6 +14,10 @@ class H2CArguments(PairFields):
     train_data: list[str] = HfArg(
         default_factory=list, help="what to train on: paths, or fields of DataSource ('path=...,weight=...')"
     )
+    stages: list[dict] = HfArg(
+        default_factory=list,
+        help="of a yaml file: fields of each stage; each goes on from the bridge of the one before",
+    )
     guard_data: list[str] = HfArg(
         default_factory=list,
         help="questions that are trained on with another question's message, and the Receiver's own answer",

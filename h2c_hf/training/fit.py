@@ -82,7 +82,7 @@ def fit_message(model: H2CForCausalLM, processor: H2CProcessor, texts: list[str]
         if moments.count < 2 * len(moments.squares):
             raise ValueError(
                 f"The texts have {moments.count} Sharer tokens that align; expected at least "
-                f"{2 * len(moments.squares)}: give more of them."
+                f"{2 * len(moments.squares)}: give more of them, or --fit_examples 0 for random weights."
             )
     explained = torch.cat([set_layers(bridge, readers[index], moments) for index, moments in sums.items()])
     return {"keys": explained[:, 0].mean().item(), "values": explained[:, 1].mean().item(), **learned}

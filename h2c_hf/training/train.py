@@ -1,6 +1,7 @@
 """`h2c train CONFIG.yaml`, `accelerate launch scripts/train.py CONFIG.yaml`: train a bridge on a mixture."""
 
 import contextlib
+import gc
 import json
 import shlex
 import shutil
@@ -19,7 +20,7 @@ from ..hub.licence import follow_licence
 from ..loading import BUNDLED
 from ..modeling import H2CForCausalLM, H2CProcessor
 from ..pair import Pair
-from .arguments import H2CArguments, H2CTrainingArguments, parse
+from .arguments import H2CArguments, H2CTrainingArguments
 from .blank import BlankSharerCollator
 from .callbacks import WrittenAnswers
 from .data import Data, load_data
@@ -29,6 +30,7 @@ from .guard import with_guards
 from .interrupt import SaveOnInterrupt
 from .plan import describe
 from .sharer_states import StoredStatesCollator, open_states
+from .stages import runs
 from .trainer import METRICS, H2CTrainer
 
 
@@ -39,9 +41,21 @@ RECIPE = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, plan, train, save. Returns the exit status."""
+    """Run every stage; there is one, unless the yaml file has `stages`. Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    h2c, training = parse(arguments, "h2c train")
+    complete, interrupted = True, False
+    for h2c, training in runs(arguments, "h2c train"):
+        complete, interrupted = run(h2c, training)
+        if not complete:
+            break
+        gc.collect()  # a Trainer stands in cycles, and would keep its Sharer beside the next one's
+    if training.process_index == 0:
+        next_commands(*following(arguments, training.output_dir, complete, h2c.dry_run))
+    return 130 if interrupted and not complete else 0
+
+
+def run(h2c: H2CArguments, training: H2CTrainingArguments) -> tuple[bool, bool]:
+    """Plan, train and save one stage. Returns whether it came to its end, and whether Ctrl-C was pressed."""
     set_seed(training.seed)
     pair = Pair(h2c)
     checkpoint = checkpoint_to_resume(training)
@@ -60,10 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
     if training.process_index == 0:
         print(describe(h2c, training, pair, data), flush=True)
     if h2c.dry_run:
-        if training.process_index == 0:
-            next_commands(command(arguments, without="--dry_run"))
-        return 0
-    model = make_model(h2c, training, pair, processor, data)
+        return True, False
+    model = make_model(h2c, training, pair, processor, data, checkpoint)
     trainer = make_trainer(h2c, training, pair, processor, data, model)
     if trainer.is_world_process_zero():
         data.save(Path(training.output_dir))
@@ -75,20 +87,22 @@ def main(arguments: list[str] | None = None) -> int:
         if h2c.streaming and trainer.is_world_process_zero():
             data.save(Path(training.output_dir))  # what was read of the stream is known now
         complete = finish(trainer)
-    if trainer.is_world_process_zero():
-        if complete:
-            output = shlex.quote(training.output_dir)
-            evaluation = evaluation_config(arguments)
-            next_commands(
-                f"h2c chat {output}",
-                f"h2c evaluate {evaluation} --model {output} --output_dir {output}-evaluation",
-                f"h2c push {output} USER/NAME --dry_run",
-            )
-        else:
-            next_commands(
-                command(arguments, "--resume_from_checkpoint true", without="--resume_from_checkpoint")
-            )
-    return 130 if ctrl_c.interrupted and not complete else 0
+    return complete, ctrl_c.interrupted
+
+
+def following(arguments: list[str], output_dir: str, complete: bool, dry_run: bool) -> list[str]:
+    """Return the commands that may come next."""
+    if dry_run:
+        return [command(arguments, without="--dry_run")]
+    if not complete:
+        return [command(arguments, "--resume_from_checkpoint true", without="--resume_from_checkpoint")]
+    output = shlex.quote(output_dir)
+    evaluation = evaluation_config(arguments)
+    return [
+        f"h2c chat {output}",
+        f"h2c evaluate {evaluation} --model {output} --output_dir {output}-evaluation",
+        f"h2c push {output} USER/NAME --dry_run",
+    ]
 
 
 def command(arguments: list[str], *more: str, without: str) -> str:
@@ -127,16 +141,22 @@ def pushing(training: H2CTrainingArguments) -> contextlib.AbstractContextManager
 
 
 def make_model(
-    h2c: H2CArguments, training: H2CTrainingArguments, pair: Pair, processor: H2CProcessor, data: Data
+    h2c: H2CArguments,
+    training: H2CTrainingArguments,
+    pair: Pair,
+    processor: H2CProcessor,
+    data: Data,
+    checkpoint: str | None = None,
 ) -> H2CForCausalLM:
     """Return the pair with its bridge as it is before the first step; drafts and guards are added
-    to the data."""
+    to the data. A bridge that has a `checkpoint` is not fitted to texts: its weights are there already."""
     # The data may have drawn numbers; the new bridge's weights depend on the seed alone.
     set_seed(training.seed)
     model = pair.model(training.device)
     if h2c.draft_tokens:
         add_drafts(h2c, training, model, processor, data)
-    fit_new_message(h2c, training, model, processor, data)
+    if not h2c.init_from and checkpoint is None:
+        fit_new_message(h2c, training, model, processor, data)
     if data.guards is not None:
         move(model, training)
         data.train = concatenate_datasets([data.train, with_guards(data.guards, model, processor)])
@@ -199,10 +219,9 @@ def fit_new_message(
     processor: H2CProcessor,
     data: Data,
 ) -> None:
-    """Fit a new bridge of the message form to the texts of the first examples; see `fit`. A run that resumes
-    has its weights already, and one without the Sharer in memory starts from random ones."""
-    new = not h2c.init_from and training.resume_from_checkpoint in (None, False, "false")
-    if model.config.bridge_form != "message" or not h2c.fit_examples or not new or model.sharer is None:
+    """Fit a new bridge of the message form to the texts of the first examples; see `fit`. One without the
+    Sharer in memory starts from random weights."""
+    if model.config.bridge_form != "message" or not h2c.fit_examples or model.sharer is None:
         return
     examples = (
         list(islice(data.train, h2c.fit_examples))

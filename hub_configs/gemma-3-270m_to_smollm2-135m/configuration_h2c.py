@@ -58,7 +58,7 @@ PUBLISHED: dict[str, Any] = {
     "layer_alignment": "top_down", "recency_bias": False, "start_shut": False, "update_scale": 1.0,
     "sharer_rank": None, "token_rank": None, "token_hidden_size": None,
 }  # fmt: skip
-DEFAULT_FORM = "rewrite"  # of a new bridge
+DEFAULT_FORM = "message"  # of a new bridge
 DEFAULT_HEADS = 8  # of a new bridge, at most
 TOKEN_RANK = 256  # of a new bridge, at most
 # More than any pair has, and less than would take a machine's memory before the weights are looked at.
