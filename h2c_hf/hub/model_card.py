@@ -49,7 +49,11 @@ def write_model_card(
     report = load_report(directory / "report.json") if (directory / "report.json").is_file() else None
     counts, recipe = (read_json(directory / name) for name in ("data.json", "training.json"))
     ids = {role: getattr(config, f"{role}_model_id") or "" for role in ("sharer", "receiver")}
-    sources = counts.get("counts", {}).get("train", {}).get("sources", [])
+    sources = [
+        {**source, "source": source["source"] + mark}
+        for part, mark in (("train", ""), ("guard", ", as guards"))
+        for source in counts.get("counts", {}).get(part, {}).get("sources", [])
+    ]
     llama, gemma = llama_version(config, license), has_gemma(config, license)
     name = repo.rstrip("/").split("/")[-1]
     parts = {"f1": "sets", "perplexity": "perplexity"}

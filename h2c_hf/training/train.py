@@ -12,6 +12,7 @@ from pathlib import Path
 from datasets import concatenate_datasets
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import cached_file
 
 from ..data.examples import H2CCollator
 from ..data.rows import spread_rows
@@ -221,7 +222,11 @@ def fit_new_message(
 ) -> None:
     """Fit a new bridge of the message form to the texts of the first examples; see `fit`. One without the
     Sharer in memory starts from random weights."""
-    if model.config.bridge_form != "message" or not h2c.fit_examples or model.sharer is None:
+    if model.config.bridge_form != "message" or not h2c.fit_examples:
+        return
+    if model.sharer is None:
+        if training.process_index == 0:
+            print("The message starts from random weights: without the Sharer in memory it cannot be fitted.")
         return
     examples = (
         list(islice(data.train, h2c.fit_examples))
@@ -335,13 +340,17 @@ def finish(trainer: H2CTrainer) -> bool:
 
 
 def save_recipe(h2c: H2CArguments, training: H2CTrainingArguments, output: Path) -> None:
-    """Write `training.json`: the recipe that the model card tells."""
+    """Write `training.json`: the recipe that the model card tells, and of the bridges that the run goes on from,
+    the first one's first; an empty one where it was not recorded."""
     recipe = {name: getattr(h2c, name) for name in ("sharer_quantization", "base_dtype", "max_length")}
     recipe |= {name: getattr(training, name) for name in RECIPE}
     batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
-    (output / "training.json").write_text(
-        json.dumps({**recipe, "total_train_batch_size": batch}, indent=1, default=str) + "\n"
-    )
+    recipe["total_train_batch_size"] = batch
+    if h2c.init_from:
+        found = cached_file(h2c.init_from, "training.json", _raise_exceptions_for_missing_entries=False)
+        before = json.loads(Path(found).read_text()) if found else {}
+        recipe["earlier"] = [*before.pop("earlier", []), before]
+    (output / "training.json").write_text(json.dumps(recipe, indent=1, default=str) + "\n")
 
 
 def save_base_models(h2c: H2CArguments, output: Path) -> None:

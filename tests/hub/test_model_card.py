@@ -142,6 +142,21 @@ def test_a_message_is_described_without_gates(folder):
     assert "gates begin" not in text and "FFN" not in text
 
 
+def test_earlier_runs_and_guards_are_told(folder):
+    earlier = [{"max_steps": 1400, "total_train_batch_size": 16, "learning_rate": 0.0003}, {}]
+    (folder / "training.json").write_text(json.dumps({**RECIPE, "earlier": earlier}))
+    guards = {"guard": DATA["counts"]["train"]}
+    (folder / "data.json").write_text(json.dumps({"counts": {**DATA["counts"], **guards}}))
+    text = body(write_model_card(folder, config(folder), "u/r").read_text())
+    first, last = (
+        "It went on from a bridge of 1400 steps of 16 examples, at a learning rate of 0.0003.",
+        "It went on from a bridge whose training was not recorded.",
+    )
+    assert text.index(first) < text.index(last) and "| earlier |" not in text
+    names = [source["source"] for source in DATA["counts"]["train"]["sources"]]
+    assert text.count(", as guards | ") == len(names)
+
+
 def test_the_tables_are_the_reports_rows_and_all_of_them(folder, scrambled):
     text = body(write_model_card(folder, config(folder), "u/r").read_text())
     results = text[text.index("## Results") : text.index("## Training")]

@@ -65,12 +65,22 @@ def pair_without_weights(tmp_path):
     return [f"--{role}={tmp_path / role}" for role in ("sharer", "receiver")]
 
 
-def test_a_dry_run_says_what_would_be_done_and_needs_no_weights(pair_without_weights, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        (["--bridge_form=rewrite"], ("attention ", "ffn ", "gate ")),
+        ([], ("a message of one cache position a Sharer token in 5 layers",)),
+    ],
+)
+def test_a_dry_run_says_what_would_be_done_and_needs_no_weights(
+    form, told, pair_without_weights, tmp_path, capsys
+):
     output = tmp_path / "out"
     assert (
         main(
             [
                 *pair_without_weights,
+                *form,
                 f"--output_dir={output}",
                 "--train_data=atlas",
                 "--num_train_epochs=2",
@@ -82,15 +92,7 @@ def test_a_dry_run_says_what_would_be_done_and_needs_no_weights(pair_without_wei
     plan = capsys.readouterr().out
     records = int(re.search(r"atlas train: ([\d,]+) records", plan)[1].replace(",", ""))
     assert f"{2 * -(-records // 8):,} steps" in plan
-    for line in (
-        "Bridge: ",
-        "attention ",
-        "ffn ",
-        "gate ",
-        "Sharer weights",
-        "Receiver weights",
-        "gradients and AdamW",
-    ):
+    for line in ("Bridge: ", *told, "Sharer weights", "Receiver weights", "gradients and AdamW"):
         assert line in plan
     assert not output.exists()
 

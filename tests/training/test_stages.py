@@ -50,6 +50,9 @@ def test_each_stage_goes_on_from_the_one_before(config, tmp_path, capsys):
     first, last = weights(out / "stage_1"), weights(out)
     assert all(torch.equal(first[name], last[name]) for name in first)
     assert capsys.readouterr().out.count("Wrote the bridge to") == 3
+    recipe = json.loads((out / "training.json").read_text())
+    assert [(run["max_steps"], run["learning_rate"]) for run in recipe["earlier"]] == [(2, 1e-3), (3, 0.0)]
+    assert recipe["max_steps"] == 1
 
 
 def test_a_resumed_run_leaves_out_the_stages_that_have_ended(config, tmp_path):
