@@ -110,7 +110,8 @@ class Pair:
 
 
 def atlas_pair(models: Path = MODELS) -> tuple[H2CForCausalLM, H2CProcessor]:
-    """Return the tiny pair in fp32 with a new bridge of the rewriting form, on the GPU if there is one; and the processor."""
+    """Return the tiny pair in fp32 with a new bridge of the rewriting form, on the GPU if there is one; and
+    the processor."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sharer, receiver = (
         AutoModelForCausalLM.from_pretrained(models / role, dtype=torch.float32).to(device)

@@ -340,8 +340,8 @@ def finish(trainer: H2CTrainer) -> bool:
 
 
 def save_recipe(h2c: H2CArguments, training: H2CTrainingArguments, output: Path) -> None:
-    """Write `training.json`: the recipe that the model card tells, and of the bridges that the run goes on from,
-    the first one's first; an empty one where it was not recorded."""
+    """Write `training.json`: the recipe that the model card tells, and those of the bridges that the run goes
+    on from, the first one's first; an empty one where it was not recorded."""
     recipe = {name: getattr(h2c, name) for name in ("sharer_quantization", "base_dtype", "max_length")}
     recipe |= {name: getattr(training, name) for name in RECIPE}
     batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
