@@ -171,9 +171,9 @@ def outcome(family: str, role: str) -> tuple[str, str]:
         return "no tiny config", str(error).strip().replace("\n", " ").replace("|", "/")[:120]
     other = tiny_model("llama", 1)
     try:
-        form = {"bridge_form": "message"} if role == "message" else {}
         pair = H2CForCausalLM.from_pair(
-            *((model, other) if role == "sharer" else (other, model)), **form
+            *((model, other) if role == "sharer" else (other, model)),
+            bridge_form="message" if role == "message" else "rewrite",
         ).eval()
     except ValueError as error:
         assert "\n" not in str(error), f"{family} is refused in more than a sentence: {error}"

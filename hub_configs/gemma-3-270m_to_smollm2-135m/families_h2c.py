@@ -114,13 +114,15 @@ def check_joined(model) -> None:
         if base is None or any(parameter.is_meta for parameter in base.parameters()):
             continue
         refusal = f"{type(base).__name__} cannot be the {role.capitalize()}"
-        padded: tuple[str, ...] = READS_PADDING
-        if role == "receiver":
-            padded += READS_PADDING_FROM_CACHE + (
-                READS_PADDING_AFTER_MESSAGE if model.config.bridge_form == "message" else ()
-            )
-        if base.config.get_text_config(decoder=True).model_type in padded:
+        family = base.config.get_text_config(decoder=True).model_type
+        if family in READS_PADDING + (READS_PADDING_FROM_CACHE if role == "receiver" else ()):
             raise ValueError(f"{refusal}: it reads left padding as if it were text.")
+        message = role == "receiver" and model.config.bridge_form == "message"
+        if message and family in READS_PADDING_AFTER_MESSAGE:
+            raise ValueError(
+                f"{refusal} of a message: it reads left padding after one as if it were text; expected "
+                "bridge_form 'rewrite'."
+            )
         try:
             check(model, base, torch.ones(1, 3, dtype=torch.long))
         except Exception as error:
