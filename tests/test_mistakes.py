@@ -92,8 +92,10 @@ MISTAKES = [
     (["demo", "--host", "no.such.host.invalid"], "--host is 'no.such.host.invalid', which is no address"),
     # newer parts: the message form, drafts, sets in a yaml file, the published pair, servers
     ([*TRAIN, "--bridge_form", "mesage"], "bridge_form is 'mesage'; expected one of rewrite, message"),
-    ([*TRAIN, "--bridge_form", "message", "--num_attention_heads", "7"],
+    ([*TRAIN, "--bridge_form", "rewrite", "--num_attention_heads", "7"],
      "num_attention_heads is 7, which does not divide"),
+    ([*TRAIN, "--bridge_form", "message", "--num_attention_heads", "8"],
+     "num_attention_heads is 8, a field of the form 'rewrite', and bridge_form is 'message'; expected"),
     ([*TRAIN, "--draft_tokens", "-1"], "draft_tokens is -1; expected at least 0"),
     ([*TRAIN, "--draft_tokens", "many"], "invalid int value: 'many'"),
     ([*TRAIN, "--train_data", "form=words"], "The data source 'form=words' has no path; expected path="),

@@ -59,6 +59,14 @@ PUBLISHED: dict[str, Any] = {
     "sharer_rank": None, "token_rank": None, "token_hidden_size": None,
 }  # fmt: skip
 DEFAULT_FORM = "message"  # of a new bridge
+# Fields that say how a bridge of one form is built, and are without effect in the other.
+FORM_FIELDS = {
+    "rewrite": (
+        "num_attention_heads", "ffn_multiplier", "gate_init", "layer_alignment", "recency_bias", "start_shut",
+        "update_scale", "sharer_rank",
+    ),
+    "message": ("token_rank", "token_hidden_size"),
+}  # fmt: skip
 DEFAULT_HEADS = 8  # of a new bridge, at most
 TOKEN_RANK = 256  # of a new bridge, at most
 # More than any pair has, and less than would take a machine's memory before the weights are looked at.
@@ -305,12 +313,19 @@ class H2CBridgeConfig(PreTrainedConfig):
             overrides: fields of this class. `bridge_form` chooses between the two forms.
 
         Raises:
-            ValueError: for other names.
+            ValueError: for other names, and for fields of the other form.
         """
         cls._check_overrides(overrides)
+        form = overrides.get("bridge_form", DEFAULT_FORM)
+        for other, names in FORM_FIELDS.items():
+            if other != form and (foreign := [name for name in names if overrides.get(name) is not None]):
+                raise ValueError(
+                    f"{foreign[0]} is {overrides[foreign[0]]}, a field of the form {other!r}, and "
+                    f"bridge_form is {form!r}; expected bridge_form {other!r}, or no {foreign[0]}."
+                )
         values = {**PUBLISHED, **pair_values(sharer_config, receiver_config), "bridge_form": DEFAULT_FORM}
         values["num_attention_heads"] = heads_that_divide(values, DEFAULT_HEADS)
-        if overrides.get("bridge_form", DEFAULT_FORM) == "message":
+        if form == "message":
             values |= {
                 "token_rank": min(TOKEN_RANK, values["sharer_hidden_size"]),
                 **rope_values(receiver_config),

@@ -20,7 +20,7 @@ config: {config}
 sets: [{{name: one fact, regime: private, path: atlas, split: test, form: hand_off, facts: 1, limit: 8}}]
 forms:
   message: {{bridge_form: message, fit_examples: 64, learning_rate: 1.0e-3}}
-  rewrite: {{recency_bias: false, sharer_rank: 0}}
+  rewrite: {{bridge_form: rewrite, recency_bias: false, sharer_rank: 0}}
   fusion: {{cache_fusion: true, inner_size: 16}}
 seeds: [0]
 """
