@@ -93,7 +93,7 @@ def measure_states(
                 report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True,
                 use_cpu=device.type == "cpu", dataloader_pin_memory=device.type != "cpu",
             )  # fmt: skip
-            model = H2CForCausalLM.from_pair(sharer, receiver)
+            model = H2CForCausalLM.from_pair(sharer, receiver, bridge_form="rewrite")
             return H2CTrainer(model, arguments, processor, train_dataset=dataset, data_collator=collator)
 
         live = trainer(sharer, H2CCollator(processor))

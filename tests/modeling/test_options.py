@@ -44,7 +44,8 @@ def test_published_is_the_original_projects_form_and_takes_overrides():
 
 
 def test_a_new_bridge_for_the_reference_pair_has_fewer_than_30_million_parameters():
-    config = H2CBridgeConfig.from_pair(LLAMA, QWEN)
+    assert H2CBridgeConfig.from_pair(LLAMA, QWEN).bridge_form == "message"
+    config = H2CBridgeConfig.from_pair(LLAMA, QWEN, bridge_form="rewrite")
     assert (config.num_attention_heads, config.recency_bias, config.sharer_rank, config.dropout) == (
         8,
         True,
@@ -53,8 +54,9 @@ def test_a_new_bridge_for_the_reference_pair_has_fewer_than_30_million_parameter
     )
     with torch.device("meta"):
         assert H2CBridgeModel(config).num_parameters() < 30_000_000
+        assert H2CBridgeModel(H2CBridgeConfig.from_pair(LLAMA, QWEN)).num_parameters() < 30_000_000
     other = H2CBridgeConfig.from_pair(
-        LLAMA, QWEN, recency_bias=False, sharer_rank=None, num_attention_heads=16
+        LLAMA, QWEN, bridge_form="rewrite", recency_bias=False, sharer_rank=None, num_attention_heads=16
     )
     assert other.to_diff_dict() == H2CBridgeConfig.published(LLAMA, QWEN).to_diff_dict()
 

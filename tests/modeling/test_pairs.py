@@ -161,7 +161,7 @@ def test_on_the_meta_device():
     cache = DynamicCache()
     for layer in range(3):
         cache.update(torch.empty(2, 2, 6, 8, device="meta"), torch.empty(2, 2, 6, 8, device="meta"), layer)
-    assert model.bridge(states, cache).layers[0].keys.shape == (2, 2, 6, 8)
+    assert model.bridge(states, cache).layers[0].keys.shape == (2, 2, 5 + 6, 8)  # the message stands first
 
 
 def test_a_sharer_in_nf4_through_bitsandbytes(tmp_path):

@@ -199,7 +199,9 @@ def test_base_models_by_id_and_the_arguments_for_them(tmp_path):
     for role in ("sharer", "receiver"):
         getattr(model, role).save_pretrained(tmp_path / role)
     pair = H2CForCausalLM.from_pair(str(tmp_path / "sharer"), str(tmp_path / "receiver"), model.bridge)
-    fresh = H2CForCausalLM.from_pair(str(tmp_path / "sharer"), str(tmp_path / "receiver"))
+    fresh = H2CForCausalLM.from_pair(
+        str(tmp_path / "sharer"), str(tmp_path / "receiver"), bridge_form="rewrite"
+    )
     assert fresh.config.sharer_model_id == str(tmp_path / "sharer") and fresh.config.receiver_model_id == str(
         tmp_path / "receiver"
     )

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 # validate on.
 SMALL = [
     "--sharer=atlas", "--receiver=atlas", "--base_dtype=float32", "--report_to=none", "--use_cpu",
+    "--bridge_form=rewrite",
     "--learning_rate=3e-3", "--train_data", "path=atlas,split=validation",
     "path=atlas,split=validation,form=open", "--validation_fraction=0.2", "--per_device_train_batch_size=8",
     "--per_device_eval_batch_size=64", "--max_steps=4", "--logging_steps=1",
