@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run every stage; there is one, unless the yaml file has `stages`. Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     complete, interrupted = True, False
-    for h2c, training in runs(arguments, "h2c train"):
+    for h2c, training in runs(arguments):
         complete, interrupted = run(h2c, training)
         if not complete:
             break
@@ -347,7 +347,10 @@ def save_recipe(h2c: H2CArguments, training: H2CTrainingArguments, output: Path)
     batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     recipe["total_train_batch_size"] = batch
     if h2c.init_from:
-        found = cached_file(h2c.init_from, "training.json", _raise_exceptions_for_missing_entries=False)
+        found = cached_file(
+            h2c.init_from, "training.json",
+            _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
         before = json.loads(Path(found).read_text()) if found else {}
         recipe["earlier"] = [*before.pop("earlier", []), before]
     (output / "training.json").write_text(json.dumps(recipe, indent=1, default=str) + "\n")

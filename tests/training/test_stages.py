@@ -8,6 +8,7 @@ import yaml
 from safetensors.torch import load_file
 
 from h2c_hf.cli import main
+from h2c_hf.training.stages import runs
 
 
 TEXTS = {"path": "atlas", "form": "repeat", "count": 256, "fewest": 4, "most": 8}
@@ -66,6 +67,23 @@ def test_a_resumed_run_leaves_out_the_stages_that_have_ended(config, tmp_path):
     assert all(torch.equal(a, weights(out)[name]) for name, a in weights(out / "stage_1").items())
 
 
+def test_a_resumed_run_begins_after_the_last_stage_that_has_ended(config, tmp_path):
+    """The first stage's folder is gone; the second's bridge is what the third needs."""
+    path, out = config(stages=[{"train_data": [TEXTS]}] * 3), tmp_path / "out"
+    (out / "stage_2").mkdir(parents=True)
+    (out / "stage_2" / "model.safetensors").touch()
+    (last,) = runs([path, "--resume_from_checkpoint", "true"])
+    assert (last[0].init_from, last[1].output_dir) == (str(out / "stage_2"), str(out))
+    assert len(runs([path])) == 3
+
+
+def test_a_checkpoint_of_one_stage_is_not_resumed_by_all(config, tmp_path, capsys):
+    path = config(stages=[{"train_data": [TEXTS]}] * 2)
+    checkpoint = tmp_path / "out" / "stage_1" / "checkpoint-1"
+    assert main(["train", path, "--resume_from_checkpoint", str(checkpoint)]) != 0
+    assert "expected true with stages" in capsys.readouterr().err
+
+
 def test_a_dry_run_tells_every_stage(config, capsys):
     stages = [{"train_data": [TEXTS], "max_steps": 7}, {"train_data": [TEXTS], "max_steps": 9}]
     assert main(["train", config(stages=stages), "--dry_run"]) == 0
@@ -79,6 +97,7 @@ def test_a_dry_run_tells_every_stage(config, capsys):
         ([{"train_data": [TEXTS]}, {"learning_rat": 1e-3}], "did you mean 'learning_rate'?"),
         ([{"train_data": [TEXTS]}, "repeat"], "Stage 2 is 'repeat'; expected a mapping"),
         ([{"train_data": [TEXTS]}, {"max_steps": 2}], "train_data is missing"),
+        ([{"train_data": [TEXTS], "output_dir": "mine"}], "Stage 1 has 'output_dir'; expected it outside"),
     ],
 )
 def test_a_wrong_stage_is_refused_before_the_first_starts(stages, message, config, tmp_path, capsys):
