@@ -31,6 +31,7 @@ from .modeling import H2CBridgeConfig, H2CForCausalLM, H2CProcessor
 from .modeling.base_models_h2c import is_hub_id, record_commit
 from .modeling.configuration_h2c import HUB_ARGUMENTS
 from .modeling.loading_h2c import load
+from .precision import loaded_dtype
 from .prompts import set_template_kwargs
 
 
@@ -51,14 +52,23 @@ ORIGIN = "h2c_origin.json"  # in a fetched folder: {"model_id", "revision", "sou
 BASE_ARGUMENTS = ("dtype", "device_map", "attn_implementation", *HUB_ARGUMENTS)
 
 # A question and its answer as plain text, for base models. Of earlier turns only the text remains: an end
-# token in the middle of a prompt would end the document for a base model.
+# token in the middle of a prompt would end the document for a base model. An answer may bring its space.
 PLAIN = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
-    "{{ '\nAnswer: ' + message['content'] + (eos_token or '' if loop.last else '\n\n') }}"
+    "{{ '\nAnswer: ' + message['content'].lstrip() + (eos_token or '' if loop.last else '\n\n') }}"
     "{% else %}{{ message['content'] + ('\n\n' if message['role'] == 'system' else '') }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '\nAnswer:' }}{% endif %}"
 )
-CHAT_TEMPLATES = {"plain": PLAIN}
+# Before a tokenizer's own template: every answer begins with a space. In a byte-pair vocabulary " booth" is
+# often one token where "booth" is two or three, and a small Receiver misspells those (docs/content.md).
+SPACED = (
+    "{% set spaced = namespace(messages=[]) %}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' and message['content'] is string %}"
+    "{% set message = dict(message, content=' ' + message['content'].lstrip()) %}{% endif %}"
+    "{% set spaced.messages = spaced.messages + [message] %}{% endfor %}"
+    "{% set messages = spaced.messages %}"
+)
+CHAT_TEMPLATES = {"plain": PLAIN, "spaced": SPACED}
 
 
 def models_dir() -> Path:
@@ -220,14 +230,17 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) ->
     """Give a tokenizer a chat template, which is saved with it.
 
     Args:
-        chat_template: a Jinja file, or a name in `CHAT_TEMPLATES`. Those begin with the bos token if the
+        chat_template: a Jinja file, or a name in `CHAT_TEMPLATES`. "plain" begins with the bos token if the
             tokenizer itself puts it in front of a text, as Gemma's does: templates are encoded without added
-            special tokens.
+            special tokens. "spaced" is the tokenizer's own template with a space before every answer.
 
     Raises:
-        ValueError: if there is no such file.
+        ValueError: if there is no such file, or for "spaced" without a template, or with one that takes the
+            space away.
     """
-    if chat_template in CHAT_TEMPLATES:
+    if chat_template == "spaced":
+        tokenizer.chat_template = spaced(tokenizer)
+    elif chat_template in CHAT_TEMPLATES:
         adds_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [
             tokenizer.bos_token_id
         ]
@@ -240,6 +253,24 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) ->
             f"{', '.join(CHAT_TEMPLATES)}."
         )
     return tokenizer
+
+
+def spaced(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a tokenizer's chat template with a space before every answer; one that has it stays as it is."""
+    own = tokenizer.chat_template
+    if isinstance(own, str) and own.startswith(SPACED):
+        return own
+    if isinstance(own, str):
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        template, without = SPACED + own, tokenizer.apply_chat_template(turns, tokenize=False)
+        rendered = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
+        if rendered != without and rendered.replace(" b", "b") == without.replace(" b", "b"):
+            return template
+    raise ValueError(
+        f"The chat template 'spaced' puts a space before every answer of the tokenizer's own template, and "
+        f"{tokenizer.name_or_path} has {'none' if own is None else 'one that takes it away'}; expected a "
+        "Jinja file."
+    )
 
 
 def load_pair(
@@ -319,8 +350,10 @@ def load_model(
         sharer_quantization: "none", "nf4" or "int8".
         trust_remote_code: let the base models run code from their repos.
         loading: more arguments of `H2CForCausalLM.from_pretrained` (`dtype`, `device_map`,
-            `attn_implementation` ...).
+            `attn_implementation` ...). Without a `dtype`, or with "auto", that of the weights, but float32 on
+            a CPU that emulates bfloat16.
     """
+    loading["dtype"] = loaded_dtype(loading.get("dtype"))
     if bridge in BUNDLED:
         bridge, sharer, receiver = str(BUNDLED[bridge] / "bridge"), sharer or bridge, receiver or bridge
     with naming("bridge", bridge):

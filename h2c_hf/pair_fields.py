@@ -27,10 +27,11 @@ class PairFields:
         default=None, help="GGUF file in the Receiver's folder or repo; its weights are dequantized"
     )
     sharer_chat_template: str | None = HfArg(
-        default=None, help="Jinja file, or 'plain': lets a base model without a template chat"
+        default=None, help="Jinja file; 'plain' lets a base model without a template chat"
     )
     receiver_chat_template: str | None = HfArg(
-        default=None, help="Jinja file, or 'plain': lets a base model without a template chat"
+        default=None,
+        help="Jinja file; 'plain', as the Sharer's; 'spaced': its own, with a space before every answer",
     )
     sharer_quantization: Quantization = HfArg(
         default="none", help="load the Sharer in 4 or 8 bits (bitsandbytes)"

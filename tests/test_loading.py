@@ -195,6 +195,8 @@ def test_the_plain_template_writes_a_question_and_its_answer():
     assert text == "<bos>Who?\nAnswer: Ann\n\nWhy?\nAnswer:"
     assert tokenizer.decode(answer_ids(tokenizer, user_turn("Who?"), "Ann")) == " Ann<eos>"
     assert tokenizer.decode(answer_ids(tokenizer, user_turn("Who?"), "Ann", ended=False)) == " Ann"
+    chat[1]["content"] = " Ann"  # as it was generated
+    assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == text
     assert (
         set_chat_template(base_tokenizer(bos=None), "plain").apply_chat_template(chat[:1], tokenize=False)
         == "Who?"
@@ -210,6 +212,41 @@ def test_letters_after_the_plain_template_are_single_tokens():
         " C",
         " D",
     ]
+
+
+def spaced_tokenizer(content: str = "message['content']"):
+    """A tokenizer of which the own template writes `content` for each turn, with "spaced" asked for."""
+    tokenizer = base_tokenizer(bos=None)
+    tokenizer.chat_template = (
+        "{% for message in messages %}[{{ message['role'] }}]{{ " + content + " }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    return set_chat_template(tokenizer, "spaced")
+
+
+def test_the_spaced_template_is_the_own_one_with_a_space_before_every_answer():
+    tokenizer = spaced_tokenizer()
+    chat = [*user_turn("Who?"), {"role": "assistant", "content": "Ann"}, *user_turn("Why?")]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert text == "[user]Who?[assistant] Ann[user]Why?[assistant]"
+    assert chat[1]["content"] == "Ann"
+    generated = [chat[0], {**chat[1], "content": " Ann"}, chat[2]]
+    assert tokenizer.apply_chat_template(generated, tokenize=False, add_generation_prompt=True) == text
+    assert tokenizer.decode(answer_ids(tokenizer, chat, "So")) == " So"
+    before = tokenizer.chat_template
+    assert set_chat_template(tokenizer, "spaced").chat_template == before  # not twice
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "told"),
+    [
+        (lambda: set_chat_template(base_tokenizer(), "spaced"), "has none"),
+        (lambda: spaced_tokenizer("message['content'] | trim"), "has one that takes it away"),
+    ],
+)
+def test_a_template_that_cannot_be_spaced_is_refused(tokenizer, told):
+    with pytest.raises(ValueError, match=f"{told}; expected a Jinja file"):
+        tokenizer()
 
 
 def test_a_chat_template_is_a_file_or_a_known_name(tmp_path):

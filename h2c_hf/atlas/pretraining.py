@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from ..precision import emulates_bfloat16
 from .documents import DocumentWriter, Turns
 from .muon import Muon
 
@@ -185,10 +186,7 @@ def pretrain(
 
     ``title`` and ``row`` are the progress bar's."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # A CPU without bfloat16 emulates it, fifty times slower than float32.
-    dtype = (
-        torch.bfloat16 if device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-    )
+    dtype = torch.float32 if emulates_bfloat16(device) else torch.bfloat16
     model.to(device).train()
     model.set_attn_implementation("eager")  # the only one that tells what it looks at
     for name, parameter in model.named_parameters():

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from ..config_parser import ConfigParser, read_template_kwargs
 from ..data.sources import DataSource
+from ..precision import emulates_bfloat16, tell
 from .fields import H2CArguments
 
 
@@ -64,7 +65,20 @@ def parse(arguments: list[str] | None, prog: str, *more: type, over: dict | None
         raise ValueError(f"{prog} reads no stages; expected a yaml file of one stage.")
     if not h2c.stages or over is not None:  # a file of stages need not be a run itself; each stage is checked
         check(h2c, training)
+    avoid_emulation(h2c, training)
     return h2c, training, *others
+
+
+def avoid_emulation(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
+    """Compute in float32 instead of an emulated bfloat16; stored states keep the dtype of their recipe."""
+    asked = training.bf16 or h2c.base_dtype == "bfloat16"
+    if not asked or h2c.sharer_states or not emulates_bfloat16(training.device):
+        return
+    training.bf16, training.mixed_precision = False, "no"
+    if h2c.base_dtype == "bfloat16":
+        h2c.base_dtype = "float32"
+    if training.process_index == 0:
+        tell("the run computes in float32")
 
 
 def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:

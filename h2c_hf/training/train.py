@@ -160,6 +160,8 @@ def make_model(
         fit_new_message(h2c, training, model, processor, data)
     if data.guards is not None:
         move(model, training)
+        if training.process_index == 0:  # a log file shows no bar, and this takes minutes on a CPU
+            print(f"Writing the Receiver's own answers to {len(data.guards):,} guards.", flush=True)
         data.train = concatenate_datasets([data.train, with_guards(data.guards, model, processor)])
     return model
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ..modeling import H2CForCausalLM, H2CProcessor
 from ..modeling.layers_h2c import normalized
 from ..modeling.message_h2c import MessageProjection
+from ..precision import emulates_bfloat16
 
 
 STEPS = 1000
@@ -61,7 +62,7 @@ def fit_vocabulary(model: H2CForCausalLM, processor: H2CProcessor, texts: list[s
     for _ in tqdm(range(STEPS), "Learning the vocabulary", unit="step"):
         rows = torch.randint(len(pairs), (WORDS // 2,), device=device)
         rows = torch.cat([rows, frequent[torch.randint(len(frequent), (WORDS // 2,), device=device)]])
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=not emulates_bfloat16(device)):
             projected = message.project_tokens(inputs[rows])[0]
         F.mse_loss(projected.float(), targets[rows]).backward()
         optimizer.step()
