@@ -50,7 +50,11 @@ class EvaluationArguments:
     sharer_quantization: Quantization = HfArg(
         default="none", help="load the Sharer in 4 or 8 bits (bitsandbytes)"
     )
-    dtype: str = HfArg(default="auto", help="dtype of all three models: 'auto' is that of their weights")
+    dtype: str = HfArg(
+        default="auto",
+        help="dtype of all three models: 'auto' is that of their weights; float32 where a CPU would emulate "
+        "bfloat16",
+    )
     attn_implementation: str | None = HfArg(default=None, help="attention of Sharer and Receiver")
     chat_template_kwargs: dict | str | None = HfArg(default=None, help=TEMPLATE_HELP)
 

@@ -149,7 +149,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--host", default="127.0.0.1", help=f"another address needs {TOKEN_VARIABLE} (default: %(default)s)"
     )
     parser.add_argument("--port", type=int, default=8200, help="default: %(default)s")
-    parser.add_argument("--dtype", default="auto", help="of all three models (default: as they were saved)")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        help="of all three models (default: as they were saved, or float32 if bfloat16 is emulated)",
+    )
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
     )
