@@ -52,10 +52,11 @@ ORIGIN = "h2c_origin.json"  # in a fetched folder: {"model_id", "revision", "sou
 BASE_ARGUMENTS = ("dtype", "device_map", "attn_implementation", *HUB_ARGUMENTS)
 
 # A question and its answer as plain text, for base models. Of earlier turns only the text remains: an end
-# token in the middle of a prompt would end the document for a base model. An answer may bring its space.
+# token in the middle of a prompt would end the document for a base model.
+# `sharer_text` knows it by its words, in saved processors as well: they stay as they are.
 PLAIN = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
-    "{{ '\nAnswer: ' + message['content'].lstrip() + (eos_token or '' if loop.last else '\n\n') }}"
+    "{{ '\nAnswer: ' + message['content'] + (eos_token or '' if loop.last else '\n\n') }}"
     "{% else %}{{ message['content'] + ('\n\n' if message['role'] == 'system' else '') }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '\nAnswer:' }}{% endif %}"
 )

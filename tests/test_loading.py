@@ -195,8 +195,6 @@ def test_the_plain_template_writes_a_question_and_its_answer():
     assert text == "<bos>Who?\nAnswer: Ann\n\nWhy?\nAnswer:"
     assert tokenizer.decode(answer_ids(tokenizer, user_turn("Who?"), "Ann")) == " Ann<eos>"
     assert tokenizer.decode(answer_ids(tokenizer, user_turn("Who?"), "Ann", ended=False)) == " Ann"
-    chat[1]["content"] = " Ann"  # as it was generated
-    assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == text
     assert (
         set_chat_template(base_tokenizer(bos=None), "plain").apply_chat_template(chat[:1], tokenize=False)
         == "Who?"
