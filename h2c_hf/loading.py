@@ -257,16 +257,22 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) ->
 
 
 def spaced(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a tokenizer's chat template with a space before every answer; one that has it stays as it is."""
+    """Return a tokenizer's chat template with a space before every answer; one that has it stays as it is.
+
+    Raises:
+        ValueError: without a template, or with one that takes the space away.
+    """
     own = tokenizer.chat_template
-    if isinstance(own, str) and own.startswith(SPACED):
-        return own
     if isinstance(own, str):
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        template, without = SPACED + own, tokenizer.apply_chat_template(turns, tokenize=False)
-        rendered = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
-        if rendered != without and rendered.replace(" b", "b") == without.replace(" b", "b"):
-            return template
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        before, after = (
+            tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
+            for template in (own, SPACED + own)
+        )
+        if " answer" in before:
+            return own
+        if after == before.replace("answer", " answer"):
+            return SPACED + own
     raise ValueError(
         f"The chat template 'spaced' puts a space before every answer of the tokenizer's own template, and "
         f"{tokenizer.name_or_path} has {'none' if own is None else 'one that takes it away'}; expected a "

@@ -11,7 +11,7 @@ from pairs import byte_tokenizer, join, tiny_model, tiny_processor
 
 from h2c_hf.data.mixture import build_dataset
 from h2c_hf.data.sources import DataSource
-from h2c_hf.loading import FETCHED, ORIGIN, BaseModel, load_pair, set_chat_template
+from h2c_hf.loading import FETCHED, ORIGIN, PLAIN, BaseModel, load_pair, set_chat_template
 from h2c_hf.modeling import H2CBridgeConfig, H2CForCausalLM, H2CProcessor
 from h2c_hf.pair import Pair
 from h2c_hf.prompts import answer_ids, letter_ids, user_turn
@@ -212,6 +212,12 @@ def test_letters_after_the_plain_template_are_single_tokens():
     ]
 
 
+def test_saved_plain_templates_are_known_by_their_words():
+    """`sharer_text` cuts a base model's text after its first line where the template holds `PLAIN`."""
+    shipped = Path(__file__).parents[1] / "hub_configs" / "gemma-3-270m_to_smollm2-135m" / "sharer_tokenizer"
+    assert PLAIN in (shipped / "chat_template.jinja").read_text()
+
+
 def spaced_tokenizer(content: str = "message['content']"):
     """A tokenizer of which the own template writes `content` for each turn, with "spaced" asked for."""
     tokenizer = base_tokenizer(bos=None)
@@ -230,7 +236,8 @@ def test_the_spaced_template_is_the_own_one_with_a_space_before_every_answer():
     assert chat[1]["content"] == "Ann"
     generated = [chat[0], {**chat[1], "content": " Ann"}, chat[2]]
     assert tokenizer.apply_chat_template(generated, tokenize=False, add_generation_prompt=True) == text
-    assert tokenizer.decode(answer_ids(tokenizer, chat, "So")) == " So"
+    for ended in (True, False):
+        assert tokenizer.decode(answer_ids(tokenizer, chat, "So", ended)) == " So"
     before = tokenizer.chat_template
     assert set_chat_template(tokenizer, "spaced").chat_template == before  # not twice
 

@@ -3,7 +3,6 @@
 import random
 from collections import defaultdict
 from dataclasses import replace
-from itertools import cycle, islice
 
 from .facts import Fact, load_facts
 
@@ -98,18 +97,15 @@ class QuestionWriter:
         }
 
 
-def atlas_questions(split: str, variants: int = 1, seed: int = 0, values: int = 0) -> list[dict]:
+def atlas_questions(split: str, variants: int = 1, seed: int = 0) -> list[dict]:
     """The questions of a split, ``variants`` a fact (other words, other choices), always the same for a seed.
-    ``values``: so many about each value that the split's facts have instead, by turns of the facts that have
-    it: a capital is then asked for as often as a continent.
 
     Each letter is right equally often, so that a method that always says the same letter scores chance
     exactly.
     """
     facts = load_facts()
     writer, rng = QuestionWriter(facts), random.Random(f"{split}-{seed}")
-    pool = [fact for fact in facts if fact.split == split]
-    asked = [fact for same in _by_value(pool) for fact in islice(cycle(same), values)] or pool * variants
+    asked = [fact for _ in range(variants) for fact in facts if fact.split == split]
     positions = [index % CHOICES for index in range(len(asked))]
     rng.shuffle(positions)
     return [writer.write(fact, rng, position) for fact, position in zip(asked, positions, strict=True)]
@@ -160,14 +156,6 @@ def _about_each_value(pool: list[Fact], writer: QuestionWriter, times: int, rng:
         for value in sorted(set(values))
         for _ in range(times)
     ]
-
-
-def _by_value(pool: list[Fact]) -> list[list[Fact]]:
-    """The facts, those of one attribute and value together."""
-    same = defaultdict(list)
-    for fact in pool:
-        same[fact.attribute, fact.value].append(fact)
-    return list(same.values())
 
 
 def atlas_told(split: str, against: bool = False, variants: int = 1, seed: int = 0) -> list[dict]:

@@ -43,4 +43,4 @@ def atlas_records(source: "DataSource") -> list[dict]:
         return atlas_quizzes(source.split, source.variants)
     if source.form == "repeat":
         return [{"text": statement(fact)} for fact in load_facts() if fact.split == source.split]
-    return atlas_questions(source.split, source.variants, values=source.values)
+    return atlas_questions(source.split, source.variants)

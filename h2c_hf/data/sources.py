@@ -38,8 +38,8 @@ IN_WORDS = ("words", "word_list", "two_step")  # of Atlas, with values from a li
 WRITTEN = ("repeat", "word_list")  # the Receiver writes what the Sharer read
 # Fields that a form uses; with another form they are refused, since they would change nothing.
 FIELDS_OF_FORM = {
-    "values": ("choice", "open", "hand_off"), "fewest": WRITTEN, "most": WRITTEN, "count": MADE,
-    "seed": MADE, "words": IN_WORDS, "new_words": IN_WORDS,
+    "values": ("hand_off",), "fewest": WRITTEN, "most": WRITTEN, "count": MADE, "seed": MADE,
+    "words": IN_WORDS, "new_words": IN_WORDS,
 }  # fmt: skip
 
 
@@ -69,8 +69,8 @@ class DataSource:
             before it.
         variants: of Atlas: so many differently worded questions a fact.
         facts: of Atlas in the forms "hand_off" and "words": so many facts a passage.
-        values: of Atlas in the forms "choice", "open" and "hand_off": so many questions about each value that
-            facts have, instead of one about each fact.
+        values: of Atlas in the form "hand_off": so many passages about each value that facts have, instead of
+            one about each fact.
         words: of the forms "words", "word_list" and "two_step": the file whose frequent words are the values.
         new_words: of the same forms: take the words that are kept for measuring. Never in training data.
         fewest, most: of the forms "repeat" and "word_list": words of a text.

@@ -41,7 +41,7 @@ class EvaluationArguments:
         default=None, help="Jinja file, or 'plain', instead of the Sharer's own template"
     )
     receiver_chat_template: str | None = HfArg(
-        default=None, help="Jinja file, or 'plain', instead of the Receiver's own template"
+        default=None, help="Jinja file, 'plain' or 'spaced', instead of the Receiver's own template"
     )
     adapter: str | None = HfArg(
         default=None, help="the adapter control: a bridge from 'h2c train --blank_sharer true', or 'atlas'"
