@@ -76,7 +76,7 @@ class PairFields:
         default=None, help="logit of the gates before training; 1.0 passes sigmoid(1.0) = 0.73 of the update"
     )
     layer_alignment: str | None = HfArg(
-        default=None, help="which Sharer layer a Receiver layer reads; 'top_down' pairs them from the top"
+        default=None, help="which Sharer layer a Receiver layer reads: 'top_down', as published, or 'last'"
     )
     recency_bias: bool | None = HfArg(default=None, help="let heads prefer near positions, as ALiBi does")
     start_shut: bool | None = HfArg(

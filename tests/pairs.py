@@ -96,7 +96,12 @@ def random_pair(seed: int, form: str | None = None) -> H2CForCausalLM:
     heads = rng.choice([n for n in range(1, size + 1) if size % n == 0])
     # Every other one in the published form.
     options = (
-        {"recency_bias": True, "update_scale": 2.5, "sharer_rank": rng.choice([None, 3, 12])}
+        {
+            "recency_bias": True,
+            "update_scale": 2.5,
+            "sharer_rank": rng.choice([None, 3, 12]),
+            "layer_alignment": rng.choice(["top_down", "last"]),
+        }
         if seed % 2
         else {}
     )

@@ -77,8 +77,9 @@ def plain_bridge(bridge, hidden_states, keys, values, hidden=None) -> tuple[list
     receiver_layers, sharer_layers = len(keys), len(hidden_states) - 1
     depth = min(receiver_layers, sharer_layers)
     keys, values = list(keys), list(values)
-    for t in range(depth):  # from the top
-        layer, h = receiver_layers - 1 - t, hidden_states[sharer_layers - 1 - t]
+    top = {"top_down": sharer_layers - 1, "last": sharer_layers}[bridge.config.layer_alignment]
+    for t in range(depth):
+        layer, h = receiver_layers - 1 - t, hidden_states[top - t]
         for kind, states in enumerate((keys, values)):
             _, heads, length, head_dim = states[layer].shape
             flat = states[layer].transpose(1, 2).reshape(1, length, heads * head_dim)

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from ..muon import Muon
 from ..precision import emulates_bfloat16
 from .documents import DocumentWriter, Turns
-from .muon import Muon
 
 
 IGNORE = -100
@@ -205,27 +205,36 @@ def pretrain(
     ]
     embeddings = list(model.get_input_embeddings().parameters())
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "lm_head" in n]
-    optimizers = [
-        Muon(matrices, lr=arguments.matrix_lr, weight_decay=arguments.weight_decay, dtype=dtype),
-        torch.optim.AdamW(embeddings, lr=arguments.embedding_lr, weight_decay=0.0, betas=(0.9, 0.98)),
-        torch.optim.AdamW(others, lr=arguments.other_lr, weight_decay=0.0, betas=(0.9, 0.98)),
-    ]
-    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    optimizer = Muon(
+        [
+            {
+                "params": matrices,
+                "lr": arguments.matrix_lr,
+                "weight_decay": arguments.weight_decay,
+                "muon": True,
+            },
+            {"params": embeddings, "lr": arguments.embedding_lr, "muon": False},
+            {"params": others, "lr": arguments.other_lr, "muon": False},
+        ],
+        dtype=dtype,
+        weight_decay=0.0,
+        betas=(0.9, 0.98),
+    )
+    peaks = [group["lr"] for group in optimizer.param_groups]
     history, total = [], sum(steps for steps, _ in arguments.stages)
     with tqdm(total=total, desc=title, unit="step", position=row) as bar:
         done = 0
         for steps, shares in arguments.stages:
             for _ in range(steps):
-                for optimizer, peak in zip(optimizers, peaks, strict=True):
-                    optimizer.param_groups[0]["lr"] = peak * schedule(done, total, arguments)
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["lr"] = peak * schedule(done, total, arguments)
                 batch = packer.batch(rng, shares, arguments.sequences, arguments.sequence_length).to(device)
                 with torch.autocast(device, dtype, enabled=dtype == torch.bfloat16):
                     loss = answer_loss(model, *batch)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                for optimizer in optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
                 done += 1
                 bar.update()
                 bar.set_postfix(loss=f"{loss.item():.3f}")

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from transformers import TrainingArguments
 
+from ..command_line import HfArg
 from ..config_parser import ConfigParser, read_template_kwargs
 from ..data.sources import DataSource
 from ..precision import emulates_bfloat16, tell
@@ -27,6 +28,9 @@ class H2CTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = False
     ddp_find_unused_parameters: bool = False  # every parameter of a bridge is used in every step
     restore_callback_states_from_checkpoint: bool = True  # early stopping goes on counting where it stopped
+    muon: bool = HfArg(
+        default=False, help="Muon instead of AdamW for the bridge's matrices: rare words in fewer steps"
+    )
 
     def __post_init__(self):
         if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("perplexity"):
@@ -122,6 +126,11 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
         "token_hidden_size asks for a dictionary, which is learned from the Sharer; expected fit_examples "
         "above 0, no sharer_states": (
             h2c.token_hidden_size and not h2c.init_from and (not h2c.fit_examples or h2c.sharer_states)
+        ),
+        "muon stands in for AdamW, on whole matrices; expected optim adamw_torch or adamw_torch_fused, no "
+        f"FSDP and no DeepSpeed, got optim {training.optim.value}": training.muon
+        and (
+            training.optim not in ("adamw_torch", "adamw_torch_fused") or training.fsdp or training.deepspeed
         ),
         "streaming needs max_steps: the length of a stream is not known": h2c.streaming
         and training.max_steps <= 0,

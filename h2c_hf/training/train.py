@@ -20,6 +20,7 @@ from ..hints import next_commands
 from ..hub.licence import follow_licence
 from ..loading import BUNDLED
 from ..modeling import H2CForCausalLM, H2CProcessor
+from ..muon import Muon
 from ..pair import Pair
 from .arguments import H2CArguments, H2CTrainingArguments
 from .blank import BlankSharerCollator
@@ -36,8 +37,8 @@ from .trainer import METRICS, H2CTrainer
 
 
 RECIPE = (
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "adam_beta1", "adam_beta2", "adam_epsilon",
-    "weight_decay", "max_grad_norm", "num_train_epochs", "max_steps", "bf16", "fp16", "seed",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "muon", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "weight_decay", "max_grad_norm", "num_train_epochs", "max_steps", "bf16", "fp16", "seed",
 )  # fmt: skip
 
 
@@ -185,12 +186,20 @@ def make_trainer(
         train_dataset=data.train,
         eval_dataset=validation,
         data_collator=make_collator(h2c, training, pair, processor, data),
+        optimizer_cls_and_kwargs=muon(training) if training.muon else None,
     )
     if h2c.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(h2c.early_stopping_patience))
     if h2c.generations and data.answered:
         trainer.add_callback(WrittenAnswers(trainer, data.answered))
     return trainer
+
+
+def muon(training: H2CTrainingArguments) -> tuple[type[Muon], dict]:
+    """Return the optimizer and its arguments: those of the AdamW that it stands in for."""
+    _, adamw = H2CTrainer.get_optimizer_cls_and_kwargs(training)
+    adamw.pop("fused", None)  # with it a GradScaler would leave unscaling to the optimizer
+    return Muon, adamw
 
 
 def move(model: H2CForCausalLM, training: H2CTrainingArguments) -> None:

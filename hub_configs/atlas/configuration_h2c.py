@@ -47,7 +47,7 @@ CUSTOM_PIPELINES = {
 }
 # Arguments of any `from_pretrained` that say how a repo is read, whatever its revision.
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
-LAYER_ALIGNMENTS = ("top_down",)
+LAYER_ALIGNMENTS = ("top_down", "last")
 BRIDGE_FORMS = ("rewrite", "message")
 # What the original project built: every field of `H2CBridgeConfig` that says how a bridge is built, and their
 # defaults, so that configs of before there were other forms are read as what they are. What a new bridge
@@ -104,7 +104,8 @@ class H2CBridgeConfig(PreTrainedConfig):
         gate_init: each gate's logit at the start; sigmoid(1) = 0.73.
         layer_alignment: which of the Sharer's hidden states a Receiver layer reads. `"top_down"`: Receiver
             layer r, counted from the top as t = R - 1 - r, is bridged when t < min(R, S) and reads hidden
-            state S - 1 - t.
+            state S - 1 - t, as published. `"last"`: it reads hidden state S - t. The last state, from which
+            the Sharer's own answer is decoded, is read in this way alone.
         recency_bias: the blocks' heads attend less to tokens that the Sharer read earlier: head h of H
             subtracts 2 ** (-8 * h / H) from its scores for each token that stands after (the slopes of ALiBi,
             Press et al. 2022, of the published ones one step steeper). A causal Sharer has read the most at
@@ -263,7 +264,8 @@ class H2CBridgeConfig(PreTrainedConfig):
             first, step = sharer_layers / 6, sharer_layers * 2 / 3 / max(1, receiver_layers - 1)
             return [(layer, round(first + layer * step)) for layer in range(receiver_layers)]
         depth = min(receiver_layers, sharer_layers)
-        return [(receiver_layers - 1 - t, sharer_layers - 1 - t) for t in reversed(range(depth))]
+        top = sharer_layers - (self.layer_alignment == "top_down")
+        return [(receiver_layers - 1 - t, top - t) for t in reversed(range(depth))]
 
     @property
     def read_layers(self) -> list[int]:

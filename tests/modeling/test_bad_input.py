@@ -252,7 +252,7 @@ def test_a_cache_of_another_depth():
         ({"receiver_head_dim": 0}, "receiver_head_dim is 0; expected at least 1"),
         ({"sharer_rank": 0}, "sharer_rank is 0; expected at least 1"),
         ({"update_scale": 0.0}, "update_scale is 0.0; expected more than 0, and finite"),
-        ({"layer_alignment": "bottom_up"}, "layer_alignment is 'bottom_up'; expected one of top_down"),
+        ({"layer_alignment": "bottom_up"}, "layer_alignment is 'bottom_up'; expected one of top_down, last"),
     ],
 )
 def test_bad_configs(fields, message):

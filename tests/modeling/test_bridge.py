@@ -88,6 +88,8 @@ def test_layers_are_aligned_from_the_top():
     assert config.alignment == [(3, 0), (4, 1)]
     config = H2CBridgeConfig(sharer_num_hidden_layers=5, receiver_num_hidden_layers=2)
     assert config.alignment == [(0, 3), (1, 4)]
+    config = H2CBridgeConfig(sharer_num_hidden_layers=5, receiver_num_hidden_layers=2, layer_alignment="last")
+    assert config.alignment == [(0, 4), (1, 5)]
 
 
 def test_layers_below_the_sharers_depth_are_not_rewritten():

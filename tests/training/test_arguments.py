@@ -59,6 +59,8 @@ def test_sources_can_be_given_on_the_command_line(config):
         ("validation_data: [atlas]\n", [], "a source is in train_data or guard_data, and in validation_data"),
         ("early_stopping_patience: 2\n", [], "early_stopping_patience needs eval_strategy"),
         ("streaming: true\n", [], "streaming needs max_steps"),
+        ("muon: true\noptim: adafactor\n", [], "muon stands in for AdamW.*got optim adafactor"),
+        ("muon: true\nfsdp: full_shard\n", [], "muon stands in for AdamW.*no FSDP"),
         ("token_hidden_size: 64\nfit_examples: 0\n", [], "expected fit_examples above 0"),
         ("token_hidden_size: 64\nsharer_states: states\n", [], "which is learned from the Sharer"),
         ("bf16: true\nfp16: true\nuse_cpu: true\n", [], "fp16.*bf16"),
