@@ -37,7 +37,7 @@ def test_steps_are_those_of_torch(dtype, tolerance):
 
 
 def test_a_stack_moves_as_its_matrices_do():
-    start, gradients = parameters_and_gradients((5, 24, 16), (3, 8, 40))
+    start, gradients = parameters_and_gradients((30, 24, 16), (3, 8, 40))
     stacks = copies(start)
     steps(Muon([{"params": stacks}], lr=0.01), stacks, gradients)
     matrices = [torch.nn.Parameter(matrix.clone()) for stack in start for matrix in stack]
