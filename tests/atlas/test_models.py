@@ -10,6 +10,7 @@ from h2c_hf.atlas import MODELS
 from h2c_hf.atlas.facts import load_facts
 from h2c_hf.atlas.questions import atlas_passages, atlas_questions, statement
 from h2c_hf.evaluation.runner import evaluate
+from h2c_hf.loading import load_pair
 from h2c_hf.prompts import choice_prompt, letter_ids, open_answer, open_prompt, user_turn
 
 
@@ -95,7 +96,7 @@ def test_the_open_form_is_answered_in_words(pair, role):
 
 def test_what_ships_is_small_and_half_precision():
     total = sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file())
-    assert total < 17e6  # twice in the repository: here, and beside the bridge
+    assert total < 18e6  # twice in the repository: here, and beside the bridge
     for role in ("sharer", "receiver"):
         assert '"dtype": "bfloat16"' in (MODELS / role / "config.json").read_text()
 
@@ -105,3 +106,22 @@ def test_the_bridge_that_ships_brings_the_same_models():
     for role in ("sharer", "receiver"):
         for name in ("config.json", "model.safetensors"):
             assert (shipped / role / name).read_bytes() == (MODELS / role / name).read_bytes()
+
+
+def test_the_bridge_that_ships_answers_what_a_visitor_asks_first():
+    """Germany is a test entity; on the answers of the others the bridge was trained. (The Sharer knows names
+    as its facts spell them: "gold" it does not.)"""
+    model, processor = load_pair("atlas")
+    asked = {
+        "What is the capital of France?": "Paris",
+        "What is the capital of Germany?": "Berlin",
+        "What is the capital of Italy?": "Rome",
+        "What is the capital of Japan?": "Tokyo",
+        "What is the symbol of Gold?": "Au",
+        "What is the currency of Japan?": "JPY",
+    }
+    inputs = processor.apply_chat_template([user_turn(question) for question in asked])
+    written = model.generate(**inputs, max_new_tokens=8)[:, inputs["input_ids"].shape[1] :]
+    assert [text.strip() for text in processor.batch_decode(written, skip_special_tokens=True)] == list(
+        asked.values()
+    )
