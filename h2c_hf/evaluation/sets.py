@@ -175,7 +175,8 @@ def set_report(
         `methods` (see `words_row`; with `token_accuracy`, the share of the first answer's tokens at their
         positions); `recovered`, `information_gain` and `pairing_gain` (matched minus shuffled) of the exact
         match, with `f1`; `follow_rate` (with another question's states, how often the answer is the donor's,
-        and over H2C's accuracy); `comparisons`, each with a test of equivalence; `examples`.
+        and over H2C's accuracy); `comparisons`, each with a test of equivalence, of the exact match and, as
+        `contained`, of the texts that hold an answer; `examples`.
     """
     found = {name: judged(result["predictions"], questions) for name, result in results.items()}
     report = {
@@ -187,11 +188,15 @@ def set_report(
             result["predictions"], questions, tokenizer, of.tokens, template_kwargs
         )
 
+    def tested(pair: tuple[np.ndarray, np.ndarray]) -> dict:
+        return {**difference(*pair), "equivalence": equivalence(*pair)}
+
     def against(first: str, second: str) -> dict:
+        pairs = {name: (found[first][name], found[second][name]) for name in ("exact", "contained", "f1")}
         return {
-            **difference(found[first]["exact"], found[second]["exact"]),
-            "f1": mean_difference(found[first]["f1"], found[second]["f1"]),
-            "equivalence": equivalence(found[first]["exact"], found[second]["exact"]),
+            **tested(pairs["exact"]),
+            "contained": tested(pairs["contained"]),
+            "f1": mean_difference(*pairs["f1"]),
         }
 
     correct = {name: row["exact"] for name, row in found.items()}

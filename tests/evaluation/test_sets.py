@@ -9,6 +9,7 @@ from pairs import tiny_processor
 from h2c_hf.data.questions import in_words
 from h2c_hf.evaluation.sets import QuestionSet, set_report, tokens_of
 from h2c_hf.reports.page import equivalence_cell, markdown
+from h2c_hf.reports.page import sets as page_of_sets
 from h2c_hf.reports.report import build_report, save_report
 from h2c_hf.reports.schema import load_report
 
@@ -165,6 +166,21 @@ def test_a_wrong_message_is_compared_with_the_receiver_where_both_read():
         and harm["value"] == 0
         and harm["equivalence"] == {"margin": 0.02, "p": pytest.approx(0.98**COUNT), "equivalent": False}
     )
+
+
+def test_texts_that_hold_an_answer_are_compared_as_well():
+    results = answered(h2c=0, receiver=0, sharer=30)
+    results["h2c"]["predictions"][:10] = [f"It is in place{row}, I think." for row in range(10)]
+    made = report_of(results, regime="shared")
+    (row,) = [row for row in made["comparisons"] if (row["first"], row["second"]) == ("h2c", "receiver")]
+    assert row["value"] == 0 and row["contained"]["value"] == 0.25
+    assert (
+        row["contained"]["p"] == pytest.approx(2 * 0.5**10)
+        and not row["contained"]["equivalence"]["equivalent"]
+    )
+    assert "#### facts: differences, an answer contained" in "\n".join(page_of_sets({"facts": made}))
+    private = page_of_sets({"facts": report_of(results)})
+    assert "an answer contained" not in "\n".join(private)
 
 
 def test_tokens_are_counted_in_their_places():
