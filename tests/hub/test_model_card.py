@@ -351,7 +351,9 @@ def test_a_llama_brings_its_notice_and_name(folder):
 def test_the_text_tells_how_to_load_what_was_measured_and_of_what_it_was_made(folder):
     text = write_model_card(folder, config(folder), "u/r").read_text()
     assert 'AutoModelForCausalLM.from_pretrained("u/r", trust_remote_code=True)' in text
-    assert "| control: shuffled | 23.1 % | 20.9 % to 25.4 % | 1341 |" in text
+    row = json.loads((folder / "report.json").read_text())["methods"]["shuffled"]
+    span = f"{100 * row['accuracy_low']:.1f} % to {100 * row['accuracy_high']:.1f} %"
+    assert f"| control: shuffled | {100 * row['accuracy']:.1f} % | {span} | 1341 |" in text
     assert "| openhermes train | 0.8 | 1234 | 1111 | 1100 | too long: 119. |" in text
     assert "| learning_rate | 0.001 |" in text and "(figures/accuracy.png)" in text and "## Citation" in text
     assert (
