@@ -10,9 +10,10 @@ import textwrap
 from collections.abc import Callable
 from itertools import zip_longest
 
-from transformers import TextStreamer
+from transformers import AutoConfig, TextStreamer
 from transformers.utils import logging
 
+from ..atlas import MODELS
 from ..evaluation.batch import Batch
 from ..evaluation.methods import METHODS
 from ..hints import install, next_commands
@@ -42,16 +43,18 @@ EXAMPLES = ("Which planet has the shortest year?", "/compare Who wrote Middlemar
 MESSAGE_EXAMPLES = ("/sharer The capital of Albania is Maputo.", "What is the capital of Albania?")
 # {Sharer: a sentence on what its pair cannot do}
 LIMITS = {
-    "./sharer": (
-        "The tiny models of Atlas answer questions about cities, countries, elements, stars and people, each "
-        "by itself: they were not taught to understand a question that refers back ('And what is its "
-        "capital?')."
+    "atlas": (
+        "The tiny models of Atlas answer questions about cities, countries, elements, stars and people. Each "
+        "message is asked by itself: these models were not taught to understand one that refers back ('And "
+        "what is its capital?')."
     ),
     "google/gemma-3-270m": (
         "These models are small. They answer short questions about a passage (/sharer), often misspell "
         "uncommon names, and know little by themselves."
     ),
 }
+# Sharers that are asked each message without the earlier ones: after one capital, Atlas' gives it again.
+FORGETFUL = ("atlas",)
 
 
 class Chat:
@@ -63,8 +66,14 @@ class Chat:
         processor: H2CProcessor,
         max_new_tokens: int,
         read: Callable[[str], str] = input,
+        remembers: bool = True,
     ):
-        """read: shows a prompt and returns a message; `input`, or `prompt_session().prompt` in a terminal."""
+        """
+        Args:
+            read: shows a prompt and returns a message; `input`, or `prompt_session().prompt` in a terminal.
+            remembers: whether a message is asked with the earlier ones and their answers.
+        """
+        self.remembers = remembers
         self.model = model
         self.processor = processor
         self.options = {"max_new_tokens": max_new_tokens}
@@ -124,6 +133,8 @@ class Chat:
         ]
         said = {"role": "assistant", "content": self.answer(messages, sharer_messages)}
         self.messages, self.sharer_messages, self.passage = [*messages, said], [*sharer_messages, said], None
+        if not self.remembers:
+            self.clear()
 
     def answer(self, messages: list[dict], sharer_messages: list[dict]) -> str:
         """Print the next message of a conversation while it is written, and return it."""
@@ -154,6 +165,7 @@ class RemoteChat(Chat):
             raise ValueError(
                 f"h2c chat --url needs openai ({error}); install it with: {install('serve')}"
             ) from None
+        self.remembers = True  # the server's models are not known
         self.errors, self.url = openai, url.rstrip("/").removesuffix("/v1")
         key = os.environ.get("OPENAI_API_KEY", "none")
         self.client, self.read = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0), read
@@ -230,6 +242,17 @@ def prompt_session():
     )
 
 
+def sharer_name(model: H2CForCausalLM) -> str | None:
+    """Return the Sharer's id; "atlas" for Atlas' Sharer, which stands in the bridge's own folder."""
+    sharer = model.sharer
+    if model.config.sharer_model_id != "./sharer" or sharer is None:
+        return model.config.sharer_model_id
+    sizes = ("hidden_size", "num_hidden_layers", "vocab_size")
+    atlas = AutoConfig.from_pretrained(MODELS / "sharer")
+    is_atlas = all(getattr(sharer.config, size, None) == getattr(atlas, size) for size in sizes)
+    return "atlas" if is_atlas else "./sharer"
+
+
 def banner(model: H2CForCausalLM, repo: str | None) -> str:
     """Return the first lines of a chat: the bridge and its models, and messages to try."""
     config = model.config
@@ -248,9 +271,7 @@ def banner(model: H2CForCausalLM, repo: str | None) -> str:
             f"Sharer    {names['sharer']}: reads, writes nothing",
             f"Receiver  {names['receiver']}: answers",
             "",
-            *textwrap.wrap(
-                LIMITS.get(config.sharer_model_id, ""), min(100, shutil.get_terminal_size().columns)
-            ),
+            *textwrap.wrap(LIMITS.get(sharer_name(model), ""), min(100, shutil.get_terminal_size().columns)),
             "Try:",
             *(f"  {example}" for example in examples),
             "/help lists the commands.",
@@ -296,6 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.disable_progress_bar()
     model, processor = opened(options.repo, **pair_options(options))
     print(banner(model, options.repo))
-    Chat(model, processor, options.max_new_tokens, read).run()
+    remembers = sharer_name(model) not in FORGETFUL
+    Chat(model, processor, options.max_new_tokens, read, remembers).run()
     next_commands(f"h2c demo{f' {options.repo}' if options.repo else ''}")
     return 0

@@ -16,6 +16,7 @@ import termios
 import time
 
 import pytest
+from pairs import join, tiny_model
 
 from h2c_hf.apps.chat import Chat, banner, columns, prompt_session
 from h2c_hf.cli import main
@@ -100,6 +101,15 @@ def test_a_conversation_in_a_terminal(terminal):
     terminal.type("exit\r")
     assert "h2c demo" in terminal.until("h2c demo")
     assert terminal.process.wait(20) == 0
+
+
+def test_atlas_is_asked_each_message_by_itself(terminal):
+    """Its Sharer answers a second question of a kind with the first one's answer."""
+    terminal.until(">")
+    for country, capital in (("France", "Paris"), ("Germany", "Berlin"), ("Italy", "Rome")):
+        terminal.type(f"What is the capital of {country}?\r")
+        terminal.until(f" {capital}\r\n")
+        terminal.until(">")
 
 
 def test_a_pasted_paragraph_is_one_message(terminal):
@@ -233,6 +243,11 @@ def test_the_banner_says_what_small_models_cannot_do(atlas, monkeypatch, sharer,
     shown = banner(atlas[0], "user/name")
     assert limit in shown
     assert ("small" in shown or "tiny" in shown) == bool(limit)
+
+
+def test_another_sharer_in_the_bridges_folder_is_not_taken_for_atlas():
+    model = join(tiny_model("llama"), tiny_model("qwen2", 1), sharer_model_id="./sharer")
+    assert "Atlas answer" not in banner(model, "user/name")
 
 
 @pytest.mark.parametrize(
