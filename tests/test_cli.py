@@ -109,7 +109,7 @@ def test_a_config_is_a_name_a_folder_or_a_file(config, monkeypatch):
 
     monkeypatch.chdir(ROOT)
     h2c_arguments, training = parse([config], "h2c train")
-    assert (h2c_arguments.sharer, training.adam_beta2, training.logging_steps) == ("atlas", 0.95, 10)
+    assert (h2c_arguments.sharer, training.muon, training.logging_steps) == ("atlas", True, 10)
 
 
 def test_a_closed_pipe_ends_quietly():

@@ -320,7 +320,8 @@ class H2CBridgeConfig(PreTrainedConfig):
         cls._check_overrides(overrides)
         form = overrides.get("bridge_form", DEFAULT_FORM)
         for other, names in FORM_FIELDS.items():
-            if other != form and (foreign := [name for name in names if overrides.get(name) is not None]):
+            foreign = [name for name in names if overrides.get(name) is not None]
+            if foreign and form in BRIDGE_FORMS and other != form:
                 raise ValueError(
                     f"{foreign[0]} is {overrides[foreign[0]]}, a field of the form {other!r}, and "
                     f"bridge_form is {form!r}; expected bridge_form {other!r}, or no {foreign[0]}."

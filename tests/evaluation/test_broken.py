@@ -36,15 +36,16 @@ def random_weights(atlas):
 
 @pytest.fixture
 def wrong_layers(monkeypatch):
-    """Every bridged layer reads the lowest of the Sharer's layers, where the answer is not known yet. (It
-    stands in the states of a neighbouring layer as well, and a bridge understands those: not every wrong
-    layer is without information.)"""
+    """Every bridged layer reads the Sharer's embeddings, where nothing is known yet. (The answer stands in
+    neighbouring layers as well, and a bridge understands those: not every wrong layer is without
+    information.)"""
     read = H2C.states
 
     def states(self, batch):
         kept, mask = read(self, batch)
-        lowest = next(state for state in kept if state is not None)
-        return tuple(None if state is None else lowest for state in kept), mask
+        ids = batch.inputs["sharer_input_ids"], batch.inputs["sharer_attention_mask"]
+        embeddings = batch.model.read(*ids, [0])[0]
+        return tuple(None if state is None else embeddings for state in kept), mask
 
     monkeypatch.setattr(H2C, "states", states)
     assert METHODS["h2c"].states.__func__ is states

@@ -58,7 +58,7 @@ def test_every_push_can_be_loaded(hub, h2c, fresh, tmp_path, strategy, pushes, f
     for sha in commits:
         files = repo.files(sha)
         assert not [name for name in files if ".part" in name or name.startswith("_")]
-        assert b"Hidden-to-Cache" in files["README.md"] and b"| learning_rate | 0.003 |" in files["README.md"]
+        assert b"Hidden-to-Cache" in files["README.md"] and b"| learning_rate | 0.006 |" in files["README.md"]
         assert {name.split("/")[0] for name in files if "checkpoint" in name} <= folders
     files = repo.files()
     assert {name.split("/")[0] for name in files if "checkpoint" in name} == folders
