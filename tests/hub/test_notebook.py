@@ -110,7 +110,7 @@ def test_it_runs_from_top_to_bottom(hub, wire, tmp_path):
     outputs = run(wire, NOTEBOOK.parent, REPO="u/notebook", BRIDGE=str(tmp_path / "bridge"))
     _, _, login, config, training, evaluation, figures, pictures, here, push, there = outputs
     assert "There is a token." in login and "sharer: atlas" in config
-    assert "563,530" in training and "Wrote the bridge" in training and "control: shuffled" in evaluation
+    assert "997,770" in training and "Wrote the bridge" in training and "control: shuffled" in evaluation
     assert "Drew 14 of 14 figures" in figures and pictures == "imageimage"
     assert f"Pushed to {hub.endpoint}/u/notebook/commit/" in push
     assert here == there and here.strip()
