@@ -16,7 +16,7 @@ class Muon(torch.optim.AdamW):
     """AdamW; in groups of which ``muon`` is true, the momentum of each matrix, made orthogonal, is the step.
 
     The step has the size of AdamW's, so one learning rate serves both. Rare words are learned in fewer steps
-    than by AdamW alone (`docs/content.md`).
+    than by AdamW alone (`docs/ablation.md`).
     """
 
     def __init__(
@@ -72,9 +72,10 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """About the nearest matrix whose singular values are all 1 (they come out between 0.5 and 1.5); of each
     matrix of a stack."""
     a, b, c = COEFFICIENTS
+    product = torch.addmm if matrix.ndim == 2 else torch.baddbmm  # torch's own order of rounding
     wide = matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
     wide = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=1e-7)
     for _ in range(STEPS):
         gram = wide @ wide.mT
-        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+        wide = product(wide, product(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
     return wide.mT if matrix.shape[-2] > matrix.shape[-1] else wide

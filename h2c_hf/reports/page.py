@@ -147,9 +147,8 @@ def sets(rows: dict) -> list[str]:
                 *set_figures(row),
             ]
             lines += comparisons(row["comparisons"], f"{name}: differences over the same questions", 4)
-            # Where both read the question, the Receiver answers in sentences. (Older reports lack it.)
-            held = [{**one, **one["contained"]} for one in row["comparisons"] if "contained" in one]
-            if regime == "shared":
+            if regime == "shared":  # the Receiver answers in sentences; older reports lack `contained`
+                held = [{**one, **one["contained"]} for one in row["comparisons"] if "contained" in one]
                 lines += comparisons(held, f"{name}: differences, an answer contained", 4)
             lines += set_examples(row.get("examples", []))
     return lines

@@ -127,10 +127,12 @@ def check(h2c: H2CArguments, training: H2CTrainingArguments) -> None:
         "above 0, no sharer_states": (
             h2c.token_hidden_size and not h2c.init_from and (not h2c.fit_examples or h2c.sharer_states)
         ),
-        "muon stands in for AdamW, on whole matrices; expected optim adamw_torch or adamw_torch_fused, no "
-        f"FSDP and no DeepSpeed, got optim {training.optim.value}": training.muon
-        and (
-            training.optim not in ("adamw_torch", "adamw_torch_fused") or training.fsdp or training.deepspeed
+        "muon stands in for AdamW; expected optim adamw_torch or adamw_torch_fused, got "
+        f"{training.optim.value}": (
+            training.muon and training.optim not in ("adamw_torch", "adamw_torch_fused")
+        ),
+        "muon works on whole matrices; expected no fsdp and no deepspeed": (
+            training.muon and (training.fsdp or training.deepspeed)
         ),
         "streaming needs max_steps: the length of a stream is not known": h2c.streaming
         and training.max_steps <= 0,

@@ -20,7 +20,6 @@ from ..hints import next_commands
 from ..hub.licence import follow_licence
 from ..loading import BUNDLED
 from ..modeling import H2CForCausalLM, H2CProcessor
-from ..muon import Muon
 from ..pair import Pair
 from .arguments import H2CArguments, H2CTrainingArguments
 from .blank import BlankSharerCollator
@@ -186,20 +185,12 @@ def make_trainer(
         train_dataset=data.train,
         eval_dataset=validation,
         data_collator=make_collator(h2c, training, pair, processor, data),
-        optimizer_cls_and_kwargs=muon(training) if training.muon else None,
     )
     if h2c.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(h2c.early_stopping_patience))
     if h2c.generations and data.answered:
         trainer.add_callback(WrittenAnswers(trainer, data.answered))
     return trainer
-
-
-def muon(training: H2CTrainingArguments) -> tuple[type[Muon], dict]:
-    """Return the optimizer and its arguments: those of the AdamW that it stands in for."""
-    _, adamw = H2CTrainer.get_optimizer_cls_and_kwargs(training)
-    adamw.pop("fused", None)  # with it a GradScaler would leave unscaling to the optimizer
-    return Muon, adamw
 
 
 def move(model: H2CForCausalLM, training: H2CTrainingArguments) -> None:

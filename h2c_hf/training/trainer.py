@@ -10,6 +10,7 @@ from transformers.integrations import WandbCallback
 from ..data.examples import IGNORE_INDEX, H2CCollator
 from ..hub.model_card import write_model_card
 from ..modeling import H2CForCausalLM, H2CProcessor
+from ..muon import Muon
 from ..prompts import letter_ids, user_turn
 from .callbacks import BridgeStatistics, QuietPrinter, QuietProgress, WandbCheckpoints
 from .checkpoints import WholeCheckpoints
@@ -52,6 +53,10 @@ class H2CTrainer(WholeCheckpoints):
                 "preprocess_logits_for_metrics", lambda logits, labels: target_scores(logits, labels, letters)
             )
             kwargs["compute_metrics"] = TargetMetrics()
+        if getattr(args, "muon", False):
+            _, adamw = self.get_optimizer_cls_and_kwargs(args)
+            adamw.pop("fused", None)  # with it a GradScaler would leave unscaling to the optimizer
+            kwargs["optimizer_cls_and_kwargs"] = Muon, adamw
         if model is not None:
             leave_to_each_rank(model)
         super().__init__(model, args, processing_class=processing_class, **kwargs)

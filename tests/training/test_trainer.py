@@ -12,6 +12,7 @@ from transformers.utils import PushInProgress
 
 from h2c_hf.data.examples import IGNORE_INDEX, encode_questions
 from h2c_hf.modeling import H2CForCausalLM
+from h2c_hf.muon import Muon
 from h2c_hf.training.arguments import H2CTrainingArguments
 from h2c_hf.training.trainer import H2CTrainer, target_metrics, target_scores
 
@@ -55,6 +56,20 @@ def test_every_bridge_parameter_moved_and_no_base_parameter_did(trained):
     for name, parameter in model.named_parameters():
         moved = not torch.equal(parameter, before[name])
         assert moved == name.startswith("bridge."), name
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_the_trainer_takes_the_optimizer_that_its_arguments_name(tmp_path, muon):
+    model = join(tiny_model("llama"), tiny_model("qwen2", 1))
+    arguments = H2CTrainingArguments(
+        output_dir=str(tmp_path), muon=muon, adam_beta2=0.9, weight_decay=0.1, use_cpu=True
+    )
+    optimizer = H2CTrainer(model, arguments, tiny_processor()).create_optimizer()
+    assert isinstance(optimizer, Muon) == muon
+    assert all(group["betas"] == (0.9, 0.9) for group in optimizer.param_groups)
+    stacks = {id(weight) for weight in model.bridge.parameters() if weight.ndim == 3}
+    moved = {id(w) for group in optimizer.param_groups if group.get("muon") for w in group["params"]}
+    assert moved == (stacks if muon else set())
 
 
 def test_dictionary_of_a_message_is_left_as_it_is(tmp_path):
